@@ -1,0 +1,34 @@
+# Everything runs in .venv, which is made from the requirements when they change.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test test-slow test-browser check clean
+
+train: .venv/train ## the main job
+	$(BIN)/python train.py $(ARGS)
+
+test: .venv/dev ## the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: .venv/dev ## minutes, not seconds
+	$(BIN)/python -m pytest -m slow
+
+test-browser: .venv/dev ## needs chromium, Debian: apt-get install chromium
+	$(BIN)/python -m pytest -m browser
+
+check: .venv/dev ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.venv/train: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/dev: requirements-dev.txt .venv/train
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv .cache runs

@@ -1,0 +1,140 @@
+"""Builds the token cache: written beside its place under a lock and renamed when complete, so no half of it is used."""
+
+import errno
+import hashlib
+import heapq
+import json
+import logging
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from app.data.corpus import META, Corpus
+from app.data.sources import Document, Source
+from app.data.tokenizers import Tokenizer, pieces
+from app.data.writer import CorpusWriter
+from app.registry import UserError
+
+log = logging.getLogger(__name__)
+FORMAT = 1  # raise it when the files or the way to them change
+BATCH = 1 << 22  # characters or bytes that are encoded at once
+SAMPLE = 1 << 23  # characters that a tokenizer learns from, the same share out of every domain
+NO_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+
+
+def open_corpus(source: Source, tokenizer: Tokenizer, cache_dir: Path) -> Corpus:
+    """The corpus of these two, out of the cache, or built into it first; loads what the tokenizer learned.
+
+    Raises:
+        UserError: the text cannot be read, or the cache cannot be written.
+    """
+    what = json.dumps([FORMAT, source.fingerprint(), tokenizer.fingerprint()])
+    folder = cache_dir / hashlib.sha256(what.encode()).hexdigest()[:16]
+    if not _complete(folder):
+        with _writing(cache_dir), FileLock(f"{folder}.lock"):
+            if not _complete(folder):  # another process may have built it meanwhile
+                _build(source, tokenizer, folder)
+    tokenizer.load(folder)
+    return Corpus(folder)
+
+
+def _complete(folder: Path) -> bool:
+    try:
+        sizes = json.loads((folder / META).read_text(encoding="utf-8"))["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+@contextmanager
+def _writing(cache_dir: Path) -> Iterator[None]:
+    """Makes the folder; turns a full disk or a folder that cannot be written into the user's line."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in NO_WRITE:
+            raise
+        raise UserError(
+            f"data.cache_dir={cache_dir}: cannot be written ({error.strerror}); make room, or set data.cache_dir=FOLDER"
+        ) from error
+
+
+def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
+    if folder.exists():
+        log.warning(f"data.cache_dir: {folder} is damaged and built anew")
+        shutil.rmtree(folder)
+    unfinished = folder.with_suffix(".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed; the lock is ours
+    try:
+        unfinished.mkdir()
+        _fill(source, tokenizer, unfinished)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _fill(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
+    with _progress() as progress:
+        if tokenizer.learns:
+            limit = SAMPLE // len(source.domains)
+            sample = _sample(_watch(source.documents(), progress, "reading text"), limit)
+            learning = progress.add_task("learning the tokenizer", total=None)
+            tokenizer.fit(sample, folder)
+            progress.remove_task(learning)
+        with ExitStack() as files:
+            writer = CorpusWriter(folder, source, tokenizer, files)
+            for batch in _batches(_watch(source.documents(), progress, "tokenising")):
+                for document, encoded in zip(batch, tokenizer.encode([d.text for d in batch]), strict=True):
+                    writer.add(document, encoded)
+            writer.finish()
+        writer.describe()
+
+
+def _progress() -> Progress:
+    size = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    return Progress(TextColumn("{task.description}"), BarColumn(), *size, console=Console(stderr=True))
+
+
+def _watch(documents: Iterable[Document], progress: Progress, what: str) -> Iterator[Document]:
+    known = progress.tasks[0].completed if progress.tasks else None  # the second pass knows how far it goes
+    task = progress.add_task(what, total=known)
+    done = 0
+    for document in documents:
+        yield document
+        done += len(document.text)
+        progress.update(task, completed=done)
+    progress.update(task, total=done)
+
+
+def _sample(documents: Iterable[Document], limit: int) -> list[str]:
+    """At most `limit` characters of the training split of each domain: the pieces of the lowest hash."""
+    heaps: dict[str, list[tuple[int, str]]] = defaultdict(list)  # the highest hash on top
+    sizes: dict[str, int] = defaultdict(int)
+    for document in documents:
+        heap = heaps[document.domain]
+        for number, piece in enumerate(pieces(str(document.text)) if document.split == "train" else ()):
+            place = int.from_bytes(hashlib.sha256(f"{document.id} {number}".encode()).digest()[:8])
+            heapq.heappush(heap, (-place, piece))
+            sizes[document.domain] += len(piece)
+            while sizes[document.domain] > limit:
+                sizes[document.domain] -= len(heapq.heappop(heap)[1])
+    return [piece for heap in heaps.values() for _, piece in sorted(heap)]
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    yield batch

@@ -1,0 +1,175 @@
+"""The LightningDataModule: one training batch is what this rank does in one optimizer step."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from app.data.cache import open_corpus
+from app.data.corpus import Batch, Corpus
+from app.data.order import Order
+from app.data.sources import SPLITS, Source, Split
+from app.data.steps import Endless, HeldOut, TrainSteps, evenly
+from app.data.tokenizers import Tokenizer
+from app.registry import UserError, check, find, knobs, make, unknown
+
+
+def build_data(data: Mapping[str, Any], tokenizer: Mapping[str, Any], seed: int) -> "TokenDataModule":
+    """The data module of the config groups `data` and `tokenizer`; reads no text yet.
+
+    Raises:
+        UserError: a name or a knob is wrong.
+    """
+    values = dict(data)
+    cls = find("data", values.pop("source"), key="data.source")
+    schema = knobs(cls) | knobs(TokenDataModule)
+    for name in values:
+        if name not in schema:
+            raise UserError(unknown(f"data.{name}={values[name]}", name, schema))
+    own, common = (check(c, {k: v for k, v in values.items() if k in knobs(c)}, "data") for c in (cls, TokenDataModule))
+    try:
+        module = TokenDataModule(cls(**own), make("tokenizer", tokenizer, key="tokenizer"), seed, **common)
+    except ValueError as error:
+        raise UserError(f"data.{error}") from error
+    if module.source.raw and not module.tokenizer.raw:
+        raise UserError(
+            f"tokenizer={tokenizer['name']}: data={data['source']} is counted in bytes; set tokenizer=bytes"
+        )
+    return module
+
+
+class TokenDataModule(LightningDataModule):
+    """Rows of a corpus in batches.
+
+    A training batch holds all rows of this rank in one optimizer step, micro-batch after micro-batch. The step's rows
+    are cut into micro-batches before these are dealt to the ranks, so the cut is the same on any number of ranks.
+
+    Training goes on at the trainer's `global_step`, so there is no state of its own to save. The Trainer needs
+    `use_distributed_sampler=False`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        seed: int,
+        *,
+        seq_len: int,
+        batch_size: int,
+        micro_batch_size: int,
+        val_rows: int | None,
+        num_workers: int,
+        cache_dir: str,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("seq_len", seq_len, 1),
+            ("batch_size", batch_size, 1),
+            ("micro_batch_size", micro_batch_size, 1),
+            ("val_rows", 1 if val_rows is None else val_rows, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value}: must be at least {least}")
+        if batch_size % micro_batch_size:
+            raise ValueError(f"batch_size={batch_size}: must be a multiple of data.micro_batch_size={micro_batch_size}")
+        self.source, self.tokenizer, self.seed = source, tokenizer, seed
+        self.seq_len, self.batch_size, self.micro_batch_size = seq_len, batch_size, micro_batch_size
+        self.val_rows, self.num_workers, self.cache_dir = val_rows, num_workers, Path(cache_dir)
+        self._corpus: Corpus | None = None
+
+    def prepare(self) -> Corpus:
+        """Opens the token cache, building it first if need be; afterwards the vocabulary and the domains are known.
+
+        Raises:
+            UserError: the text or the cache folder is unusable, or shorter than one row.
+        """
+        if self._corpus is None:
+            corpus = open_corpus(self.source, self.tokenizer, self.cache_dir)
+            longest = max(stream.targets for stream in corpus.streams["train"])
+            if longest < self.seq_len:
+                raise UserError(
+                    f"data.seq_len={self.seq_len}: a row is longer than the training split ({longest} tokens); "
+                    "shorten the row or give more text"
+                )
+            for split in SPLITS:
+                if not any(corpus.rows(split, self.seq_len)):
+                    raise UserError(
+                        f"data: too few documents, none is held out for {split}; "
+                        "give more of them, or one long .txt, which is split in order"
+                    )
+            self._corpus = corpus
+        return self._corpus
+
+    def prepare_data(self) -> None:
+        self.prepare()
+
+    @property
+    def vocab_size(self) -> int:
+        self.prepare()
+        return self.tokenizer.vocab_size
+
+    @property
+    def domains(self) -> list[str]:
+        return self.prepare().domains
+
+    @property
+    def topics(self) -> list[str]:
+        return self.prepare().topics
+
+    @property
+    def corpus_fingerprint(self) -> str:
+        return self.prepare().fingerprint
+
+    def micro_batches(self, ranks: int) -> int:
+        """Micro-batches of one rank in one optimizer step.
+
+        Raises:
+            UserError: the batch cannot be dealt evenly.
+        """
+        if self.batch_size % (self.micro_batch_size * ranks):
+            raise UserError(
+                f"data.batch_size={self.batch_size}: must be a multiple of data.micro_batch_size="
+                f"{self.micro_batch_size} times {ranks} ranks; change one of them"
+            )
+        return self.batch_size // (self.micro_batch_size * ranks)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        corpus, (rank, ranks) = self.prepare(), self._rank()
+        self.micro_batches(ranks)
+        micro = np.arange(self.batch_size).reshape(-1, self.micro_batch_size)
+        order = Order.of(corpus.rows("train", self.seq_len), self.source.weights, self.seed)
+        steps = TrainSteps(corpus, order, self.seq_len, self.batch_size, micro[rank::ranks].flatten().tolist())
+        return self._loader(steps, Endless(lambda: self.trainer.global_step if self.trainer else 0))
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._held_out("val", self.val_rows)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._held_out("test", None)
+
+    def _rank(self) -> tuple[int, int]:
+        """This rank's number among those with different data, and how many these are."""
+        if self.trainer is None:
+            return 0, 1
+        kwargs = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {"rank": 0, "num_replicas": 1}
+        return kwargs["rank"], kwargs["num_replicas"]
+
+    def _held_out(self, split: Split, limit: int | None) -> DataLoader[Batch]:
+        corpus = self.prepare()
+        rows = evenly(corpus.rows(split, self.seq_len), limit)
+        return self._loader(HeldOut(corpus, split, rows, self.seq_len, self.micro_batch_size, *self._rank()))
+
+    def _loader(self, dataset: Dataset[Batch], sampler: Sampler[int] | None = None) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )

@@ -1,0 +1,72 @@
+"""Which training row comes when: a pure function of (seed, position), so a run goes on anywhere and on any ranks.
+
+Rows come in blocks. A block holds each domain's share, rounded so that the shares of all blocks together stay exact, in
+an order drawn from (seed, block); inside a domain the rows are a permutation drawn from (seed, domain, epoch).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.data.corpus import Row
+
+BLOCK = 256  # rows
+
+
+@dataclass(frozen=True)
+class Order:
+    """The endless order of the rows of all domains: `rows[d]` of them in domain d, drawn in the shares `weights`."""
+
+    rows: tuple[int, ...]
+    weights: tuple[float, ...]
+    seed: int
+
+    @classmethod
+    def of(cls, rows: Sequence[int], weights: Sequence[float] | None, seed: int) -> "Order":
+        """The order at these weights, or by size; a domain without rows is left out."""
+        shares = (float(weight) if count else 0.0 for weight, count in zip(weights or rows, rows, strict=True))
+        return cls(tuple(rows), tuple(shares), seed)
+
+    def __getitem__(self, position: int) -> Row:
+        block, place = divmod(position, BLOCK)
+        domain, number = _block(self, block)[place]
+        epoch, nth = divmod(int(number), self.rows[domain])
+        return Row(int(domain), int(_permutation((self.seed, 1, int(domain), epoch), self.rows[domain])[nth]))
+
+    def taken(self, count: int) -> list[int]:
+        """How many of the first `count` rows each domain gives: never less than of fewer rows, and `count` in all."""
+        taken = []
+        for share in _shares(self.weights):
+            taken.append(int(share * count))
+            count -= taken[-1]
+        return taken
+
+
+@lru_cache
+def _shares(weights: tuple[float, ...]) -> list[Fraction]:
+    """What each domain takes of that which the domains before it left: the last takes all, so nothing is lost."""
+    exact = [Fraction(weight).limit_denominator(10**6) for weight in weights]
+    return [weight / (sum(exact[place:]) or 1) for place, weight in enumerate(exact)]
+
+
+@lru_cache(maxsize=4)
+def _block(order: Order, block: int) -> NDArray[np.int64]:
+    """(BLOCK, 2): the domain of each row and how many rows of that domain came before it in the whole order."""
+    before, after = order.taken(block * BLOCK), order.taken((block + 1) * BLOCK)
+    shuffled = np.repeat(np.arange(len(before)), np.subtract(after, before))[
+        _permutation((order.seed, 0, block), BLOCK)
+    ]
+    rows = np.stack([shuffled, np.zeros_like(shuffled)], axis=1)
+    for domain, span in enumerate(zip(before, after, strict=True)):
+        rows[shuffled == domain, 1] = range(*span)
+    return rows
+
+
+@lru_cache(maxsize=64)
+def _permutation(key: tuple[int, ...], size: int) -> NDArray[np.int64]:
+    """Made of raw Philox output only, which NumPy keeps the same in every version."""
+    return np.random.Philox(np.random.SeedSequence(key)).random_raw(size).argsort(kind="stable")

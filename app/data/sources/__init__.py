@@ -1,0 +1,92 @@
+"""Where text comes from: a source names its domains and yields its documents, each already dealt to a split."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from math import ceil
+from typing import Any, Literal, NamedTuple, Protocol
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+HELD_OUT = 0.03  # the share of the documents that each of val and test gets
+
+
+class Document(NamedTuple):
+    """One text that attention may see as a whole; `id` is unique and the same on every machine."""
+
+    id: str
+    text: str | bytes
+    domain: str
+    topic: str | None
+    split: Split
+
+
+class Source(Protocol):
+    """What a class registered under the kind `data` offers; building it reads no text."""
+
+    raw: bool  # documents are bytes, without a separator behind them: only tokenizer=bytes reads them
+
+    @property
+    def domains(self) -> Sequence[str]:
+        """Names of the domains that have documents, in the order of their numbers."""
+
+    @property
+    def weights(self) -> Sequence[float] | None:
+        """Share of each domain in the training rows, any scale; None = proportional to its size."""
+
+    def fingerprint(self) -> str:
+        """Changes whenever `documents` would; cheap."""
+
+    def documents(self) -> Iterator[Document]:
+        """All documents of all splits, in an order that never changes.
+
+        Raises:
+            UserError: the text cannot be read.
+        """
+
+
+def load(*args: Any, **kwargs: Any) -> Any:
+    """`datasets.load_dataset` without its own bars and log lines; imported here because that is slow.
+
+    Raises:
+        Exception: whatever the library raises; it has no common base.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    for library in ("datasets", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    return datasets.load_dataset(*args, **kwargs)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def split_of(document_id: str) -> Split:
+    """Deals a document to a split by a hash of its id: the same on every machine, and when others come or go."""
+    place = int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:8]) / 2**64
+    return "val" if place < HELD_OUT else "test" if place < 2 * HELD_OUT else "train"
+
+
+def in_order(text: str) -> Iterator[tuple[Split, str]]:
+    """Cuts one long text into its first 94 %, the next 3 % and the last 3 %, at line ends where there are some."""
+    start = 0
+    for split, end in zip(SPLITS, (1 - 2 * HELD_OUT, 1 - HELD_OUT, 1.0), strict=True):
+        place = int(len(text) * end)
+        line = text.find("\n", place, place + len(text) // 100) + 1
+        stop = line or place
+        yield split, text[start:stop]
+        start = stop
+
+
+def chunks(text: str, size: int) -> Iterator[str]:
+    """Cuts a text at line ends into equal parts of about `size` characters; one shorter than 1.5 parts stays whole."""
+    count = max(1, round(len(text) / size))
+    start = 0
+    for part in range(1, count + 1):
+        stop = len(text) if part == count else text.find("\n", ceil(len(text) * part / count)) + 1 or len(text)
+        if stop > start:
+            yield text[start:stop]
+        start = max(start, stop)

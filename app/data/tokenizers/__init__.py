@@ -1,0 +1,72 @@
+"""Text <-> token ids. A token knows how many UTF-8 bytes it stands for: bits per byte compare across tokenizers."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+Integers = NDArray[np.integer]
+Kept = TypeVar("Kept")
+GROUP = 1 << 12  # pieces that are encoded together
+PIECE = 1 << 14  # characters: what is encoded at once; a token has less than 64 KB
+
+
+class Encoded(NamedTuple):
+    """The tokens of one document; `nbytes` sums to the UTF-8 bytes of the document (unless it has no token at all)."""
+
+    ids: Integers  # (N,)
+    nbytes: Integers  # (N,)
+
+
+class Tokenizer(Protocol):
+    """What a class registered under the kind `tokenizer` offers; `separator` is never produced from text."""
+
+    raw: bool  # encodes bytes as they are, UTF-8 or not
+    learns: bool  # `fit` needs text
+    vocab_size: int  # including the separator; what was asked for until `fit` or `load` knows better
+    separator: int
+
+    def fingerprint(self) -> str:
+        """Changes whenever the tokens of the same text would."""
+
+    def fit(self, texts: Iterable[str], folder: Path) -> None:
+        """Learns from the training text, and writes into the folder what `load` needs."""
+
+    def load(self, folder: Path) -> None:
+        """Becomes the tokenizer that `fit` wrote there."""
+
+    def encode(self, texts: Sequence[str | bytes]) -> list[Encoded]:
+        """The documents as tokens, without separators; runs on all cores where it is worth it."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text, without separators; bytes that are not UTF-8 become U+FFFD."""
+
+
+def pieces(text: str) -> Iterator[str]:
+    """Cuts a long text before the white space of a line end, where no byte-level BPE token crosses."""
+    start = 0
+    while len(text) - start > PIECE:
+        stop = text.rfind("\n", start, start + PIECE)
+        while stop > start and text[stop - 1].isspace():
+            stop -= 1
+        stop = stop if stop > start else start + PIECE
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
+
+
+def encode_pieces(
+    texts: Sequence[str | bytes], encode: "Callable[[list[str]], list[Encoding]]", keep: "Callable[[Encoding], Kept]"
+) -> list[tuple[list[str], list[Kept]]]:
+    """Each text as its pieces and what is kept of their encodings, which are large; the cores share `GROUP` pieces."""
+    cut = [list(pieces(str(text))) for text in texts]
+    flat = [piece for parts in cut for piece in parts]
+    groups = (encode(flat[start : start + GROUP]) for start in range(0, len(flat), GROUP))
+    kept = (keep(encoding) for group in groups for encoding in group)
+    return [(parts, list(islice(kept, len(parts)))) for parts in cut]

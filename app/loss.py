@@ -1,0 +1,57 @@
+"""Cross entropy of the language-model head, with one copy of the logits in memory.
+
+The logits' gradient, softmax minus one-hot, is written over the logits while they are at hand, so that the backward
+pass needs neither the logits again nor a second matrix of their size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROWS = 1024  # tokens whose float32 logits exist at one time
+
+
+def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """-log p(target) in nats, float32, of the shape of `targets`; 0 where the target is negative.
+
+    Args:
+        hidden: (..., D) outputs of the last layer.
+        weight: (V, D) of the head.
+        targets: (...) int64.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    nll = _LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten())
+    return nll.view_as(targets)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        logits = hidden @ weight.T  # (T, V), becomes its own gradient
+        nll = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        for rows in torch.arange(len(targets), device="cpu").split(ROWS):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            nll[part] = _softmax_minus_onehot(logits[part], targets[part])
+        ctx.save_for_backward(hidden, weight, logits)
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, slope = ctx.saved_tensors
+        scale = grads[0][:, None]  # float32: one rounded factor would bend the whole gradient
+        return (slope @ weight * scale).to(hidden.dtype), slope.T @ (hidden * scale).to(hidden.dtype), None
+
+
+def _softmax_minus_onehot(logits: Tensor, targets: Tensor) -> Tensor:
+    """The likelihoods of some rows; their logits (R, V) are replaced by the gradient of these likelihoods."""
+    ignored = targets < 0
+    index = targets.clamp_min(0)[:, None]
+    log_p = logits.float().log_softmax(-1)  # (R, V)
+    nll = -log_p.gather(1, index).squeeze(1)
+    slope = log_p.exp_().scatter_add_(1, index, -torch.ones_like(index, dtype=log_p.dtype))
+    logits.copy_(slope.masked_fill_(ignored[:, None], 0))
+    return nll.masked_fill(ignored, 0)

@@ -1,0 +1,42 @@
+"""The mixture-of-experts layer: y = shared(x) + sum over the assignments of a token of gate * expert(x)."""
+
+from torch import Tensor, nn
+
+from experts import grouped
+from experts.contract import Experts
+from routers.contract import Context, Routing
+from routers.router import Router
+
+
+class MoE(nn.Module):
+    """A router and a layout. Another layer may take its place: it maps (x, context) to (y, Routing)."""
+
+    def __init__(self, router: Router, experts: Experts) -> None:
+        super().__init__()
+        self.router, self.experts = router, experts
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Routing]:
+        """Output (B, S, D) of x (B, S, D), and who computed what."""
+        tokens = x.flatten(0, 1)  # (T, D)
+        routing = self.router(tokens, context)
+        expert = routing.expert.masked_fill(~routing.kept, self.experts.num_experts)
+        plan = grouped.plan(expert, routing.token, self.experts.num_experts, len(tokens))
+        rows = grouped.dispatch(tokens, plan)  # (R, D)
+        shared = self.experts.shared(tokens)  # before the experts: under expert parallelism their exchange hides it
+        routed = grouped.combine(self.experts(rows, plan.ends), routing.gate, plan)  # (T, D)
+        y = routed if shared is None else routed + shared
+        return y.view_as(x), routing
+
+
+class Unrouted(nn.Module):
+    """A layer of which only the shared part exists: the dense layers of a model, and all layers of a dense one."""
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, None]:
+        """Output (B, S, D) of x (B, S, D), and no routing."""
+        y = self.experts.shared(x)
+        assert y is not None, "a layout without routed experts has a shared part"
+        return y, None

@@ -1,0 +1,96 @@
+"""One run from the composed config to the summary: check, open the folder, prepare the text, train, write down."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+from rich.console import Console
+
+from app.budget import Budget
+from app.build import build_callbacks, build_logger, build_module, build_trainer_config
+from app.data import build_data
+from app.registry import UserError
+from app.runfolder import newest_checkpoint, open_folder, settle
+from app.summary import summarize
+from app.trainer import make_trainer, native_precision, set_threads
+from app.training import LanguageModel
+
+console = Console(stderr=True, soft_wrap=True, highlight=False)
+say = rank_zero_only(console.print)
+
+
+def run(composed: DictConfig) -> None:
+    """Trains and writes `summary.json`.
+
+    Raises:
+        UserError: something in the config is wrong; nothing was written then.
+    """
+    config, folder, told = settle(composed, list(HydraConfig.get().overrides.task))
+    check_config(config)
+    trainer = config["trainer"]
+    if trainer["precision"] == "auto":
+        trainer["precision"] = native_precision(trainer["accelerator"])
+    for line in told:
+        say(f"resume: {line}")
+    open_folder(folder, config)
+    train(config, folder)
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Builds everything that needs no data, without memory: mistakes in the config end here.
+
+    Raises:
+        UserError: a name or a value does not exist or does not fit.
+    """
+    build_trainer_config(config)
+    build_data(config["data"], config["tokenizer"], config["seed"])
+    build_callbacks(config)
+    with torch.device("meta"):
+        build_module(config, vocab_size=1, domains=["text"])
+
+
+def train(config: dict[str, Any], folder: Path) -> None:
+    """Trains under a checked config in an open folder."""
+    started = time.monotonic()
+    trainer_config = build_trainer_config(config)
+    set_threads(trainer_config)
+    lightning.seed_everything(config["seed"], verbose=False)
+    data = build_data(config["data"], config["tokenizer"], config["seed"])
+    data.prepare()
+    module = build_module(config, data.vocab_size, data.domains)
+    budget = Budget.of(module.model, data.seq_len)
+    say(budget.table())
+    trainer = make_trainer(trainer_config, folder, build_logger(folder), build_callbacks(config))
+    trainer.fit(module, datamodule=data, ckpt_path=_resumable(module, folder), weights_only=True)
+    if trainer.global_step % trainer_config.val_every:
+        trainer.validate(module, datamodule=data, verbose=False)
+    summary = summarize(trainer, module) | budget.summary()
+    summary |= {"wall_s": time.monotonic() - started, "corpus_fingerprint": data.corpus_fingerprint, "seed": config["seed"]}
+    if trainer.is_global_zero:
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    say(f"{summary['val_bpb']:.3f} bits per byte. The run lies in {folder}; look at its experts with")
+    say(f"  tensorboard --logdir {folder.parent}")
+
+
+def _resumable(module: LanguageModel, folder: Path) -> Path | None:
+    """The newest checkpoint of the run, if its parameters are those of the model.
+
+    Raises:
+        UserError: it is of another architecture.
+    """
+    path = newest_checkpoint(folder)
+    if path is None:
+        return None
+    saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+    mine = module.state_dict()
+    for name in sorted(saved.keys() | mine.keys()):
+        here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (mine, saved))
+        if here != there:
+            raise UserError(f"{path} is of another model: {name} is {there} there and {here} here")
+    return path

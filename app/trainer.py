@@ -1,0 +1,113 @@
+"""From the words of `trainer=...` to Lightning's Trainer."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+
+from app.registry import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How long, on what and how exactly a run trains.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    accelerator: str
+    strategy: Literal["auto", "ddp", "fsdp", "fsdp2"]
+    devices: int
+    num_nodes: int
+    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true"]
+    max_steps: int
+    val_every: int
+    log_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    gradient_clip_val: float | None
+    deterministic: bool
+    threads: int | None
+    timeout_s: int
+    compile: bool
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "num_nodes", "max_steps", "val_every", "log_every", "checkpoint_every", "timeout_s"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
+        require("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "must be at least 1")
+        clip = self.gradient_clip_val
+        require("gradient_clip_val", clip, clip is None or clip > 0, "must be positive, or null")
+        require("threads", self.threads, self.threads is None or self.threads >= 1, "must be at least 1, or null")
+        single = self.strategy != "auto" or self.devices == self.num_nodes == 1
+        require("devices", self.devices, single, "needs trainer=ddp or trainer=fsdp2 to train on more than one device")
+
+
+def native_precision(accelerator: str) -> Literal["32-true", "bf16-mixed"]:
+    """bfloat16 where the device computes in it, float32 where it would only emulate it (10 times slower)."""
+    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    native = gpu or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def make_strategy(config: TrainerConfig) -> Strategy | str:
+    """Lightning's strategy for a word; a rank that waits longer than `timeout_s` for another ends the run."""
+    timeout = timedelta(seconds=config.timeout_s)
+    if config.strategy == "ddp":
+        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
+    if config.strategy == "fsdp":
+        return FSDPStrategy(timeout=timeout, use_orig_params=True)
+    if config.strategy == "fsdp2":
+        return ModelParallelStrategy(
+            data_parallel_size=config.devices * config.num_nodes,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,  # one file, which any strategy can resume
+            timeout=timeout,
+        )
+    return "auto"
+
+
+def make_trainer(
+    config: TrainerConfig, folder: Path, logger: Logger | bool, callbacks: list[lightning.Callback]
+) -> lightning.Trainer:
+    """The Trainer of a run; checkpoints lie in the run's folder."""
+    checkpoint = ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="{step}",
+        every_n_train_steps=config.checkpoint_every,
+        save_top_k=config.keep_checkpoints,
+        monitor="step",
+        mode="max",
+        save_last=False,
+    )
+    return lightning.Trainer(
+        accelerator=config.accelerator,
+        strategy=make_strategy(config),
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        precision=config.precision,
+        max_steps=config.max_steps,
+        val_check_interval=config.val_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.log_every,
+        deterministic=config.deterministic,
+        use_distributed_sampler=False,  # the order of the rows is the data module's
+        enable_model_summary=False,  # the budget table says more
+        logger=logger,
+        callbacks=[*callbacks, checkpoint, Timer()],
+        default_root_dir=folder,
+    )
+
+
+def set_threads(config: TrainerConfig) -> None:
+    """The cores of this machine shared among its processes, unless the config says otherwise."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(config.threads or max(1, cores // config.devices))

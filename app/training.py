@@ -1,0 +1,156 @@
+"""The training step: one Lightning batch is one optimizer step of this rank, cut into micro-batches.
+
+The language-model loss is the sum over tokens divided by the number of target tokens of the *whole* optimizer step, over
+all micro-batches and ranks, so its gradient does not depend on how the rows are cut. Balance terms are means over the
+micro-batches. Controllers are updated once, after the step, with what was observed over all micro-batches and ranks.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from app.metrics import LanguageMetric, LoadMetric
+from app.parallel import clip_gradients, hold_gradients, shard
+from app.transformer import Transformer
+from routers.balancer import Observed
+from routers.contract import Routing, num_ranks, rank_sum
+
+Batch = dict[str, Tensor]
+Watcher = Callable[[list[Routing], Batch], None]
+
+
+class LanguageModel(lightning.LightningModule):
+    """Trains a transformer.
+
+    Args:
+        model: what is trained.
+        make_optimizer: from parameter groups to an optimizer.
+        schedule: factor on the learning rate at step 0, 1, ...
+        clip_norm: largest norm of the gradient; null does not clip.
+        micro_batch_size: rows of one forward pass.
+        domains: names of the text domains, for the validation metric.
+        seed: of the routers' noise.
+    """
+
+    automatic_optimization = False
+
+    def __init__(
+        self,
+        model: Transformer,
+        make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        schedule: Callable[[int], float],
+        *,
+        clip_norm: float | None,
+        micro_batch_size: int,
+        domains: list[str],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.make_optimizer, self.schedule = make_optimizer, schedule
+        self.clip_norm, self.micro_batch_size, self.seed = clip_norm, micro_batch_size, seed
+        self.metric = LanguageMetric(domains)
+        self.load_metric = LoadMetric(len(model.routers()), model.num_experts)
+        self.validation_load = self.load_metric.compute()  # (L, E) of the last validation
+        self.watchers: list[Watcher] = []  # called with the routings and the batch of every forward pass
+        self.tokens_seen = torch.zeros((), dtype=torch.int64)  # in training, on all ranks
+
+    def configure_model(self) -> None:
+        """Shards the model where the strategy has a mesh of devices (FSDP2)."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh)
+
+    def configure_optimizers(self) -> Any:
+        """Weight decay on matrices only."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = self.make_optimizer(
+            [
+                {"params": [p for p in parameters if p.dim() >= 2]},
+                {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+            ]
+        )
+        return [optimizer], [LambdaLR(optimizer, self.schedule)]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One optimizer step on this rank's rows."""
+        micros = list(self._micro_batches(batch))
+        num_targets = rank_sum((batch["targets"] >= 0).sum()).clamp_min(1)
+        observed: Observed | None = None
+        nats = torch.zeros((), device=self.device)
+        for i, micro in enumerate(micros):
+            with self._hold(i < len(micros) - 1):
+                nll, routings = self._forward(micro, i)
+                terms = self.model.balancer.losses(routings, observed)
+                balance = sum((weight * raw for raw, weight in terms.values()), torch.zeros((), device=self.device))
+                # every strategy averages gradients over the ranks
+                self.manual_backward(nll.sum() * num_ranks() / num_targets + balance / len(micros))
+            nats += nll.detach().sum()
+            observed = _added(observed, self.model.balancer.observe(routings))
+        assert observed is not None, "a step has at least one micro-batch"
+        norm = self._optimizer_step()
+        num_tokens = rank_sum(batch["valid"].sum())
+        self.model.balancer.update({name: rank_sum(value) for name, value in observed.items()}, num_tokens)
+        self.tokens_seen = self.tokens_seen.to(num_tokens.device) + num_tokens
+        self._log_step(rank_sum(nats) / num_targets, terms, norm)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Only the likelihood: no balance term, no controller."""
+        nll, routings = self._forward(batch, 0)
+        self.load_metric.update(routings)
+        self.metric.update(nll, batch["targets"], batch["nbytes"], batch["domain"])
+
+    def on_validation_epoch_end(self) -> None:
+        values = {f"val/{name}": value.float() for name, value in self.metric.compute().items()}
+        self.log_dict(values)
+        self.validation_load = self.load_metric.compute()
+        self.metric.reset()
+        self.load_metric.reset()
+
+    def on_train_start(self) -> None:
+        self.tokens_before = int(self.tokens_seen)  # in earlier sessions of this run
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["tokens_seen"] = int(self.tokens_seen)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.tokens_seen = torch.tensor(checkpoint["tokens_seen"])
+
+    def _forward(self, batch: Batch, micro: int) -> tuple[Tensor, list[Routing]]:
+        place = micro * num_ranks() + self.global_rank  # of this micro-batch in the global batch
+        seed = (self.seed * 1_000_003 + self.global_step) * 1_000_003 + place
+        nll, routings = self.model(batch["tokens"], batch["targets"], batch["valid"], batch["document"], seed)
+        with torch.no_grad():
+            for watch in self.watchers:
+                watch(routings, batch)
+        return nll, routings
+
+    def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
+        parts = {name: value.split(self.micro_batch_size) for name, value in batch.items()}
+        for i in range(len(parts["tokens"])):
+            yield {name: part[i] for name, part in parts.items()}
+
+    def _hold(self, hold: bool) -> AbstractContextManager[None]:
+        return hold_gradients(self) if hold else nullcontext()
+
+    def _optimizer_step(self) -> Tensor:
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        norm = clip_gradients(list(self.parameters()), self.clip_norm)
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        scheduler.step()  # type: ignore[union-attr, call-arg]
+        return norm
+
+    def _log_step(self, loss: Tensor, terms: dict[str, tuple[Tensor, float]], norm: Tensor) -> None:
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/grad_norm", norm)
+        for name, (raw, weight) in terms.items():
+            self.log_dict({f"balance/{name}": raw.detach(), f"balance/{name}_weighted": weight * raw.detach()})
+
+
+def _added(total: Observed | None, part: Observed) -> Observed:
+    return part if total is None else {name: total[name] + value for name, value in part.items()}

@@ -1,0 +1,158 @@
+"""The MoE layer against a dense SwiGLU of equal active FLOPs and against its peers, forward and backward.
+
+All contenders take turns within a step and get the same routing, drawn anew each step: a fixed routing hides that
+oneDNN compiles a bfloat16 kernel for every new number of rows. Read the ratios; the times belong to the machine.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from experts import grouped
+
+FIRST = 20  # steps reported as "first"
+
+
+class Shape(NamedTuple):
+    tokens: int
+    dim: int
+    num_experts: int
+    top_k: int
+    hidden_dim: int
+
+
+GOALS = [Shape(4096, 256, 64, 6, 128), Shape(8192, 512, 64, 6, 256), Shape(4096, 256, 8, 2, 512)]
+GROWTH = [Shape(4096, 256, num_experts, 6, 128) for num_experts in (16, 32, 128, 256, 512)]
+WIDE = [Shape(4096, 256, 512, 8, 32), Shape(1024, 256, 64, 1, 128), Shape(32768, 256, 64, 2, 128)]
+
+Layer = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def ours(x: Tensor, expert: Tensor, gate: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
+    token = torch.arange(len(x)).repeat_interleave(expert.shape[1])
+    call_rows = grouped.call_rows(x, w_out.shape[1])
+    plan = grouped.plan(expert.flatten(), token, len(w_in), len(x), call_rows)
+    y = grouped.swiglu(grouped.dispatch(x, plan), plan.ends, w_in, w_out)
+    return grouped.combine(y, gate.flatten(), plan)
+
+
+def grouped_mm(x: Tensor, expert: Tensor, gate: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
+    """The path of `transformers` 5: sort, gather, two grouped products, weighted sum."""
+    order = expert.flatten().argsort()
+    ends = torch.histc(expert.float(), len(w_in), 0, len(w_in) - 1).cumsum(0).to(torch.int32)
+    hidden, up = functional.grouped_mm(x[order // expert.shape[1]], w_in, offs=ends).chunk(2, dim=-1)
+    y = functional.grouped_mm(functional.silu(hidden) * up, w_out, offs=ends) * gate.flatten()[order, None].to(x.dtype)
+    return y[order.argsort()].view(*expert.shape, -1).sum(1)
+
+
+def loop(x: Tensor, expert: Tensor, gate: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
+    """The eager loop over experts with index_add."""
+    out = torch.zeros_like(x)
+    for index in range(len(w_in)):
+        token, slot = torch.where(expert == index)
+        hidden, up = (x[token] @ w_in[index]).chunk(2, dim=-1)
+        y = (functional.silu(hidden) * up) @ w_out[index] * gate[token, slot, None].to(x.dtype)
+        out = out.index_add(0, token, y)
+    return out
+
+
+def dense(x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
+    hidden, up = (x @ w_in).chunk(2, dim=-1)
+    return (functional.silu(hidden) * up) @ w_out
+
+
+PEERS: dict[str, Layer] = {"ours": ours, "grouped_mm": grouped_mm, "loop": loop}
+
+
+def draw(shape: Shape, zipf: float) -> tuple[Tensor, Tensor]:
+    """Distinct experts (T, K) of every token, the i-th in order of popularity drawn ~ 1 / i^zipf, and gates (T, K)."""
+    popularity = -zipf * torch.arange(1, shape.num_experts + 1).log()
+    order = torch.randperm(shape.num_experts, generator=torch.Generator().manual_seed(0))
+    noise = -torch.empty(shape.tokens, shape.num_experts).exponential_().log()  # Gumbel
+    expert = (popularity[order] + noise).topk(shape.top_k).indices
+    return expert, torch.rand(expert.shape).requires_grad_()
+
+
+def measure(
+    shape: Shape, dtype: torch.dtype, zipf: float, warm_up: int, steps: int, peers: Sequence[str] = tuple(PEERS)
+) -> list[dict[str, Any]]:
+    """One row a contender: milliseconds of the first steps and after `warm_up`, and the latter over dense."""
+    contenders, probe = _contenders(shape, dtype, peers)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(warm_up + steps):
+        routing = draw(shape, zipf)
+        for name, (forward, weights) in contenders.items():
+            leaves = [*weights, routing[1]]
+            start = time.perf_counter()
+            torch.autograd.backward(forward(*routing), probe)
+            seconds[name].append(time.perf_counter() - start)
+            for leaf in leaves:
+                leaf.grad = None
+    return [
+        {
+            **shape._asdict(),
+            "dtype": str(dtype).removeprefix("torch."),
+            "zipf": zipf,
+            "name": name,
+            "first_ms": 1e3 * median(times[:FIRST]),
+            "median_ms": 1e3 * median(times[warm_up:]),
+            "min_ms": 1e3 * min(times[warm_up:]),
+            "over_dense": median(times[warm_up:]) / median(seconds["dense"][warm_up:]),
+            "min_over_dense": min(times[warm_up:]) / min(seconds["dense"][warm_up:]),
+        }
+        for name, times in seconds.items()
+    ]
+
+
+def _contenders(
+    shape: Shape, dtype: torch.dtype, peers: Sequence[str]
+) -> tuple[dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[Tensor]]], Tensor]:
+    def leaf(*size: int) -> Tensor:
+        return torch.randn(size).div_(size[-2] ** 0.5).to(dtype).requires_grad_()
+
+    _, dim, num_experts, top_k, hidden_dim = shape
+    x = leaf(shape.tokens, dim)
+    w_in, w_out = leaf(num_experts, dim, 2 * hidden_dim), leaf(num_experts, hidden_dim, dim)
+    dense_in, dense_out = leaf(dim, 2 * top_k * hidden_dim), leaf(top_k * hidden_dim, dim)
+
+    def bind(layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda expert, gate: layer(x, expert, gate, w_in, w_out)
+
+    contenders = {name: (bind(PEERS[name]), [x, w_in, w_out]) for name in peers}
+    contenders["dense"] = (lambda *_: dense(x, dense_in, dense_out), [x, dense_in, dense_out])
+    return contenders, torch.randn(shape.tokens, dim).to(dtype)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    names = list(rows[0])
+    cells = [names, *([f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def run(quick: bool) -> list[dict[str, Any]]:
+    """Every shape, dtype and load, printed case by case; `quick`: the first shape and few steps."""
+    shapes = GOALS[:1] if quick else GOALS + GROWTH + WIDE
+    warm_up, steps = (3, 8) if quick else (60, 20)
+    rows: list[dict[str, Any]] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        if not grouped.is_native(dtype):
+            print(f"{dtype}: not native on this CPU, a dense product takes 100 times its float32 time; left out")
+            continue
+        for shape in shapes:
+            for zipf in (0.0, 1.0):
+                rows += measure(shape, dtype, zipf, warm_up, steps)
+                print(table(rows[-len(PEERS) - 1 :]), end="\n\n", flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one shape, few steps, under 30 s")
+    run(parser.parse_args().quick)

@@ -1,0 +1,16 @@
+"""Coarse experts: N copies of a feed-forward network, K of them for each token.
+
+The layout of GShard (Lepikhin et al. 2020, arXiv 2006.16668, section 2.2), Switch (arXiv 2101.03961) and Mixtral (arXiv
+2401.04088).
+"""
+
+from app.registry import register
+from experts.contract import Routed
+
+
+@register("experts")
+class Coarse(Routed):
+    """`num_experts` N of width `hidden_dim`, `top_k` K of them for each token."""
+
+    def __init__(self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int) -> None:
+        super().__init__(dim, num_experts, top_k, hidden_dim)

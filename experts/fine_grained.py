@@ -1,0 +1,23 @@
+"""Fine-grained experts: every coarse expert is split into m segments, and m times as many are activated.
+
+    m N experts of width F / m, m K of them for each token
+
+Total and active parameters stay those of the coarse layout with the same N, K and F, while the number of combinations
+grows. DeepSeekMoE (Dai et al. 2024, arXiv 2401.06066, section 3.1, eq. 6-8).
+"""
+
+from app.registry import register
+from experts.contract import Routed, segment
+
+
+@register("experts")
+class FineGrained(Routed):
+    """N, K and F as in the coarse layout, `segments` m.
+
+    Raises:
+        ValueError: `segments` does not divide `hidden_dim`.
+    """
+
+    def __init__(self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int, segments: int) -> None:
+        width = segment(hidden_dim, segments)
+        super().__init__(dim, segments * num_experts, segments * top_k, width)

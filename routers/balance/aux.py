@@ -1,0 +1,52 @@
+"""Auxiliary balance loss f.P: the share of the load times the mean probability, summed over the experts.
+
+    f_i = E / (K T) sum_t 1(t selects i)      P_i = 1/T sum_t p_(i,t)      loss = sum_i f_i P_i, mean over layers
+
+GShard (Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1), Switch (arXiv 2101.03961, eq. 4-6) and DeepSeekMoE
+(arXiv 2401.06066, eq. 12-14). p are the scores normalised over the experts, and K is the measured mean number of
+assignments per token, so the value is 1.0 at uniform load for any K and E. The scope says over which tokens f and P are
+formed: `micro` (GShard, Switch), each `sequence` (DeepSeek code, arXiv 2412.19437, eq. 17-20) or the `global` batch
+(Qiu et al. 2025, arXiv 2501.11873): f over all ranks and over the micro-batches so far, P over the ranks.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from app.registry import register, require
+from routers.contract import (
+    Balance,
+    Routing,
+    Sizes,
+    distribution,
+    num_ranks,
+    rank_sum,
+    sequence_load,
+    sequence_sum,
+)
+
+
+@register("balance")
+class Aux(Balance):
+    """Raises ValueError if `weight` is negative. A weight w here is w/L per layer where a paper sums over L layers."""
+
+    def __init__(self, sizes: Sizes, *, weight: float, scope: Literal["micro", "sequence", "global"]) -> None:
+        super().__init__()
+        require("weight", weight, weight >= 0, "must not be negative")
+        self.weight, self.scope = weight, scope
+
+    def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
+        tokens = routings[0].valid.sum(1)  # (B,)
+        loads = torch.stack([sequence_load(r) for r in routings])  # (L, B, E)
+        probs = torch.stack([sequence_sum(distribution(r.scores), r.valid) for r in routings])  # (L, B, E)
+        if self.scope != "sequence":
+            tokens, loads, probs = tokens.sum(0, keepdim=True), loads.sum(1, keepdim=True), probs.sum(1, keepdim=True)
+        if self.scope == "global":
+            tokens = rank_sum(tokens) / num_ranks()
+            loads = rank_sum(loads if seen is None else loads + seen[:, None])
+        f = loads.size(-1) * loads / loads.sum(-1, keepdim=True).clamp_min(1)
+        p = probs / tokens[:, None].clamp_min(1)
+        value = (f * p).sum(-1)  # (L, B), or (L, 1)
+        return value.mean(0).sum() / tokens.count_nonzero().clamp_min(1)

@@ -1,0 +1,45 @@
+"""All balance terms of a model together: their losses add up, at most one of them offsets the choice."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from app.registry import require
+from routers.contract import Balance, Routing
+
+Observed = dict[str, Tensor]
+
+
+class Balancer(nn.Module):
+    """The model owns one; the training module asks it for losses and tells it what happened.
+
+    Raises:
+        ValueError: two terms offset the choice.
+    """
+
+    def __init__(self, terms: Mapping[str, Balance]) -> None:
+        super().__init__()
+        steering = [name for name, term in terms.items() if term.offset() is not None]
+        require("balance", steering, len(steering) <= 1, "only one term may offset the choice")
+        self.terms = nn.ModuleDict(terms)
+
+    def offset(self) -> Tensor | None:
+        """(L, E) float32, or None if no term steers the choice."""
+        return next((o for term in self._each().values() if (o := term.offset()) is not None), None)
+
+    def losses(self, routings: Sequence[Routing], seen: Observed | None) -> dict[str, tuple[Tensor, float]]:
+        """Raw value and weight of every term that has a loss, for one micro-batch after those in `seen`."""
+        raw = {name: term.loss(routings, seen[name] if seen else None) for name, term in self._each().items()}
+        return {name: (value, self._each()[name].weight) for name, value in raw.items() if value is not None}
+
+    def observe(self, routings: Sequence[Routing]) -> Observed:
+        """What each term wants to know of one micro-batch."""
+        return {name: term.observe(routings) for name, term in self._each().items()}
+
+    def update(self, totals: Observed, num_tokens: Tensor) -> None:
+        """Once per optimizer step: totals summed over its micro-batches and ranks."""
+        for name, term in self._each().items():
+            term.update(totals[name], num_tokens)
+
+    def _each(self) -> dict[str, Balance]:
+        return dict(self.terms.items())  # type: ignore[arg-type]

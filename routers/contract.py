@@ -1,0 +1,237 @@
+"""What the parts of a router promise each other: score -> weigh -> select -> gates, and the balance that watches them.
+
+Letters in shape comments: B sequences of S positions, T = B*S tokens, D model width, E routed experts, K experts per
+token, A assignments (token, expert), L MoE layers, P width of the state between layers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, distributed, nn
+
+from app.registry import require
+
+Causal = Literal["always", "eval", "never"]
+Scope = Literal["token", "sequence", "batch"]
+
+
+class Sizes(NamedTuple):
+    """The sizes that a router's parts are built from."""
+
+    dim: int  # D
+    num_experts: int  # E, routed experts only
+    top_k: int  # K of the layout
+    num_layers: int  # L, MoE layers only
+    vocab_size: int
+    layer: int = 0  # which MoE layer this part belongs to, counted from 0
+
+
+class Context(NamedTuple):
+    """What flows into a router beside the tokens."""
+
+    valid: Tensor  # (B, S) bool, False on padding
+    token_ids: Tensor | None = None  # (T,) int64
+    state: Tensor | None = None  # (T, P) float32, from the score of the MoE layer below; None in the first
+    offset: Tensor | float = 0.0  # (E,) float32, added to the scores for the choice only
+    shared: nn.Module | None = None  # the part of the score that all layers share
+    seed: int = 0  # of this step and layer: noise drawn from it does not depend on ranks or recomputation
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """A new source of this layer's noise: whoever asks again, as recomputation does, gets the same noise."""
+        return torch.Generator(device).manual_seed(self.seed)
+
+
+class Routing(NamedTuple):
+    """What flows out: expert[a] computes token[a], its output weighted by gate[a]."""
+
+    token: Tensor  # (A,) int64
+    expert: Tensor  # (A,) int64 in 0..E; E means nobody
+    gate: Tensor  # (A,) float32, 0 for nobody
+    kept: Tensor  # (A,) bool, False for nobody and where the capacity dropped the assignment
+    logits: Tensor  # (T, E) float32, before the activation
+    scores: Tensor  # (T, E) float32, after the activation, without the offset
+    valid: Tensor  # (B, S) bool
+    state: Tensor | None  # (T, P) float32, for the score of the MoE layer above
+    clean: Tensor | None = None  # (T, E) float32, logits before their noise; None where there is none
+    noise_std: Tensor | None = None  # (T, E) float32, standard deviation of that noise
+    directions: Tensor | None = None  # (E, D') float32, one learned direction per expert; None where there are none
+
+
+class Scored(NamedTuple):
+    """What a score says of the tokens."""
+
+    logits: Tensor  # (T, E) float32; -inf forbids the expert
+    state: Tensor | None = None  # (T, P) float32, for the score of the MoE layer above
+    clean: Tensor | None = None  # (T, E) float32, logits before their noise; None where there is none
+    noise_std: Tensor | None = None  # (T, E) float32, standard deviation of that noise
+
+
+class Score(nn.Module):
+    """How well does each expert fit each token?"""
+
+    def forward(self, x: Tensor, context: Context) -> Scored:
+        """Logits of tokens x (T, D) float32, and what goes with them."""
+        raise NotImplementedError
+
+    def directions(self) -> Tensor | None:
+        """The router's rows (E, D') for losses on their angles; None where experts have no learned direction."""
+        return None
+
+    def shared(self) -> nn.Module | None:
+        """A new module that all layers' scores share; asked of the first layer, owned by the model."""
+        return None
+
+
+class Weigh(nn.Module):
+    """What is a logit worth? A part says it in `scores`; what a selected score becomes as a gate is said here.
+
+    `normalize` divides the gates of a token by their sum, `scale` multiplies every gate.
+
+    Raises:
+        ValueError: `scale` is not positive.
+    """
+
+    def __init__(self, sizes: Sizes, *, normalize: bool, scale: float) -> None:
+        super().__init__()
+        require("scale", scale, scale > 0, "must be positive")
+        self.normalize, self.scale = normalize, scale
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Scores (T, E) of logits (T, E); finite, also where the logit is -inf."""
+        raise NotImplementedError
+
+    def forward(self, scores: Tensor, token: Tensor, expert: Tensor) -> Tensor:
+        """Gates (A,) of the assignments (token, expert); 0 where expert is E."""
+        gate = assigned(scores, token, expert)  # (A,)
+        if self.normalize:
+            gate = gate / per_token(gate, token, len(scores)).clamp_min(1e-20)
+        return gate * self.scale
+
+
+class Select(nn.Module):
+    """Who computes what? Called without gradient."""
+
+    causal: ClassVar[Causal] = "always"  # when does the choice depend on no later token?
+    scope: ClassVar[Scope] = "token"  # what does the choice of one token depend on?
+    k: int | None = None  # experts per token where that is fixed
+
+    def forward(self, scores: Tensor, choice: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Assignments token (A,), expert (A,) by the choice (T, E) = scores + offset, -inf where forbidden.
+
+        `valid` (B, S) tells the sequences apart; what is assigned to padding is discarded afterwards.
+        """
+        raise NotImplementedError
+
+
+class Choice(NamedTuple):
+    """What was chosen, before anything is dropped."""
+
+    token: Tensor  # (A,) int64
+    expert: Tensor  # (A,) int64 in 0..E; E means nobody
+    gate: Tensor  # (A,) float32
+    scores: Tensor  # (T, E) float32
+    valid: Tensor  # (B, S) bool
+    top_k: int  # K of the layout: the capacity is a constant of the shape
+
+
+class Drop(nn.Module):
+    """What is not computed because its expert is full? Called without gradient."""
+
+    causal: Causal = "always"  # when does keeping an assignment depend on no later token?
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+
+    def forward(self, choice: Choice) -> Tensor:
+        """Which assignments are computed: (A,) bool, False for nobody."""
+        raise NotImplementedError
+
+
+class Balance(nn.Module):
+    """How is the load kept even? By a loss, by an offset to the choice, or by both."""
+
+    weight: float = 1.0  # of the loss in the total
+
+    def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor | None:
+        """The raw term for one micro-batch's routings of all L layers, a scalar; None if it has no loss.
+
+        `seen` is this term's sum of `observe` over the earlier micro-batches of the same optimizer step.
+        """
+        return None
+
+    def offset(self) -> Tensor | None:
+        """(L, E) float32, added to the scores for the choice; None if this term does not steer the choice."""
+        return None
+
+    def observe(self, routings: Sequence[Routing]) -> Tensor:
+        """Statistics of one micro-batch that add up over micro-batches and ranks; by default the load (L, E)."""
+        return load(routings)
+
+    def update(self, total: Tensor, num_tokens: Tensor) -> None:
+        """Called once after every optimizer step with the sum of `observe` and the number of valid tokens."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves the state between devices but keeps its dtype: a bfloat16 bias would swallow its own updates."""
+        states = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, old in states.items():
+            new = getattr(self, name)
+            setattr(self, name, new if new.dtype == old.dtype else old.to(new.device))
+        return self
+
+
+def load(routings: Sequence[Routing]) -> Tensor:
+    """Assignments per layer and expert (L, E) float32, before the drop, without padding."""
+    return torch.stack([count(r.expert, r.logits.size(1)) for r in routings])
+
+
+def count(expert: Tensor, num_experts: int) -> Tensor:
+    """How often each expert occurs in expert (A,): (E,) float32; nobody (E) is not counted."""
+    ones = torch.ones_like(expert, dtype=torch.float32)
+    return ones.new_zeros(num_experts + 1).scatter_add_(0, expert, ones)[:num_experts]
+
+
+def distribution(scores: Tensor) -> Tensor:
+    """Scores (..., E) normalised over the experts: the P of the f.P losses is the mean of this."""
+    return scores / scores.sum(-1, keepdim=True).clamp_min(1e-20)
+
+
+def sequence_load(routing: Routing) -> Tensor:
+    """Assignments per sequence and expert (B, E) float32, before the drop, without padding."""
+    num_sequences, length = routing.valid.shape
+    num_experts = routing.logits.size(1)
+    sequence = routing.token // length  # (A,)
+    index = (sequence * num_experts + routing.expert).masked_fill(routing.expert == num_experts, num_sequences * num_experts)
+    return count(index, num_sequences * num_experts).view(num_sequences, num_experts)
+
+
+def sequence_sum(values: Tensor, valid: Tensor) -> Tensor:
+    """Sum over the valid tokens of each sequence, of values (T, E): (B, E)."""
+    return torch.einsum("bs,bse->be", valid.to(values.dtype), values.view(*valid.shape, -1))
+
+
+def rank_sum(values: Tensor) -> Tensor:
+    """Sum over all ranks, without gradient; the values themselves where there is one process."""
+    if distributed.is_available() and distributed.is_initialized():
+        values = values.detach().clone()
+        distributed.all_reduce(values)
+    return values
+
+
+def num_ranks() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def assigned(scores: Tensor, token: Tensor, expert: Tensor) -> Tensor:
+    """Scores (T, E) at the assignments: (A,), 0 where expert is E."""
+    num_experts = scores.size(1)
+    index = token * num_experts + expert.clamp(max=num_experts - 1)
+    return scores.flatten().gather(0, index) * (expert < num_experts)
+
+
+def per_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
+    """Sum of values (A,) over the assignments of each token, given back to each assignment: (A,)."""
+    return values.new_zeros(num_tokens).index_add(0, token, values)[token]
+

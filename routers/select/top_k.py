@@ -1,0 +1,26 @@
+"""Top-k: each token takes its k best experts.
+
+Shazeer et al. 2017, arXiv 1701.06538, eq. 5; k=1 in Switch (arXiv 2101.03961), k=2 in GShard (arXiv 2006.16668).
+"""
+
+import torch
+from torch import Tensor
+
+from app.registry import register, require
+from routers.contract import Select, Sizes
+
+
+@register("select")
+class TopK(Select):
+    """Raises ValueError if `k` (experts per token) is not in 1..num_experts."""
+
+    def __init__(self, sizes: Sizes, *, k: int) -> None:
+        super().__init__()
+        allowed = f"must be in 1..{sizes.num_experts}, the layout's routed experts"
+        require("k", k, 1 <= k <= sizes.num_experts, allowed)
+        self.k = k
+
+    def forward(self, scores: Tensor, choice: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        expert = choice.topk(self.k, dim=-1, sorted=False).indices  # (T, K)
+        token = torch.arange(len(choice), device=choice.device).repeat_interleave(self.k)
+        return token, expert.flatten()  # (T*K,), token-major

@@ -1,0 +1,18 @@
+"""Sigmoid gate: scores = sigmoid(logits), each expert judged alone.
+
+DeepSeek-V3, arXiv 2412.19437, eq. 13-15 (`normalize: true`, `scale: 2.5`); with `normalize: false` and one expert the
+gate of BASE layers (arXiv 2103.16716) and of Llama 4.
+"""
+
+from torch import Tensor
+
+from app.registry import register
+from routers.contract import Weigh
+
+
+@register("weigh")
+class Sigmoid(Weigh):
+    """Scores lie in 0..1 and have no fixed sum."""
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()  # (T, E)

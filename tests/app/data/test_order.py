@@ -1,0 +1,57 @@
+"""The order is a pure function of seed and position, with exact shares."""
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.data.order import BLOCK, Order
+
+WEIGHTS = (0.5, 0.25, 0.15, 0.1, 0.0)
+ROWS = (100, 50, 30, 7, 3)
+
+
+def order(seed=0):
+    return Order.of(ROWS, WEIGHTS, seed)
+
+
+def test_a_position_has_one_row_however_it_is_reached():
+    forward = [order()[p] for p in range(2000)]
+    fresh = order()
+    assert [fresh[p] for p in reversed(range(2000))] == forward[::-1]
+
+
+def test_another_seed_is_another_order():
+    assert [order(0)[p] for p in range(50)] != [order(1)[p] for p in range(50)]
+
+
+def test_every_block_holds_each_domains_share():
+    for block in range(20):
+        counts = Counter(order()[block * BLOCK + place].domain for place in range(BLOCK))
+        assert all(abs(counts[d] - weight * BLOCK) <= len(WEIGHTS) for d, weight in enumerate(WEIGHTS))
+
+
+def test_shares_are_exact_in_the_long_run():
+    assert order().taken(10**9) == [5 * 10**8, 25 * 10**7, 15 * 10**7, 10**8, 0]
+
+
+@given(st.lists(st.floats(0, 1e3), min_size=1, max_size=8), st.integers(0, 10**6), st.integers(0, 5000))
+@settings(deadline=None, max_examples=200)
+def test_counts_never_fall_and_sum_to_the_position(weights, count, more):
+    weights[0] += 1
+    counted = Order.of([9] * len(weights), weights, 0)
+    first, then = counted.taken(count), counted.taken(count + more)
+    assert sum(first) == count
+    assert all(before <= after for before, after in zip(first, then, strict=True))
+
+
+def test_a_domain_repeats_no_row_before_all_were_read():
+    rows = [row for p in range(8 * BLOCK) if (row := order()[p]).domain == 1]
+    for epoch in range(0, len(rows) - 50, 50):
+        assert sorted(row.number for row in rows[epoch : epoch + 50]) == list(range(50))
+    assert rows[:50] != rows[50:100]
+
+
+def test_without_weights_domains_come_by_size_and_one_without_rows_never():
+    assert Order.of([30, 0, 10], None, 0).taken(400) == [300, 0, 100]
+    assert Order.of([30, 0, 10], [1, 2, 1], 0).taken(400) == [200, 0, 200]

@@ -1,0 +1,31 @@
+"""Trains a mixture-of-experts language model: `python train.py router=topk experts=deepseek`."""
+
+import os
+import sys
+
+import app.environment  # noqa: F401  before torch
+
+os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them on several lines
+
+import hydra
+from omegaconf import DictConfig
+
+from app.errors import MISTAKES, one_line
+from app.plugins import add_plugin_configs
+
+
+@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """One run, under the composed config."""
+    from app.run import run  # torch takes seconds to import, and --help needs none of it
+
+    run(config)
+
+
+if __name__ == "__main__":
+    add_plugin_configs()
+    try:
+        main()
+    except MISTAKES as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
