@@ -1,7 +1,6 @@
 """Trains a mixture-of-experts language model: `python train.py router=topk experts=deepseek`."""
 
 import os
-import sys
 
 import app.environment  # noqa: F401  before torch
 
@@ -10,7 +9,7 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of 
 import hydra
 from omegaconf import DictConfig
 
-from app.errors import MISTAKES, one_line
+from app.errors import exit_on_mistake
 from app.plugins import add_plugin_configs
 
 
@@ -19,13 +18,11 @@ def main(config: DictConfig) -> None:
     """One run, under the composed config."""
     from app.run import run  # torch takes seconds to import, and --help needs none of it
 
-    run(config)
+    with exit_on_mistake():  # here too, before Hydra adds a line of its own
+        run(config)
 
 
 if __name__ == "__main__":
     add_plugin_configs()
-    try:
+    with exit_on_mistake():
         main()
-    except MISTAKES as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)

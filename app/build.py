@@ -1,6 +1,7 @@
 """From the composed config to objects: the one place that knows both. Everything built here takes plain values.
 
-The order is the order of mistakes: what can be checked without data comes first.
+The order is the order of mistakes: what can be checked without data comes first. The model itself is built in
+`app.assemble`, which needs no Lightning.
 """
 
 from collections.abc import Mapping
@@ -11,64 +12,18 @@ import hydra
 import lightning
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from app.moe import MoE, Unrouted
+from app.assemble import build_model, ranged
 from app.registry import UserError, check, make
 from app.trainer import TrainerConfig
 from app.training import LanguageModel
-from app.transformer import ModelConfig, Transformer
-from routers.balancer import Balancer
-from routers.contract import Sizes
-from routers.router import Router
 
 Config = Mapping[str, Any]
 TARGETS = ("lightning", "torch", "torchmetrics")  # whose classes a config may name by `_target_`
 
 
-def build_model(config: Config, vocab_size: int) -> Transformer:
-    """The transformer with its routers, experts and balance terms.
-
-    Raises:
-        UserError: a part or a value does not exist or does not fit.
-    """
-    model = model_config(config)
-    layouts = [_layout(config, model) if model.is_moe(i) else _dense(model) for i in range(model.num_layers)]
-    routed = [layout for layout in layouts if layout.num_experts]
-    num_experts, top_k = (routed[0].num_experts, routed[0].top_k) if routed else (0, 0)
-    sizes = Sizes(model.dim, num_experts, top_k, len(routed), vocab_size)
-    ffns = [
-        MoE(build_router(config, sizes._replace(layer=routed.index(layout))), layout)
-        if layout.num_experts
-        else Unrouted(layout)
-        for layout in layouts
-    ]
-    return Transformer(model, ffns, build_balancer(config, sizes), vocab_size)
-
-
 def build_trainer_config(config: Config) -> TrainerConfig:
     """How the run trains, checked."""
-    return _ranged("trainer", lambda: TrainerConfig(**check(TrainerConfig, config["trainer"], "trainer")))
-
-
-def model_config(config: Config) -> ModelConfig:
-    """The sizes of the transformer, checked."""
-    return _ranged("model", lambda: ModelConfig(**check(ModelConfig, config["model"], "model")))
-
-
-def build_router(config: Config, sizes: Sizes) -> Router:
-    """The router of one MoE layer."""
-    parts = {kind: _part(kind, config["router"][kind], sizes) for kind in ("score", "weigh", "select", "drop")}
-    router = _ranged("router", lambda: Router(**parts, sizes=sizes))
-    _refuse_look_ahead(router, config)
-    return router
-
-
-def build_balancer(config: Config, sizes: Sizes) -> Balancer:
-    """All chosen balance terms; none for a model without experts."""
-    terms = config["balance"] if sizes.num_experts else {}
-    for key, term in terms.items():
-        if "name" not in term:
-            raise UserError(f"balance.{key}: has values but was not chosen; add it with balance=[...,{key}]")
-    return _ranged("", lambda: Balancer({k: make("balance", t, sizes, key=f"balance.{k}") for k, t in terms.items()}))
+    return ranged("trainer", lambda: TrainerConfig(**check(TrainerConfig, config["trainer"], "trainer")))
 
 
 def build_module(config: Config, vocab_size: int, domains: list[str]) -> LanguageModel:
@@ -108,33 +63,3 @@ def _allow_target(key: str, entry: Config) -> None:
     target = str(entry["_target_"])
     if target.split(".")[0] not in TARGETS:
         raise UserError(f"{key}._target_={target}: must lie in {', '.join(TARGETS)}; register a class of your own")
-
-
-def _layout(config: Config, model: ModelConfig) -> Any:
-    return make("experts", config["experts"], model.dim, key="experts")
-
-
-def _dense(model: ModelConfig) -> Any:
-    return make("experts", {"name": "dense", "hidden_dim": model.hidden_dim}, model.dim, key="model")
-
-
-def _part(kind: str, entry: Config, sizes: Sizes) -> Any:
-    if "k" in entry and entry["k"] is None:  # follows the layout
-        entry = {**entry, "k": sizes.top_k}
-    return make(kind, entry, sizes, key=f"router.{kind}")
-
-
-def _refuse_look_ahead(router: Router, config: Config) -> None:
-    causal, name = router.select.causal, config["router"]["select"]["name"]
-    if causal == "never" and not config["allow_non_causal"]:
-        raise UserError(
-            f"router.select.name={name}: a token's choice depends on later tokens, so a language model would see its "
-            "targets; set allow_non_causal=true to train it all the same"
-        )
-
-
-def _ranged(key: str, build: Any) -> Any:
-    try:
-        return build()
-    except ValueError as error:
-        raise UserError(f"{key}.{error}" if key else str(error)) from error

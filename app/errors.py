@@ -1,13 +1,31 @@
 """The user's mistakes in one line, whoever noticed them: us, Hydra or OmegaConf."""
 
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from app.registry import UserError, unknown
 
+CONF = Path(__file__).parent.parent / "conf"
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)
+
+
+@contextmanager
+def exit_on_mistake() -> Iterator[None]:
+    """Ends the program with status 2 and one line; errors of our own keep their traceback."""
+    try:
+        yield
+    except MISTAKES as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
 
 
 def one_line(error: BaseException) -> str:
@@ -16,12 +34,18 @@ def one_line(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        return unknown(f"{group}={option}", option, error.options or ())
-    if isinstance(error, ConfigCompositionException):
-        return _composition(error)
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    text = " ".join(str(error).split())
+    option = re.match(r"(?:In '[^']+': )?Could not (?:find|load) '([^']+)/([^/']+)'", text)
+    if option:
+        return unknown(f"{option[1]}={option[2]}", option[2], _options(option[1]))
+    if isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, OmegaConfBaseException):
+        return _unknown_key(text, error.__cause__)
+    return text
+
+
+def _options(group: str) -> list[str]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):  # Hydra has shut down when its errors reach us
+        return GlobalHydra.instance().config_loader().get_group_options(group)
 
 
 def _unreadable(override: str) -> str:
@@ -32,13 +56,9 @@ def _unreadable(override: str) -> str:
     return f"{key}={value}: has characters that Hydra reads as syntax; write it as '{key}=\"{quoted}\"'"
 
 
-def _composition(error: ConfigCompositionException) -> str:
-    text = " ".join(str(error).split())
-    found = re.match(r"Could not override '([^']+)'", text)
-    if found:
-        cause = str(error.__cause__).splitlines()[0] if error.__cause__ else "unknown key"
-        return f"{found[1]}: {cause[0].lower() + cause[1:]}; `python train.py --cfg job` prints every key"
-    missing = re.match(r"Could not find '([^']+)/([^/']+)' Available options in '[^']+': (.*?)(?: Config search path.*)?$", text)
-    if missing:
-        return unknown(f"{missing[1]}={missing[2]}", missing[2], missing[3].split())
-    return text
+def _unknown_key(text: str, cause: OmegaConfBaseException) -> str:
+    found = re.search(r"'([^']+)'", text)
+    key, parent = found[1] if found else str(cause.key), cause.parent_node
+    if isinstance(parent, DictConfig) and str(cause.key) not in parent:
+        return unknown(key, str(cause.key), map(str, parent))
+    return " ".join(str(cause).split())

@@ -1,13 +1,13 @@
 """How good is the language model, and how even is the load of its experts?"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from routers.contract import Routing, load
+from routers.contract import Routing, count, distribution, load, rank_sum
 
 
 class LanguageMetric(Metric):
@@ -57,7 +57,7 @@ class LoadMetric(Metric):
 
     def __init__(self, num_layers: int, num_experts: int) -> None:
         super().__init__()
-        self.add_state("load", torch.zeros(num_layers, num_experts, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("load", torch.zeros(num_layers, max(1, num_experts), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, routings: Sequence[Routing]) -> None:
         """Adds one forward pass."""
@@ -77,3 +77,109 @@ def max_violation(load: Tensor) -> Tensor:
 def dead_experts(load: Tensor) -> Tensor:
     """How many experts of each layer (L,) got nothing, of load (L, E)."""
     return (load == 0).sum(-1)
+
+
+def coefficient_of_variation(load: Tensor) -> Tensor:
+    """Standard deviation over mean of load (L, E), per layer (L,): Shazeer et al. 2017, arXiv 1701.06538, eq. 8."""
+    return load.std(-1, correction=0) / load.mean(-1).clamp_min(1e-9)
+
+
+def load_entropy(load: Tensor) -> Tensor:
+    """Entropy in nats of load (L, E) as a distribution over the experts, per layer (L,); ln E where it is even.
+
+    Its exponential is the effective number of experts.
+    """
+    return torch.special.entr(distribution(load)).sum(-1)
+
+
+def uniform_multiple(load: Tensor) -> Tensor:
+    """Load (..., E) as a multiple of what each expert gets where the load is even; 0 where there is none at all."""
+    return load / load.mean(-1, keepdim=True).clamp_min(1e-9)
+
+
+class Total:
+    """Named sums on the device, added up over forward passes, and over the ranks when they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Adds to the sums, in float64: counts stay exact."""
+        for name, value in values.items():
+            old = self._sums.get(name)
+            self._sums[name] = value.double() if old is None else old + value
+
+    def take(self) -> dict[str, Tensor]:
+        """The sums over all ranks, which are forgotten; one collective. Every rank calls it at the same step."""
+        names, values = list(self._sums), list(self._sums.values())
+        self._sums = {}
+        if not values:
+            return {}
+        flat = rank_sum(torch.cat([value.flatten() for value in values]))
+        parts = flat.split([value.numel() for value in values])
+        return {name: part.view_as(value) for name, part, value in zip(names, parts, values, strict=True)}
+
+
+def routing_sums(routings: Sequence[Routing]) -> dict[str, Tensor]:
+    """What `routing_statistics` needs of one forward pass, as sums: add them over micro-batches and ranks."""
+    each = [_layer_sums(routing) for routing in routings]
+    sums = {name: torch.stack([layer[name] for layer in each]) for name in each[0]}
+    sums["tokens"] = routings[0].valid.sum()
+    sums["forwards"] = torch.ones_like(sums["tokens"])
+    sums["maxvio"] = max_violation(sums["load"])
+    return sums
+
+
+def routing_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every statistic per layer (L,), of sums over any number of forward passes.
+
+    `maxvio_micro` is a mean over forward passes; all others are global: they do not depend on how tokens were cut.
+    """
+    load, importance, tokens = sums["load"], sums["importance"], sums["tokens"].clamp_min(1)
+    relative, assigned = uniform_multiple(load), load.sum(-1)
+    entropy = load_entropy(load)
+    return {
+        "load_min": relative.amin(-1),
+        "load_median": relative.quantile(0.5, dim=-1),
+        "load_max": relative.amax(-1),
+        "load_cv": coefficient_of_variation(load),
+        "load_entropy": entropy,
+        "effective_experts": entropy.exp(),
+        "importance_max": uniform_multiple(importance).amax(-1),
+        "importance_cv": coefficient_of_variation(importance),
+        "maxvio": max_violation(load),
+        "maxvio_micro": sums["maxvio"] / sums["forwards"].clamp_min(1),
+        "dead": dead_experts(load),
+        "drop_rate": sums["dropped"] / assigned.clamp_min(1),
+        "mean_k": assigned / tokens,
+        "token_entropy": sums["entropy"] / tokens,
+        "margin": sums["margin"] / tokens,
+        "logit_rms": (sums["logit_square"] / sums["logits"].clamp_min(1)).sqrt(),
+        "z": sums["z"] / tokens,
+    }
+
+
+def _layer_sums(routing: Routing) -> dict[str, Tensor]:
+    num_experts = routing.logits.size(1)
+    valid = routing.valid.flatten().to(routing.scores.dtype)  # (T,)
+    share = distribution(routing.scores)
+    allowed = ~routing.logits.isinf()
+    first, second = share.topk(min(2, num_experts), -1).values.T[[0, -1]]  # one expert alone has no margin
+    gates = routing.gate.new_zeros(num_experts + 1).scatter_add_(0, routing.expert, routing.gate)
+    dropped = (routing.expert < num_experts) & ~routing.kept
+    per_token = torch.stack(
+        (
+            torch.special.entr(share).sum(-1),
+            first - second,
+            routing.logits.logsumexp(-1).square(),
+            routing.logits.masked_fill(~allowed, 0).square().sum(-1),
+            allowed.sum(-1),
+        )
+    )  # (5, T)
+    names = ("entropy", "margin", "z", "logit_square", "logits")
+    return {
+        "load": count(routing.expert, num_experts),
+        "importance": gates[:num_experts],
+        "dropped": dropped.sum(),
+        **dict(zip(names, per_token @ valid, strict=True)),
+    }

@@ -1,4 +1,7 @@
-"""The mixture-of-experts layer: y = shared(x) + sum over the assignments of a token of gate * expert(x)."""
+"""The mixture-of-experts layer: y = shared(x) + sum over the assignments of a token of gate * expert(x).
+
+A layout may narrow x before the experts and widen their sum, and may add assignments of its own.
+"""
 
 from torch import Tensor, nn
 
@@ -20,10 +23,11 @@ class MoE(nn.Module):
         tokens = x.flatten(0, 1)  # (T, D)
         routing = self.router(tokens, context)
         expert = routing.expert.masked_fill(~routing.kept, self.experts.num_experts)
-        plan = grouped.plan(expert, routing.token, self.experts.num_experts, len(tokens))
-        rows = grouped.dispatch(tokens, plan)  # (R, D)
+        token, expert, gate = self.experts.assign(routing.token, expert, routing.gate, len(tokens))
+        plan = grouped.plan(expert, token, self.experts.num_computed, len(tokens))
+        rows = grouped.dispatch(self.experts.enter(tokens), plan)  # (R, Z)
         shared = self.experts.shared(tokens)  # before the experts: under expert parallelism their exchange hides it
-        routed = grouped.combine(self.experts(rows, plan.ends), routing.gate, plan)  # (T, D)
+        routed = self.experts.leave(grouped.combine(self.experts(rows, plan.ends), gate, plan))  # (T, D)
         y = routed if shared is None else routed + shared
         return y.view_as(x), routing
 

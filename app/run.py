@@ -14,11 +14,12 @@ from rich.console import Console
 
 from app.budget import Budget
 from app.build import build_callbacks, build_logger, build_module, build_trainer_config
+from app.checkpoints import newest
 from app.data import build_data
 from app.registry import UserError
-from app.runfolder import newest_checkpoint, open_folder, settle
+from app.runfolder import open_folder, settle
 from app.summary import summarize
-from app.trainer import make_trainer, native_precision, set_threads
+from app.trainer import make_trainer, set_threads
 from app.training import LanguageModel
 
 console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -33,13 +34,13 @@ def run(composed: DictConfig) -> None:
     """
     config, folder, told = settle(composed, list(HydraConfig.get().overrides.task))
     check_config(config)
-    trainer = config["trainer"]
-    if trainer["precision"] == "auto":
-        trainer["precision"] = native_precision(trainer["accelerator"])
+    trainer_config = build_trainer_config(config)
+    trainer = make_trainer(trainer_config, folder, build_logger(folder), build_callbacks(config))
     for line in told:
         say(f"resume: {line}")
     open_folder(folder, config)
-    train(config, folder)
+    set_threads(trainer_config)
+    train(config, folder, trainer)
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -55,20 +56,17 @@ def check_config(config: dict[str, Any]) -> None:
         build_module(config, vocab_size=1, domains=["text"])
 
 
-def train(config: dict[str, Any], folder: Path) -> None:
+def train(config: dict[str, Any], folder: Path, trainer: lightning.Trainer) -> None:
     """Trains under a checked config in an open folder."""
     started = time.monotonic()
-    trainer_config = build_trainer_config(config)
-    set_threads(trainer_config)
     lightning.seed_everything(config["seed"], verbose=False)
     data = build_data(config["data"], config["tokenizer"], config["seed"])
     data.prepare()
     module = build_module(config, data.vocab_size, data.domains)
     budget = Budget.of(module.model, data.seq_len)
     say(budget.table())
-    trainer = make_trainer(trainer_config, folder, build_logger(folder), build_callbacks(config))
-    trainer.fit(module, datamodule=data, ckpt_path=_resumable(module, folder), weights_only=True)
-    if trainer.global_step % trainer_config.val_every:
+    trainer.fit(module, datamodule=data, ckpt_path=_resumable(module, config, folder), weights_only=True)
+    if trainer.global_step % config["trainer"]["val_every"]:
         trainer.validate(module, datamodule=data, verbose=False)
     summary = summarize(trainer, module) | budget.summary()
     summary |= {"wall_s": time.monotonic() - started, "corpus_fingerprint": data.corpus_fingerprint, "seed": config["seed"]}
@@ -78,14 +76,18 @@ def train(config: dict[str, Any], folder: Path) -> None:
     say(f"  tensorboard --logdir {folder.parent}")
 
 
-def _resumable(module: LanguageModel, folder: Path) -> Path | None:
+def _resumable(module: LanguageModel, config: dict[str, Any], folder: Path) -> Path | None:
     """The newest checkpoint of the run, if its parameters are those of the model.
 
     Raises:
         UserError: it is of another architecture.
     """
-    path = newest_checkpoint(folder)
+    path, damaged = newest(folder / "checkpoints")
+    for line in damaged:
+        say(f"resume: {line}")
     if path is None:
+        if config["resume"]:
+            say(f"resume: {folder} has no checkpoint: starting afresh")
         return None
     saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
     mine = module.state_dict()

@@ -4,7 +4,6 @@ A resumed run keeps the config that it was saved with. Only where to stop and on
 """
 
 import os
-import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from app.registry import UserError, require
+from app.registry import UserError
+from app.trainer import native_precision
 
 RUNS = Path("runs")
 NAME = "ROUTER_ZOO_RUN"  # environment: the processes of one run share its name
@@ -28,6 +28,8 @@ def settle(composed: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], 
         UserError: the folder is taken, or there is nothing that could be resumed.
     """
     config = plain(composed)
+    if config["trainer"]["precision"] == "auto":  # decided once: a resumed run keeps it
+        config["trainer"]["precision"] = native_precision(config["trainer"]["accelerator"])
     folder = RUNS / run_name(config)
     if not config["resume"]:
         if (folder / "config.yaml").exists() and rank_zero_only.rank == 0 and NAME not in os.environ:
@@ -39,8 +41,6 @@ def settle(composed: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], 
         return config, folder, [f"{folder} does not exist yet: starting afresh"]
     config, ignored = _merged(OmegaConf.load(folder / "config.yaml"), composed, overrides)
     told = [f"keeping {key}={kept} of {folder}, not {asked}" for key, kept, asked in ignored]
-    if newest_checkpoint(folder) is None:
-        told.append(f"{folder} has no checkpoint yet: starting afresh")
     return config, folder, told
 
 
@@ -50,12 +50,6 @@ def open_folder(folder: Path, config: dict[str, Any]) -> None:
     if rank_zero_only.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step, or None."""
-    found = {int(m[1]): p for p in (folder / "checkpoints").glob("*.ckpt") if (m := re.fullmatch(r"step=(\d+)", p.stem))}
-    return found[max(found)] if found else None
 
 
 def run_name(config: dict[str, Any]) -> str:

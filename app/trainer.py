@@ -8,11 +8,13 @@ from typing import Literal
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Timer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 
-from app.registry import require
+from app.checkpoints import Checkpoints
+from app.registry import UserError, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class TrainerConfig:
     val_every: int
     log_every: int
     checkpoint_every: int
+    checkpoint_minutes: float | None
     keep_checkpoints: int
     gradient_clip_val: float | None
     deterministic: bool
@@ -43,6 +46,8 @@ class TrainerConfig:
         for name in ("devices", "num_nodes", "max_steps", "val_every", "log_every", "checkpoint_every", "timeout_s"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
         require("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "must be at least 1")
+        minutes = self.checkpoint_minutes
+        require("checkpoint_minutes", minutes, minutes is None or minutes > 0, "must be positive, or null")
         clip = self.gradient_clip_val
         require("gradient_clip_val", clip, clip is None or clip > 0, "must be positive, or null")
         require("threads", self.threads, self.threads is None or self.threads >= 1, "must be at least 1, or null")
@@ -78,15 +83,19 @@ def make_trainer(
     config: TrainerConfig, folder: Path, logger: Logger | bool, callbacks: list[lightning.Callback]
 ) -> lightning.Trainer:
     """The Trainer of a run; checkpoints lie in the run's folder."""
-    checkpoint = ModelCheckpoint(
-        dirpath=folder / "checkpoints",
-        filename="{step}",
-        every_n_train_steps=config.checkpoint_every,
-        save_top_k=config.keep_checkpoints,
-        monitor="step",
-        mode="max",
-        save_last=False,
+    checkpoints = Checkpoints(
+        folder / "checkpoints", config.checkpoint_every, config.checkpoint_minutes, config.keep_checkpoints
     )
+    try:
+        return _trainer(config, folder, logger, [*callbacks, checkpoints, Timer()])
+    except MisconfigurationException as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"trainer.accelerator={config.accelerator}: {reason}; trainer=cpu always works") from error
+
+
+def _trainer(
+    config: TrainerConfig, folder: Path, logger: Logger | bool, callbacks: list[lightning.Callback]
+) -> lightning.Trainer:
     return lightning.Trainer(
         accelerator=config.accelerator,
         strategy=make_strategy(config),
@@ -102,7 +111,8 @@ def make_trainer(
         use_distributed_sampler=False,  # the order of the rows is the data module's
         enable_model_summary=False,  # the budget table says more
         logger=logger,
-        callbacks=[*callbacks, checkpoint, Timer()],
+        callbacks=callbacks,
+        enable_checkpointing=False,  # app.checkpoints
         default_root_dir=folder,
     )
 

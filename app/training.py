@@ -56,7 +56,7 @@ class LanguageModel(lightning.LightningModule):
         self.clip_norm, self.micro_batch_size, self.seed = clip_norm, micro_batch_size, seed
         self.metric = LanguageMetric(domains)
         self.load_metric = LoadMetric(len(model.routers()), model.num_experts)
-        self.validation_load = self.load_metric.compute()  # (L, E) of the last validation
+        self.validation_load = self.load_metric.load  # (L, E) of the last validation
         self.watchers: list[Watcher] = []  # called with the routings and the batch of every forward pass
         self.tokens_seen = torch.zeros((), dtype=torch.int64)  # in training, on all ranks
 

@@ -31,9 +31,12 @@ class ModelConfig:
     num_layers: int
     num_heads: int
     num_kv_heads: int
+    head_dim: int | None
     hidden_dim: int
     first_dense: int
     moe_every: int
+    moe_layers: list[int] | None
+    vocab_size: int | None
     tie_embeddings: bool
     cross_documents: bool
     rope_theta: float
@@ -45,13 +48,28 @@ class ModelConfig:
         for name in ("dim", "num_layers", "num_heads", "num_kv_heads", "hidden_dim", "moe_every"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
         heads, groups = self.num_heads, self.num_kv_heads
-        require("dim", self.dim, self.dim % (2 * heads) == 0, f"must be divisible by 2 * num_heads = {2 * heads}")
+        if self.head_dim is None:
+            require("dim", self.dim, self.dim % (2 * heads) == 0, f"must be divisible by 2 * num_heads = {2 * heads}")
+        even = self.head_width > 0 and self.head_width % 2 == 0
+        require("head_dim", self.head_dim, even, "must be even and positive, or null")
         require("num_heads", heads, heads % groups == 0, f"must be divisible by num_kv_heads={groups}")
         require("first_dense", self.first_dense, self.first_dense >= 0, "must be at least 0")
+        layers = self.moe_layers
+        allowed = layers is None or all(0 <= i < self.num_layers for i in layers)
+        require("moe_layers", layers, allowed, f"must be layers in 0..{self.num_layers - 1}, or null")
         require("init_std", self.init_std, self.init_std > 0, "must be positive")
 
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.num_heads if self.head_dim is None else self.head_dim
+
     def is_moe(self, layer: int) -> bool:
-        """Whether layer 0 .. num_layers-1 holds experts: the first `first_dense` do not, then every `moe_every`-th."""
+        """Whether layer 0 .. num_layers-1 holds experts: those in `moe_layers`, or every `moe_every`-th after the first
+        `first_dense`.
+        """
+        if self.moe_layers is not None:
+            return layer in self.moe_layers
         return layer >= self.first_dense and (layer - self.first_dense + 1) % self.moe_every == 0
 
 
@@ -69,10 +87,10 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.head_dim = config.dim // config.num_heads
-        self.sizes = [config.dim, *[config.num_kv_heads * self.head_dim] * 2]
+        self.head_dim = config.head_width
+        self.sizes = [heads * self.head_dim for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
         self.qkv = nn.Linear(config.dim, sum(self.sizes), bias=False)
-        self.out = nn.Linear(config.dim, config.dim, bias=False)
+        self.out = nn.Linear(self.sizes[0], config.dim, bias=False)
 
     def forward(self, x: Tensor, where: Where) -> Tensor:
         query, key, value = (
@@ -196,7 +214,7 @@ class Transformer(nn.Module):
 
 def rotary(length: int, config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines (S, H) of the rotary angles; only differences of positions act, so a row counts from 0."""
-    width = config.dim // config.num_heads
+    width = config.head_width
     speed = config.rope_theta ** -(torch.arange(0, width, 2, device=device) / width)  # (H/2,)
     angle = torch.arange(length, device=device)[:, None] * speed.repeat(2)  # (S, H)
     return angle.cos(), angle.sin()

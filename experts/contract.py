@@ -1,7 +1,9 @@
 """What a layout of experts promises: computing the rows that were routed to its experts, and what every token gets.
 
+    y = shared(x) + leave( sum over the assignments of a token of gate * expert( enter(x) ) )
+
 A layout owns the number of routed experts and how many of them a token takes. Letters as in `routers.contract`;
-F is the width inside one expert.
+F is the width inside one expert, Z the width that the experts see (D in most layouts), C the experts that compute.
 """
 
 import torch
@@ -18,20 +20,45 @@ class Experts(nn.Module):
     num_experts: int  # E, routed
     top_k: int  # K, routed experts per token
 
+    @property
+    def num_computed(self) -> int:
+        """C, the experts that rows are sorted by: the E routed ones and those that `assign` adds."""
+        return self.num_experts
+
+    def assign(self, token: Tensor, expert: Tensor, gate: Tensor, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The assignments (A',) that are computed for those that were routed (A,): token, expert in 0..C, gate.
+
+        `expert` comes with E for nobody and leaves with C for nobody. Called before `forward`.
+        """
+        return token, expert, gate
+
+    def enter(self, x: Tensor) -> Tensor:
+        """What the experts see (T, Z) of tokens x (T, D); computed once per token, before the rows are copied."""
+        return x
+
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        """Outputs (A, D) of rows x (A, D) sorted by expert; expert e owns rows ends[e-1] to ends[e] of ends (E,) int32.
+        """Outputs (A, Z) of rows x (A, Z) sorted by expert; expert e owns rows ends[e-1] to ends[e] of ends (C,) int32.
 
         Rows after the last end belong to nobody; what comes back there is not used.
         """
         raise NotImplementedError
+
+    def leave(self, y: Tensor) -> Tensor:
+        """(T, D) of the gated sums y (T, Z); linear, or the layer would not be a sum over experts."""
+        return y
 
     def shared(self, x: Tensor) -> Tensor | None:
         """What every token (T, D) gets whatever the router says: (T, D), or None."""
         return None
 
     def expert_params(self) -> list[int]:
-        """Number of parameters of each routed expert, E of them; the budget counts K times their mean as active."""
+        """Number of parameters of each routed expert, E of them."""
         return []
+
+    def active_params(self, top_k: float) -> float:
+        """Parameters of the routed part that a token meets with `top_k` experts, at uniform load."""
+        each = self.expert_params()
+        return top_k * sum(each) / max(1, len(each))
 
 
 class FeedForward(nn.Module):
@@ -59,6 +86,35 @@ class Stack(nn.Module):
         """Outputs (A, D) of rows x (A, D) sorted by expert."""
         return grouped.swiglu(x, ends, self.w_in, self.w_out)
 
+    def params(self) -> list[int]:
+        """Number of parameters of each network."""
+        return [self.w_in[0].numel() + self.w_out[0].numel()] * len(self.w_in)
+
+
+class Stacks(nn.ModuleList):
+    """Stacks of different widths, one after the other: rows of the first stack's experts come first.
+
+    `sizes` are (number of experts, width) of each stack.
+    """
+
+    def __init__(self, dim: int, sizes: list[tuple[int, int]]) -> None:
+        super().__init__(Stack(num_experts, dim, width) for num_experts, width in sizes)
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """Outputs (A, D) of rows x (A, D) sorted by expert, without a host sync."""
+        row = torch.arange(len(x), device=x.device)
+        y, start, first = x.new_zeros(()), ends.new_zeros(()), 0
+        for stack in self:
+            last = first + len(stack.w_in)
+            turned = x[(row + start) % max(1, len(x))]  # this stack's rows to the top; its result is 0 elsewhere
+            y = y + stack(turned, ends[first:last] - start)[(row - start) % max(1, len(x))]
+            start, first = ends[last - 1], last
+        return y
+
+    def params(self) -> list[int]:
+        """Number of parameters of each expert."""
+        return [each for stack in self for each in stack.params()]
+
 
 class Routed(Experts):
     """A layout whose routed experts all have one width; the base of most.
@@ -69,8 +125,7 @@ class Routed(Experts):
 
     def __init__(self, dim: int, num_experts: int, top_k: int, hidden_dim: int) -> None:
         super().__init__()
-        require("num_experts", num_experts, num_experts >= 1, "leaves no routed expert")
-        require("top_k", top_k, 1 <= top_k <= num_experts, f"must be in 1..{num_experts}, the number of routed experts")
+        require_pool(num_experts, top_k)
         require("hidden_dim", hidden_dim, hidden_dim >= 1, "must be at least 1")
         self.num_experts, self.top_k, self.hidden_dim = num_experts, top_k, hidden_dim
         self.routed = Stack(num_experts, dim, hidden_dim)
@@ -79,8 +134,17 @@ class Routed(Experts):
         return self.routed(x, ends)
 
     def expert_params(self) -> list[int]:
-        each = sum(p[0].numel() for p in self.routed.parameters())
-        return [each] * self.num_experts
+        return self.routed.params()
+
+
+def require_pool(num_experts: int, top_k: int) -> None:
+    """Range check of the two numbers that every routed layout has.
+
+    Raises:
+        ValueError: fewer than one expert, or more experts per token than there are.
+    """
+    require("num_experts", num_experts, num_experts >= 1, "leaves no routed expert")
+    require("top_k", top_k, 1 <= top_k <= num_experts, f"must be in 1..{num_experts}, the number of routed experts")
 
 
 def segment(hidden_dim: int, segments: int) -> int:
@@ -91,3 +155,8 @@ def segment(hidden_dim: int, segments: int) -> int:
     """
     require("segments", segments, segments >= 1 and hidden_dim % segments == 0, f"must divide hidden_dim={hidden_dim}")
     return hidden_dim // segments
+
+
+def row_expert(x: Tensor, ends: Tensor) -> Tensor:
+    """The expert (A,) of every row of x (A, D); C after the last end."""
+    return torch.searchsorted(ends, torch.arange(len(x), device=x.device, dtype=ends.dtype), right=True)

@@ -133,12 +133,14 @@ class Choice(NamedTuple):
     scores: Tensor  # (T, E) float32
     valid: Tensor  # (B, S) bool
     top_k: int  # K of the layout: the capacity is a constant of the shape
+    seed: int = 0  # of this step and layer
 
 
 class Drop(nn.Module):
     """What is not computed because its expert is full? Called without gradient."""
 
     causal: Causal = "always"  # when does keeping an assignment depend on no later token?
+    scope: ClassVar[Scope] = "token"  # what does keeping an assignment depend on?
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -202,7 +204,9 @@ def sequence_load(routing: Routing) -> Tensor:
     num_sequences, length = routing.valid.shape
     num_experts = routing.logits.size(1)
     sequence = routing.token // length  # (A,)
-    index = (sequence * num_experts + routing.expert).masked_fill(routing.expert == num_experts, num_sequences * num_experts)
+    index = (sequence * num_experts + routing.expert).masked_fill(
+        routing.expert == num_experts, num_sequences * num_experts
+    )
     return count(index, num_sequences * num_experts).view(num_sequences, num_experts)
 
 
@@ -235,3 +239,33 @@ def per_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
     """Sum of values (A,) over the assignments of each token, given back to each assignment: (A,)."""
     return values.new_zeros(num_tokens).index_add(0, token, values)[token]
 
+
+def rank_in_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
+    """Place of each assignment among those of its token by descending values (A,): (A,) int64 from 0."""
+    order = values.argsort(descending=True, stable=True)
+    order = order[token[order].argsort(stable=True)]  # by token, then by value
+    number = token.new_zeros(num_tokens).scatter_add_(0, token, torch.ones_like(token))
+    place = torch.arange(len(token), device=token.device) - (number.cumsum(0) - number)[token[order]]
+    return torch.empty_like(token).scatter(0, order, place)
+
+
+def assignments(routing: Routing) -> Tensor:
+    """How many experts each token has (T,) int64, before the drop; 0 on padding."""
+    served = (routing.expert < routing.logits.size(1)).long()
+    return served.new_zeros(len(routing.logits)).scatter_add_(0, routing.token, served)
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Entropy in nats over the last dimension; the logarithm is clamped, so the gradient is finite at 0."""
+    return -(probabilities * probabilities.clamp_min(1e-20).log()).sum(-1)
+
+
+def squared_variation(values: Tensor) -> Tensor:
+    """Squared coefficient of variation over the last dimension, var / mean^2; 0 where all values are 0."""
+    mean = values.mean(-1, keepdim=True)
+    return (values - mean).square().mean(-1) / mean.squeeze(-1).square().clamp_min(1e-20)
+
+
+def frozen(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Weights that are never trained: (rows, columns + 1), the bias last, uniform in +-1/sqrt(columns)."""
+    return (2 * torch.rand(rows, columns + 1, generator=generator, device="cpu") - 1) * columns**-0.5

@@ -31,9 +31,11 @@ class Router(nn.Module):
             token, expert = self._choose(logits, scores, context)  # (A,)
             gate = self.weigh(scores, token, expert)  # (A,)
             with torch.no_grad():
-                kept = self.drop(Choice(token, expert, gate, scores, context.valid, self.top_k))  # (A,)
+                kept = self.drop(Choice(token, expert, gate, scores, context.valid, self.top_k, context.seed))  # (A,)
             rows = self.score.directions()  # (E, D')
-        return Routing(token, expert, gate, kept, logits, scores, context.valid, *scored[1:], rows)
+        return Routing(
+            token, expert, gate, kept, logits, scores, context.valid, scored.state, scored.clean, scored.noise_std, rows
+        )
 
     @torch.no_grad()
     def _choose(self, logits: Tensor, scores: Tensor, context: Context) -> tuple[Tensor, Tensor]:

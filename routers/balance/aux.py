@@ -5,8 +5,8 @@
 GShard (Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1), Switch (arXiv 2101.03961, eq. 4-6) and DeepSeekMoE
 (arXiv 2401.06066, eq. 12-14). p are the scores normalised over the experts, and K is the measured mean number of
 assignments per token, so the value is 1.0 at uniform load for any K and E. The scope says over which tokens f and P are
-formed: `micro` (GShard, Switch), each `sequence` (DeepSeek code, arXiv 2412.19437, eq. 17-20) or the `global` batch
-(Qiu et al. 2025, arXiv 2501.11873): f over all ranks and over the micro-batches so far, P over the ranks.
+formed: `micro` (GShard, Switch), each `sequence` (DeepSeekMoE's expert-level loss as its code has it) or the `global`
+batch (Qiu et al. 2025, arXiv 2501.11873): f over all ranks and over the micro-batches so far, P over the ranks.
 """
 
 from collections.abc import Sequence
@@ -39,8 +39,8 @@ class Aux(Balance):
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
         tokens = routings[0].valid.sum(1)  # (B,)
-        loads = torch.stack([sequence_load(r) for r in routings])  # (L, B, E)
-        probs = torch.stack([sequence_sum(distribution(r.scores), r.valid) for r in routings])  # (L, B, E)
+        loads = torch.stack([self.loads(r) for r in routings])  # (L, B, E)
+        probs = torch.stack([self.probabilities(r) for r in routings])  # (L, B, E)
         if self.scope != "sequence":
             tokens, loads, probs = tokens.sum(0, keepdim=True), loads.sum(1, keepdim=True), probs.sum(1, keepdim=True)
         if self.scope == "global":
@@ -50,3 +50,14 @@ class Aux(Balance):
         p = probs / tokens[:, None].clamp_min(1)
         value = (f * p).sum(-1)  # (L, B), or (L, 1)
         return value.mean(0).sum() / tokens.count_nonzero().clamp_min(1)
+
+    def loads(self, routing: Routing) -> Tensor:
+        """What f counts, per sequence and expert (B, E)."""
+        return sequence_load(routing)
+
+    def probabilities(self, routing: Routing) -> Tensor:
+        """What P averages, summed over each sequence (B, E)."""
+        return sequence_sum(distribution(routing.scores), routing.valid)
+
+    def observe(self, routings: Sequence[Routing]) -> Tensor:
+        return torch.stack([self.loads(r).sum(0) for r in routings])  # (L, E)

@@ -14,6 +14,8 @@ from routers.contract import Select, Sizes
 class TopK(Select):
     """Raises ValueError if `k` (experts per token) is not in 1..num_experts."""
 
+    k: int
+
     def __init__(self, sizes: Sizes, *, k: int) -> None:
         super().__init__()
         allowed = f"must be in 1..{sizes.num_experts}, the layout's routed experts"

@@ -1,0 +1,94 @@
+"""From the composed config to the model; without Lightning, which takes longer to import than a model to build."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.moe import MoE, Unrouted
+from app.registry import UserError, check, make
+from app.transformer import ModelConfig, Transformer
+from routers.balancer import Balancer
+from routers.contract import Sizes
+from routers.router import Router
+
+Config = Mapping[str, Any]
+
+
+def build_model(config: Config, vocab_size: int) -> Transformer:
+    """The transformer with its routers, experts and balance terms.
+
+    Raises:
+        UserError: a part or a value does not exist or does not fit.
+    """
+    model = model_config(config)
+    vocab_size = _vocabulary(model, vocab_size)
+    layouts = [_layout(config, model) if model.is_moe(i) else _dense(model) for i in range(model.num_layers)]
+    routed = [layout for layout in layouts if layout.num_experts]
+    num_experts, top_k = (routed[0].num_experts, routed[0].top_k) if routed else (0, 0)
+    sizes = Sizes(model.dim, num_experts, top_k, len(routed), vocab_size)
+    ffns = [
+        MoE(build_router(config, sizes._replace(layer=routed.index(layout))), layout)
+        if layout.num_experts
+        else Unrouted(layout)
+        for layout in layouts
+    ]
+    return Transformer(model, ffns, build_balancer(config, sizes), vocab_size)
+
+
+def model_config(config: Config) -> ModelConfig:
+    """The sizes of the transformer, checked."""
+    return ranged("model", lambda: ModelConfig(**check(ModelConfig, config["model"], "model")))
+
+
+def build_router(config: Config, sizes: Sizes) -> Router:
+    """The router of one MoE layer."""
+    parts = {kind: _part(kind, config["router"][kind], sizes) for kind in ("score", "weigh", "select", "drop")}
+    router = ranged("router", lambda: Router(**parts, sizes=sizes))
+    _refuse_look_ahead(router, config)
+    return router
+
+
+def build_balancer(config: Config, sizes: Sizes) -> Balancer:
+    """All chosen balance terms; none for a model without experts."""
+    terms = config["balance"] if sizes.num_experts else {}
+    for key, term in terms.items():
+        if "name" not in term:
+            raise UserError(f"balance.{key}: has values but was not chosen; add it with balance=[...,{key}]")
+    return ranged("", lambda: Balancer({k: make("balance", t, sizes, key=f"balance.{k}") for k, t in terms.items()}))
+
+
+def _layout(config: Config, model: ModelConfig) -> Any:
+    return make("experts", config["experts"], model.dim, key="experts")
+
+
+def _dense(model: ModelConfig) -> Any:
+    return make("experts", {"name": "dense", "hidden_dim": model.hidden_dim}, model.dim, key="model")
+
+
+def _vocabulary(model: ModelConfig, vocab_size: int) -> int:
+    """The model's own number of tokens where the config states one, else the tokenizer's."""
+    if model.vocab_size is not None and model.vocab_size < vocab_size:
+        raise UserError(f"model.vocab_size={model.vocab_size}: must be at least {vocab_size}, the tokenizer's; or null")
+    return model.vocab_size or vocab_size
+
+
+def _part(kind: str, entry: Config, sizes: Sizes) -> Any:
+    if "k" in entry and entry["k"] is None:  # follows the layout
+        entry = {**entry, "k": sizes.top_k}
+    return make(kind, entry, sizes, key=f"router.{kind}")
+
+
+def _refuse_look_ahead(router: Router, config: Config) -> None:
+    causal, name = router.select.causal, config["router"]["select"]["name"]
+    if causal == "never" and not config["allow_non_causal"]:
+        raise UserError(
+            f"router.select.name={name}: a token's choice depends on later tokens, so a language model would see its "
+            "targets; set allow_non_causal=true to train it all the same"
+        )
+
+
+def ranged(key: str, build: Any) -> Any:
+    """What `build` returns; a range check that fails there is told with its place in the config."""
+    try:
+        return build()
+    except ValueError as error:
+        raise UserError(f"{key}.{error}" if key else str(error)) from error

@@ -1,0 +1,109 @@
+"""Checkpoints that survive: whole or absent, checked by their sum, the newest few, also on SIGTERM.
+
+A training batch is an optimizer step, so every save lies between two steps. A file is written under another name, flushed
+to the disk and renamed; its SHA-256 stands beside it. A damaged file is passed over for the one before.
+"""
+
+import hashlib
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.utilities import rank_zero_only
+
+from app.registry import UserError
+
+
+class Checkpoints(lightning.Callback):
+    """Saves every `every` steps and every `minutes`, after the last step, and when the process is asked to end.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; older checkpoints are whole.
+    """
+
+    def __init__(self, folder: Path, every: int, minutes: float | None, keep: int) -> None:
+        self.folder, self.every, self.minutes, self.keep = folder, every, minutes, keep
+        self.asked_to_end = False
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.last_step, self.last_time = trainer.global_step, time.monotonic()
+        self._previous = signal.signal(signal.SIGTERM, self._ask_to_end)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        timed = self.minutes is not None and time.monotonic() - self.last_time > 60 * self.minutes
+        # ranks hear of time and signals at different moments, and must agree
+        asked = trainer.strategy.reduce_boolean_decision(timed or self.asked_to_end, all=False)
+        if asked or trainer.global_step % self.every == 0:
+            self._save(trainer)
+        if trainer.strategy.reduce_boolean_decision(self.asked_to_end, all=False):
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._save(trainer)
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _ask_to_end(self, *args: Any) -> None:
+        self.asked_to_end = True
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        if self.last_step == trainer.global_step:
+            return
+        self.last_step, self.last_time = trainer.global_step, time.monotonic()
+        path = self.folder / f"step={trainer.global_step}.ckpt"
+        write_whole(path, lambda part: trainer.save_checkpoint(part))
+        self._prune()
+
+    @rank_zero_only
+    def _prune(self) -> None:
+        for _, path in steps(self.folder)[: -self.keep]:
+            path.unlink(missing_ok=True)
+            checksum(path).unlink(missing_ok=True)
+
+
+def write_whole(path: Path, save: Callable[[Path], None]) -> None:
+    """Calls `save` on all ranks with another name and, once the file is on the disk, gives it its own."""
+    part = path.with_suffix(".part")
+    try:
+        save(part)
+        if rank_zero_only.rank == 0:
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            checksum(path).write_text(digest(part) + "\n")
+            part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer tells a full disk as a RuntimeError
+        part.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be written ({reason}); older checkpoints are whole, resume=true goes on") from error
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint of the highest step that is whole, and a line for every damaged one that was passed over."""
+    damaged = []
+    for _, path in reversed(steps(folder)):
+        if checksum(path).exists() and checksum(path).read_text().strip() == digest(path):
+            return path, damaged
+        damaged.append(f"{path} is damaged (its checksum differs): using the one before")
+    return None, damaged
+
+
+def steps(folder: Path) -> list[tuple[int, Path]]:
+    """All checkpoints of a folder with their steps, in order."""
+    return sorted((int(m[1]), p) for p in folder.glob("*.ckpt") if (m := re.fullmatch(r"step=(\d+)", p.stem)))
+
+
+def checksum(path: Path) -> Path:
+    """Where the sum of a checkpoint stands."""
+    return path.with_suffix(".sha256")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,56 @@
+"""Which experts work together? After every `every`-th validation, on all of its tokens and ranks.
+
+    specialisation/co_activation    image: for each layer, the share of the row expert's tokens that the other one has
+
+The diagonal is left empty (it is 1). OLMoE (Muennighoff et al. 2024, arXiv 2409.02060, section 5.2).
+"""
+
+import lightning
+import torch
+
+from app.metrics import Total
+from app.registry import register, require
+from app.specialisation import co_activation
+from app.training import Batch
+from callbacks import draw
+from callbacks.watcher import Watcher, event_writer
+from routers.contract import Routing
+
+
+@register("callback")
+class CoActivation(Watcher):
+    """Raises ValueError if `every` (validations) is not positive or `top` (end of the colour scale) not in 0..1."""
+
+    def __init__(self, *, every: int, top: float) -> None:
+        require("every", every, every >= 1, "must be at least 1")
+        require("top", top, 0 < top <= 1, "must be in 0..1")
+        self.every, self.top, self.looks = every, top, 0
+        self.total = Total()
+
+    def watch_validation(self, routings: list[Routing], batch: Batch) -> None:
+        if self.looks % self.every == 0:
+            self.total.add({"pairs": torch.stack([co_activation(routing) for routing in routings])})
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.looks += 1
+        sums = self.total.take()
+        writer = event_writer(trainer)
+        if not sums or writer is None:
+            return
+        drawn = draw.panels(
+            list(shares(sums["pairs"])),
+            title=f"Experts that share their tokens, step {trainer.global_step}",
+            rows="expert",
+            columns="other expert",
+            unit="share of the expert's tokens",
+            top=self.top,
+        )
+        draw.publish(writer, "specialisation/co_activation", drawn, trainer.global_step)
+
+
+def shares(pairs: torch.Tensor) -> torch.Tensor:
+    """Pairs (L, E, E) as a share of each row's load, NaN on the diagonal."""
+    load = pairs.diagonal(dim1=-2, dim2=-1)[..., None]
+    own = torch.eye(pairs.size(-1), dtype=torch.bool, device=pairs.device)
+    return (pairs / load.clamp_min(1)).masked_fill(own, torch.nan)

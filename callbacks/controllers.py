@@ -1,0 +1,53 @@
+"""What the controllers of the balance hold: the biases of loss_free, thresholds, lambda, ...; every `every` steps.
+
+    controllers/TERM_BUFFER_min|mean|max    over experts, mean over layers; controllers_by_layer/.../LAYER
+    controllers/TERM_BUFFER/LAYER           histogram over the experts
+
+for every float buffer (L, ...) of a balance term; a buffer without layers is written as `controllers/TERM_BUFFER`. The
+state after the last update, the same on all ranks.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from app.registry import register, require
+from app.training import LanguageModel
+from callbacks.watcher import event_writer, write, write_by_layer
+
+
+@register("callback")
+class Controllers(lightning.Callback):
+    """Raises ValueError if `every` (steps) is not positive."""
+
+    def __init__(self, *, every: int) -> None:
+        require("every", every, every >= 1, "must be at least 1")
+        self.every = every
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+        if trainer.global_step % self.every:
+            return
+        assert isinstance(pl_module, LanguageModel)
+        writer = event_writer(trainer)
+        for name, value in states(pl_module):
+            if value.dim() == 0:
+                write(trainer, {f"controllers/{name}": value})
+                continue
+            rows = value.flatten(1) if value.dim() > 1 else value[:, None]  # (L, ...)
+            spread = {f"{name}_min": rows.amin(-1), f"{name}_mean": rows.mean(-1), f"{name}_max": rows.amax(-1)}
+            write_by_layer(trainer, "controllers", spread if rows.size(1) > 1 else {name: rows[:, 0]})
+            if writer is not None and rows.size(1) > 1:
+                for layer, row in enumerate(rows.cpu()):
+                    writer.add_histogram(f"controllers/{name}/{layer}", row, trainer.global_step)
+
+
+def states(module: LanguageModel) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of every float buffer of a balance term, empty ones left out."""
+    for term, balance in module.model.balancer.terms.items():
+        for buffer, value in balance.named_buffers():
+            if value.is_floating_point() and value.numel():
+                yield f"{term}_{buffer.replace('.', '_')}", value

@@ -1,0 +1,89 @@
+"""Pictures of the experts: colours readable by the colour-blind (viridis), on one scale for all steps and all runs.
+
+matplotlib is imported when something is drawn, and no window system is ever asked for.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = "viridis"
+LOAD = "load, multiples of the even load"
+
+
+def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+    """A figure of a size in inches, and its axes row by row."""
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    return made, list(made.subplots(rows, columns, squeeze=False).flat)
+
+
+def publish(writer: SummaryWriter, tag: str, drawn: "Figure", step: int) -> None:
+    """Puts a figure into the Images tab."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(drawn)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    writer.add_image(tag, np.ascontiguousarray(pixels), step, dataformats="HWC")
+
+
+def heat_map(
+    values: Tensor,
+    *,
+    title: str,
+    rows: str,
+    columns: str,
+    unit: str,
+    top: float,
+    row_names: Sequence[str] | None = None,
+) -> "Figure":
+    """One cell for each of values (rows, columns), coloured from 0 to `top`; what is above `top` has its colour."""
+    height, width = values.shape
+    drawn, (axes,) = figure(min(14, 3.2 + 0.28 * width), min(10, 1.5 + 0.3 * height))
+    image = paint(axes, values, top)
+    axes.set(title=title, xlabel=columns, ylabel=rows)
+    if row_names is not None:
+        axes.set_yticks(range(height), [name[:24] for name in row_names], fontsize=8)
+    drawn.colorbar(image, ax=axes, label=unit, extend="max", pad=0.01)
+    return drawn
+
+
+def panels(
+    maps: Sequence[Tensor], *, title: str, rows: str, columns: str, unit: str, top: float, **ticks: Any
+) -> "Figure":
+    """One heat map a layer, from the first to the last, with one scale; `ticks` are set on every axis."""
+    across = min(4, len(maps))
+    down = -(-len(maps) // across)
+    drawn, all_axes = figure(3.4 * across + 0.8, 2.6 * down + 0.6, down, across)
+    for layer, axes in enumerate(all_axes):
+        if layer >= len(maps):
+            axes.set_axis_off()
+            continue
+        image = paint(axes, maps[layer], top)
+        axes.set(title=f"layer {layer}", xlabel=columns, ylabel=rows if layer % across == 0 else "", **ticks)
+        if layer % across and "yticks" in ticks:
+            axes.set_yticklabels([])
+    drawn.suptitle(title)
+    drawn.colorbar(image, ax=all_axes, label=unit, extend="max", pad=0.01)
+    return drawn
+
+
+def paint(axes: "Axes", values: Tensor, top: float) -> Any:
+    """Values (rows, columns) as cells of one axis; whole numbers on both."""
+    from matplotlib.ticker import MaxNLocator
+
+    cells: NDArray[np.float64] = values.double().cpu().numpy()
+    image = axes.imshow(cells, aspect="auto", interpolation="nearest", cmap=COLOURS, vmin=0, vmax=top)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return image

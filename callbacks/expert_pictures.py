@@ -1,0 +1,86 @@
+"""Which expert of which layer works how much, as pictures; every `every` steps, on all training tokens since the last.
+
+    experts/load            image: layer x expert
+    experts/load_over_time  image: step x expert for each layer, from the start of the run
+    experts/load/LAYER      histogram over the experts
+
+Load is global (all ranks and micro-batches, before the drop), as a multiple of the even load, and coloured from 0 to
+`top` in every picture.
+"""
+
+from typing import Any
+
+import lightning
+import torch
+
+from app.metrics import Total, uniform_multiple
+from app.registry import register, require
+from app.training import Batch
+from callbacks import draw
+from callbacks.watcher import Watcher, event_writer
+from routers.contract import Routing, load
+
+COLUMNS = 256  # of the history; where it is full, every second one is left out
+
+
+@register("callback")
+class ExpertPictures(Watcher):
+    """Raises ValueError if `every` (steps) or `top` (end of the colour scale) is not positive."""
+
+    def __init__(self, *, every: int, top: float) -> None:
+        require("every", every, every >= 1, "must be at least 1")
+        require("top", top, top > 0, "must be positive")
+        self.every, self.top = every, top
+        self.total = Total()
+        self.steps: list[int] = []
+        self.history: list[torch.Tensor] = []  # (L, E) each
+
+    def watch_training(self, routings: list[Routing], batch: Batch) -> None:
+        self.total.add({"load": load(routings)})
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object) -> None:
+        step = trainer.global_step
+        if step % self.every and step != trainer.max_steps:
+            return
+        sums = self.total.take()
+        if not sums:
+            return
+        self.steps.append(step)
+        self.history.append(uniform_multiple(sums["load"]).float().cpu())
+        if len(self.steps) > COLUMNS:
+            self.steps, self.history = self.steps[1::2], self.history[1::2]
+        self._publish(trainer, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps, self.history = list(state_dict["steps"]), list(state_dict["history"])
+
+    def _publish(self, trainer: lightning.Trainer, step: int) -> None:
+        writer = event_writer(trainer)
+        if writer is None:
+            return
+        now = self.history[-1]
+        for layer, values in enumerate(now):
+            writer.add_histogram(f"experts/load/{layer}", values, step)
+        title = f"Load of every expert, step {step}"
+        drawn = draw.heat_map(now, title=title, rows="MoE layer", columns="expert", unit=draw.LOAD, top=self.top)
+        draw.publish(writer, "experts/load", drawn, step)
+        if len(self.steps) > 1:
+            draw.publish(writer, "experts/load_over_time", self._over_time(), step)
+
+    def _over_time(self) -> Any:
+        maps = list(torch.stack(self.history, -1))  # L times (E, steps)
+        title, places = "Load of every expert over time", sorted({0, len(self.steps) // 2, len(self.steps) - 1})
+        return draw.panels(
+            maps,
+            title=title,
+            rows="expert",
+            columns="step",
+            unit=draw.LOAD,
+            top=self.top,
+            xticks=places,
+            xticklabels=[str(self.steps[place]) for place in places],
+        )

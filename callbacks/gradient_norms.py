@@ -1,0 +1,64 @@
+"""Which parts learn? Norms of the gradients after clipping, every `trainer.log_every` steps; global.
+
+    gradient/router  gradient/experts  gradient/rest
+
+`experts` are the layouts with their shared experts; `train/grad_norm` is the norm of everything before clipping.
+"""
+
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from app.moe import MoE
+from app.registry import register
+from app.training import LanguageModel
+from app.transformer import Transformer
+from callbacks.watcher import logs, write
+from routers.contract import rank_sum
+
+
+@register("callback")
+class GradientNorms(lightning.Callback):
+    """Nothing to choose: `trainer.log_every` says when."""
+
+    @torch.no_grad()
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+    ) -> None:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self.squares: dict[str, Tensor] = {}
+        if every < 1 or (trainer.global_step + 1) % every:
+            return
+        assert isinstance(pl_module, LanguageModel)
+        for name, parameters in parameter_groups(pl_module.model).items():
+            square = sum(
+                (_square(p.grad) for p in parameters if p.grad is not None), torch.zeros((), device=pl_module.device)
+            )
+            shards = isinstance(trainer.strategy, FSDPStrategy)  # whose gradients are parts that do not know each other
+            self.squares[name] = rank_sum(square) if shards else square
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+        if logs(trainer):
+            write(trainer, {f"gradient/{name}": square.sqrt() for name, square in self.squares.items()})
+
+
+def parameter_groups(model: Transformer) -> dict[str, list[nn.Parameter]]:
+    """Every parameter in one of three groups."""
+    routers: list[nn.Module] = [*model.routers(), *([model.shared_score] if model.shared_score else [])]
+    layouts = [layer.experts for layer in model.modules() if isinstance(layer, MoE)]
+    groups = {"router": _parameters(routers), "experts": _parameters(layouts)}
+    taken = {id(p) for parameters in groups.values() for p in parameters}
+    return groups | {"rest": [p for p in model.parameters() if id(p) not in taken]}
+
+
+def _parameters(modules: list[Any]) -> list[nn.Parameter]:
+    return [p for module in modules for p in module.parameters()]
+
+
+def _square(gradient: Tensor) -> Tensor:
+    norm = gradient.float().norm()
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).square()

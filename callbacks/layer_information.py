@@ -1,0 +1,86 @@
+"""Does a layer's choice tell the choice of another? After every `every`-th validation; mutual information in nats.
+
+    specialisation/layer_information        of the first choices of two layers, over tokens; mean over pairs of layers
+    specialisation/rmoe_layer_information   RMoE's definition, over the experts of one token (`app.specialisation`)
+    specialisation/layer_information        image: layer x layer, coloured from 0 to ln E
+
+Global over ranks. The first takes all validation tokens; with few of them it is biased upwards by about (E-1)^2 / 2T.
+The second takes the first `rows` rows of every batch. Neither measures quality: it is high for routers that are worse.
+"""
+
+import math
+from itertools import combinations
+
+import lightning
+import torch
+
+from app.metrics import Total
+from app.registry import register, require
+from app.specialisation import first_choice, joint_choice, mutual_information, rmoe_information
+from app.training import Batch
+from callbacks import draw
+from callbacks.watcher import Watcher, event_writer, write
+from routers.contract import Routing
+
+
+@register("callback")
+class LayerInformation(Watcher):
+    """Raises ValueError if `every` (validations) or `rows` is not positive."""
+
+    def __init__(self, *, every: int, rows: int) -> None:
+        require("every", every, every >= 1, "must be at least 1")
+        require("rows", rows, rows >= 1, "must be at least 1")
+        self.every, self.rows, self.looks = every, rows, 0
+        self.total = Total()
+
+    def watch_validation(self, routings: list[Routing], batch: Batch) -> None:
+        if self.looks % self.every or len(routings) < 2:
+            return
+        num_experts = routings[0].logits.size(1)
+        first = [first_choice(routing) for routing in routings]
+        head = [_head(routing, self.rows) for routing in routings]
+        pairs = list(combinations(range(len(routings)), 2))
+        self.total.add(
+            {
+                "joint": torch.stack([joint_choice(first[i], first[j], num_experts) for i, j in pairs]),
+                "rmoe": torch.stack([rmoe_information(head[i], head[j]) for i, j in pairs]),
+                "tokens": head[0].valid.sum(),
+            }
+        )
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.looks += 1
+        sums = self.total.take()
+        if not sums:
+            return
+        information = mutual_information(sums["joint"])  # (pairs,)
+        rmoe = sums["rmoe"] / sums["tokens"].clamp_min(1)
+        means = {"layer_information": information.mean(), "rmoe_layer_information": rmoe.mean()}
+        write(trainer, {f"specialisation/{name}": value for name, value in means.items()})
+        writer = event_writer(trainer)
+        if writer is not None:
+            num_experts = sums["joint"].size(-1)
+            drawn = draw.heat_map(
+                square(information),
+                title=f"What one layer's choice tells of another's, step {trainer.global_step}",
+                rows="MoE layer",
+                columns="MoE layer",
+                unit="mutual information, nats (top: ln E)",
+                top=math.log(max(2, num_experts)),
+            )
+            draw.publish(writer, "specialisation/layer_information", drawn, trainer.global_step)
+
+
+def square(pairs: torch.Tensor) -> torch.Tensor:
+    """Values of the pairs (0, 1), (0, 2), ... as a symmetric matrix (L, L), NaN on its diagonal."""
+    layers = round((1 + math.sqrt(1 + 8 * len(pairs))) / 2)
+    matrix = pairs.new_full((layers, layers), torch.nan)
+    for value, (i, j) in zip(pairs, combinations(range(layers), 2), strict=True):
+        matrix[i, j] = matrix[j, i] = value
+    return matrix
+
+
+def _head(routing: Routing, rows: int) -> Routing:
+    valid = routing.valid[:rows]
+    return routing._replace(scores=routing.scores[: valid.numel()], valid=valid)

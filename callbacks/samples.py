@@ -1,0 +1,89 @@
+"""How does the model write? It continues each prompt every `every` steps.
+
+    samples/continuation    text: one row a prompt
+
+Tokens are drawn with a generator of this callback's own and inside a fork of torch's, in evaluation mode, so training
+goes on as if nothing had been asked. Under FSDP2 all ranks take part, otherwise the first alone; FSDP is left out.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from app.registry import register, require
+from app.training import LanguageModel
+from callbacks.watcher import event_writer, table
+
+
+@register("callback")
+class Samples(lightning.Callback):
+    """`num_tokens` tokens a prompt at a `temperature` (0: always the likeliest).
+
+    Raises:
+        ValueError: a number is out of range, or there is no prompt.
+    """
+
+    def __init__(self, *, every: int, prompts: list[str], num_tokens: int, temperature: float) -> None:
+        require("every", every, every >= 1, "must be at least 1")
+        require("prompts", prompts, len(prompts) > 0, "must have at least one")
+        require("num_tokens", num_tokens, num_tokens >= 1, "must be at least 1")
+        require("temperature", temperature, temperature >= 0, "must be at least 0")
+        self.every, self.prompts, self.num_tokens, self.temperature = every, prompts, num_tokens, temperature
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.sharded = isinstance(trainer.strategy, FSDPStrategy)
+        if self.sharded:
+            rank_zero_info("callbacks.samples: no text samples under trainer=fsdp; trainer=fsdp2 has them")
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        everyone = isinstance(trainer.strategy, ModelParallelStrategy)
+        due = step % self.every == 0 or step == trainer.max_steps
+        if not due or self.sharded or not (everyone or trainer.is_global_zero):
+            return
+        assert isinstance(pl_module, LanguageModel)
+        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        if tokenizer is None:
+            return
+        starts = [[tokenizer.separator, *map(int, encoded.ids)] for encoded in tokenizer.encode(self.prompts)]
+        with undisturbed(pl_module.model), trainer.precision_plugin.forward_context():
+            texts = [self._continue(pl_module, start, tokenizer.vocab_size) for start in starts]
+        writer = event_writer(trainer)
+        if writer is not None:
+            rows = [(prompt, tokenizer.decode(text)) for prompt, text in zip(self.prompts, texts, strict=True)]
+            writer.add_text("samples/continuation", table(["prompt", "continuation"], rows), step)
+
+    def _continue(self, module: LanguageModel, start: list[int], vocab_size: int) -> list[int]:
+        generator = torch.Generator(module.device).manual_seed(0)
+        tokens = torch.tensor([start], device=module.device)
+        for _ in range(self.num_tokens):
+            following = draw(module.model.logits(tokens)[0, -1, :vocab_size].float(), self.temperature, generator)
+            tokens = torch.cat((tokens, following.view(1, 1)), 1)
+        return tokens[0, len(start) :].tolist()
+
+
+def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """One token, of logits (V,)."""
+    if temperature == 0:
+        return logits.argmax()
+    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; modes and random numbers are afterwards what they were."""
+    modes = {module: module.training for module in model.modules()}
+    with torch.random.fork_rng():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode

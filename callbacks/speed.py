@@ -1,0 +1,125 @@
+"""How fast is training, and where does the time go? Written every `trainer.log_every` steps, over the steps since.
+
+    speed/tokens_per_s   training tokens of all ranks; validation, checkpoints and pictures do not count as time
+    speed/step_ms        one optimizer step of this rank
+    speed/data_ms        waiting for the batch
+    speed/forward_ms     of it all micro-batches, with the losses
+    speed/backward_ms
+    speed/optimizer_ms   clipping, optimizer, controllers
+    speed/mfu            tokens/s * FLOPs per token in training / (peak FLOPs/s of a device * ranks), the FLOPs of the
+                         active parameters as in the budget (`app.budget`); where the peak is unknown a text says so
+
+Means over steps of the first rank. On a GPU the parts are timed by events on the stream: no step waits for the device.
+The first of the callbacks, so that it does not time the others.
+"""
+
+import time
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+
+from app.budget import Budget
+from app.registry import register, require
+from app.training import LanguageModel
+from callbacks.watcher import event_writer, logs, write
+
+Mark = float | torch.cuda.Event
+PARTS = ("data", "forward", "backward", "optimizer")
+
+
+@register("callback")
+class Speed(lightning.Callback):
+    """`peak_flops` of one device per second, null: what Lightning knows of it.
+
+    Raises:
+        ValueError: `peak_flops` is not positive.
+    """
+
+    def __init__(self, *, peak_flops: float | None) -> None:
+        require("peak_flops", peak_flops, peak_flops is None or peak_flops > 0, "must be positive, or null")
+        self.peak_flops = peak_flops
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        self.cuda = pl_module.device.type == "cuda"
+        self.tokens = int(pl_module.tokens_seen)
+        self.per_token = _utilisation_per_token(trainer, pl_module, self.peak_flops)
+        writer = event_writer(trainer)
+        if self.per_token is None and writer is not None:
+            writer.add_text(
+                "speed/mfu", "unknown: the peak of this device is not known; set callbacks.speed.peak_flops"
+            )
+        self._reset()
+        self.last: Mark | None = None  # the end of the part before; None where something else came between
+
+    def _reset(self) -> None:
+        self.spans: list[tuple[str, Mark, Mark]] = []
+        self.steps = 0
+
+    def _end(self, part: str) -> None:
+        """The part that has gone on since the last mark ends now."""
+        now: Mark = time.perf_counter()
+        if self.cuda:
+            now = torch.cuda.Event(enable_timing=True)
+            now.record()
+        if self.last is not None:
+            self.spans.append((part, self.last, now))
+        self.last = now
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+        self._end("data")
+
+    def on_before_backward(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+        self._end("forward")
+
+    def on_after_backward(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._end("backward")
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+        self._end("optimizer")
+        self.steps += 1
+        if logs(trainer):
+            self._write(trainer, pl_module)
+            self.last = None  # what the other callbacks draw and write now is not the next step's waiting
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.last = None
+
+    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+        self.last = None
+
+    def _write(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        assert isinstance(module, LanguageModel)
+        if self.cuda:
+            torch.cuda.synchronize()
+        seconds = dict.fromkeys(PARTS, 0.0)
+        for part, start, end in self.spans:
+            seconds[part] += _between(start, end)
+        tokens, total = int(module.tokens_seen), sum(seconds.values())
+        values = {f"speed/{part}_ms": 1000 * value / self.steps for part, value in seconds.items()}
+        values["speed/step_ms"] = 1000 * total / self.steps
+        values["speed/tokens_per_s"] = (tokens - self.tokens) / max(total, 1e-9)
+        if self.per_token is not None:
+            values["speed/mfu"] = values["speed/tokens_per_s"] * self.per_token
+        self.tokens = tokens
+        self._reset()
+        write(trainer, values)
+
+
+def _utilisation_per_token(trainer: lightning.Trainer, module: LanguageModel, peak: float | None) -> float | None:
+    """Share of all devices' FLOPs in a second that one token takes; None where the peak or the row is unknown."""
+    dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
+    peak = peak or get_available_flops(module.device, dtype)
+    seq_len = getattr(getattr(trainer, "datamodule", None), "seq_len", None)
+    if peak is None or seq_len is None:
+        return None
+    return Budget.of(module.model, seq_len).flops_per_token_train / (peak * trainer.world_size)
+
+
+def _between(start: Mark, end: Mark) -> float:
+    """Seconds."""
+    if isinstance(start, float) and isinstance(end, float):
+        return end - start
+    return start.elapsed_time(end) / 1000  # type: ignore[union-attr, arg-type]

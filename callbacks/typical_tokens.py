@@ -1,0 +1,73 @@
+"""Which tokens does each expert like? After every `every`-th validation, as text.
+
+    specialisation/typical_tokens/LAYER     text: for each expert its most typical tokens, the first one in its context
+
+Of the first rank's first `rows` rows of every validation batch; what typical means is said in `app.specialisation`.
+"""
+
+import lightning
+import torch
+from torch import Tensor
+
+from app.registry import register, require
+from app.specialisation import chosen, typical_tokens
+from app.training import Batch
+from callbacks.watcher import Watcher, event_writer, table
+from routers.contract import Routing
+
+AROUND = 8  # tokens of context on either side
+
+
+@register("callback")
+class TypicalTokens(Watcher):
+    """`number` tokens an expert, in `layers` (negative ones count from the last; null: all).
+
+    Raises:
+        ValueError: `every` (validations), `rows` or `number` is not positive.
+    """
+
+    def __init__(self, *, every: int, rows: int, number: int, layers: list[int] | None) -> None:
+        for name, value in (("every", every), ("rows", rows), ("number", number)):
+            require(name, value, value >= 1, "must be at least 1")
+        self.every, self.rows, self.number, self.layers, self.looks = every, rows, number, layers, 0
+        self.tokens: list[Tensor] = []  # (T,) of each batch
+        self.have: list[Tensor] = []  # (L, T, E) bool
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.tokens, self.have = [], []
+        self.tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        self.active = trainer.is_global_zero and self.tokenizer is not None and self.looks % self.every == 0
+        self.looks += 1
+
+    def watch_validation(self, routings: list[Routing], batch: Batch) -> None:
+        if self.active:
+            tokens = batch["tokens"][: self.rows].flatten()
+            self.tokens.append(tokens)
+            self.have.append(torch.stack([chosen(routing)[: len(tokens)] for routing in routings]))
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        writer = event_writer(trainer)
+        if writer is None or not self.have:
+            return
+        tokens, have = torch.cat(self.tokens).cpu(), torch.cat(self.have, 1).cpu()
+        layers = range(len(have)) if self.layers is None else self.layers
+        for layer in (index % len(have) for index in layers):
+            places = typical_tokens(have[layer], tokens, self.number)
+            rows = [[str(expert), *self._row(tokens, found)] for expert, found in enumerate(places)]
+            text = table(["expert", "typical tokens", "in context"], rows)
+            writer.add_text(f"specialisation/typical_tokens/{layer}", text, trainer.global_step)
+        self.tokens, self.have = [], []
+
+    def _row(self, tokens: Tensor, places: list[int]) -> tuple[str, str]:
+        if not places:
+            return "", ""
+        words = "  ".join(f"«{self._text(tokens, place, place + 1)}»" for place in places)
+        first = places[0]
+        left = self._text(tokens, max(0, first - AROUND), first)
+        right = self._text(tokens, first + 1, first + 1 + AROUND)
+        return words, f"{left}«{self._text(tokens, first, first + 1)}»{right}"
+
+    def _text(self, tokens: Tensor, start: int, stop: int) -> str:
+        assert self.tokenizer is not None
+        return self.tokenizer.decode(tokens[start:stop].tolist())

@@ -1,0 +1,36 @@
+"""Experts of different widths: hard tokens can find a large expert, easy ones a small one.
+
+    E_e = FFN of width F_e,   F_0 <= F_1 <= ...
+
+HMoE, Wang et al. 2024, arXiv 2408.10681, section 3.1. The widths are sorted, and experts of one width are one stack.
+HMoE's parameter penalty, which draws tokens to small experts, is a balance term.
+"""
+
+from itertools import groupby
+
+from torch import Tensor
+
+from app.registry import register, require
+from experts.contract import Experts, Stacks, require_pool
+
+
+@register("experts")
+class Heterogeneous(Experts):
+    """One expert for each entry of `hidden_dims`, which is its width; K of them per token.
+
+    Raises:
+        ValueError: a width is below 1, there is none, or `top_k` exceeds their number.
+    """
+
+    def __init__(self, dim: int, *, hidden_dims: list[int], top_k: int) -> None:
+        super().__init__()
+        require("hidden_dims", hidden_dims, bool(hidden_dims) and min(hidden_dims) >= 1, "must be widths of at least 1")
+        require_pool(len(hidden_dims), top_k)
+        self.num_experts, self.top_k = len(hidden_dims), top_k
+        self.routed = Stacks(dim, [(len(list(same)), width) for width, same in groupby(sorted(hidden_dims))])
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        return self.routed(x, ends)  # (A, D)
+
+    def expert_params(self) -> list[int]:
+        return self.routed.params()

@@ -1,0 +1,40 @@
+"""Experts in a narrower space: a token is projected down once, its experts work there, and their sum is projected up.
+
+    y = W_up sum over the chosen experts of g_i FFN_i(W_down x) + FFN_shared(x)
+
+LatentMoE, 2026, arXiv 2601.18089: dispatch and expert weights shrink by D / Z, and what that saves goes into more
+experts and a larger K at equal cost. The router and the shared expert see x in full width. The experts are SwiGLU here.
+"""
+
+from torch import Tensor, nn
+
+from app.registry import register, require
+from experts.contract import FeedForward, Routed
+
+
+@register("experts")
+class Latent(Routed):
+    """E, K and F of the routed experts, the width `latent_dim` Z of their space, the width `shared_dim` (0: none).
+
+    Raises:
+        ValueError: `latent_dim` is not in 1..dim, or `shared_dim` is negative.
+    """
+
+    def __init__(
+        self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int, latent_dim: int, shared_dim: int
+    ) -> None:
+        require("latent_dim", latent_dim, 1 <= latent_dim <= dim, f"must be in 1..{dim}, the width of the model")
+        require("shared_dim", shared_dim, shared_dim >= 0, "must be at least 0")
+        super().__init__(latent_dim, num_experts, top_k, hidden_dim)
+        self.down = nn.Linear(dim, latent_dim, bias=False)
+        self.up = nn.Linear(latent_dim, dim, bias=False)
+        self.common = FeedForward(dim, shared_dim) if shared_dim else None
+
+    def enter(self, x: Tensor) -> Tensor:
+        return self.down(x)  # (T, Z)
+
+    def leave(self, y: Tensor) -> Tensor:
+        return self.up(y)  # (T, D)
+
+    def shared(self, x: Tensor) -> Tensor | None:
+        return None if self.common is None else self.common(x)  # (T, D)

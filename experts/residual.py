@@ -1,0 +1,30 @@
+"""A dense feed-forward network beside coarse experts, each correcting the other.
+
+    y = FFN(x) + sum over the chosen experts of g_i FFN_i(x)
+
+The residual part of PR-MoE (Rajbhandari et al. 2022, arXiv 2201.05596, section 4.1.1: a fixed MLP and one expert) and
+the dense-MoE hybrid of Snowflake Arctic (2024: 10B dense beside 128 x 3.66B). Arctic's routed branch reads the input of
+the attention, so that its exchange hides behind the attention; here both branches read the same x.
+"""
+
+from torch import Tensor
+
+from app.registry import register, require
+from experts.contract import FeedForward, Routed
+
+
+@register("experts")
+class Residual(Routed):
+    """E, K and F of the routed experts, and the width `dense_dim` of the network that every token sees (0: none).
+
+    Raises:
+        ValueError: `dense_dim` is negative.
+    """
+
+    def __init__(self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int, dense_dim: int) -> None:
+        require("dense_dim", dense_dim, dense_dim >= 0, "must be at least 0")
+        super().__init__(dim, num_experts, top_k, hidden_dim)
+        self.common = FeedForward(dim, dense_dim) if dense_dim else None
+
+    def shared(self, x: Tensor) -> Tensor | None:
+        return None if self.common is None else self.common(x)  # (T, D)

@@ -1,0 +1,31 @@
+"""Dynamic loss: the entropy of a token's probabilities, so that top-p routing cannot buy experts by flattening them.
+
+    loss = - sum_i p_(i,t) ln p_(i,t),  mean over tokens and layers
+
+Huang et al. 2024 (Dynamic_MoE), arXiv 2403.07652, section 2.2 (weight 1e-4 beside f.P). p are the scores normalised
+over the experts. ln E at equal probabilities, the maximum; 0, the minimum, where one expert has them all: by itself
+it does not balance.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from app.registry import register, require
+from routers.contract import Balance, Routing, Sizes, distribution, entropy
+
+
+@register("balance")
+class Entropy(Balance):
+    """Raises ValueError if `weight` is negative."""
+
+    def __init__(self, sizes: Sizes, *, weight: float) -> None:
+        super().__init__()
+        require("weight", weight, weight >= 0, "must not be negative")
+        self.weight = weight
+
+    def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
+        valid = routings[0].valid.flatten()  # (T,)
+        each = torch.stack([entropy(distribution(r.scores)) for r in routings])  # (L, T)
+        return (each * valid).sum() / (valid.sum().clamp_min(1) * len(routings))

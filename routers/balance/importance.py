@@ -1,0 +1,33 @@
+"""Importance loss: the squared coefficient of variation of the experts' summed gates.
+
+    Importance_i = sum_t G(t)_i      loss = CV(Importance)^2 = var_i / mean_i^2, mean over layers
+
+Shazeer et al. 2017, arXiv 1701.06538, eq. 6-7 (weight 0.1 there). The variance is that of all E experts, not an
+estimate with E - 1. 0, the minimum, if all experts have the same importance, whatever their load; E / K - 1 if the
+same K experts of equal gates serve every token.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from app.registry import register, require
+from routers.contract import Balance, Routing, Sizes, squared_variation
+
+
+@register("balance")
+class Importance(Balance):
+    """Raises ValueError if `weight` is negative."""
+
+    def __init__(self, sizes: Sizes, *, weight: float) -> None:
+        super().__init__()
+        require("weight", weight, weight >= 0, "must not be negative")
+        self.weight = weight
+
+    def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
+        return squared_variation(torch.stack([self._importance(r) for r in routings])).mean()
+
+    def _importance(self, routing: Routing) -> Tensor:
+        num_experts = routing.logits.size(1)
+        return routing.gate.new_zeros(num_experts + 1).index_add(0, routing.expert, routing.gate)[:num_experts]  # (E,)

@@ -1,0 +1,40 @@
+"""Momentum bias (SMEBU): the bias moves by a running mean of softly clamped violations instead of by their sign.
+
+    v_i = (mean(load) - load_i) / mean(load)      d_i = u tanh(c v_i), minus its mean over the experts
+    m_i <- a m_i + (1 - a) d_i                    b_i <- b_i + m_i
+
+Soft-clamped Momentum Expert Bias Updates, Arcee Trinity Large 2026, arXiv 2602.17004; the form is known here from
+summaries of the report and its values of u, c and a are unverified. The load is that of the step before.
+"""
+
+import torch
+from torch import Tensor
+
+from app.registry import register, require
+from routers.contract import Balance, Sizes
+
+
+@register("balance")
+class MomentumBias(Balance):
+    """Raises ValueError if `rate` (u) or `sharpness` (c) is not positive, or `momentum` (a) is not in 0..1."""
+
+    bias: Tensor
+    velocity: Tensor
+
+    def __init__(self, sizes: Sizes, *, rate: float, sharpness: float, momentum: float) -> None:
+        super().__init__()
+        require("rate", rate, rate > 0, "must be positive")
+        require("sharpness", sharpness, sharpness > 0, "must be positive")
+        require("momentum", momentum, 0 <= momentum < 1, "must be in 0..1, 1 excluded")
+        self.rate, self.sharpness, self.momentum = rate, sharpness, momentum
+        self.register_buffer("bias", torch.zeros(sizes.num_layers, sizes.num_experts))
+        self.register_buffer("velocity", torch.zeros(sizes.num_layers, sizes.num_experts))
+
+    def offset(self) -> Tensor:
+        return self.bias
+
+    def update(self, total: Tensor, num_tokens: Tensor) -> None:
+        mean = total.mean(-1, keepdim=True)  # (L, 1)
+        delta = self.rate * (self.sharpness * (mean - total) / mean.clamp_min(1)).tanh()
+        self.velocity.lerp_(delta - delta.mean(-1, keepdim=True), 1 - self.momentum)
+        self.bias += self.velocity

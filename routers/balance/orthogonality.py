@@ -1,0 +1,35 @@
+"""Router orthogonality (SimBal): the experts' directions are to be orthonormal, so that similar tokens stay together.
+
+    loss = || R^T R - I ||_1,  the sum of absolute entries; R's columns are the experts' directions; mean over layers
+
+Omi et al. 2025, arXiv 2506.14038, the loss L_orth; that the norm is the entrywise one, and its weight, are
+unverified, and the paper's orthogonal initialisation of the router is not part of it. 0, the minimum, for
+orthonormal directions, which need E <= D'; the tokens have no influence.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from app.registry import register, require
+from routers.contract import Balance, Routing, Sizes
+
+
+@register("balance")
+class Orthogonality(Balance):
+    """Raises ValueError if `weight` is negative, or if the score has no direction per expert."""
+
+    def __init__(self, sizes: Sizes, *, weight: float) -> None:
+        super().__init__()
+        require("weight", weight, weight >= 0, "must not be negative")
+        self.weight = weight
+
+    def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
+        return torch.stack([self._distance(r.directions) for r in routings]).mean()
+
+    def _distance(self, rows: Tensor | None) -> Tensor:
+        if rows is None:
+            raise ValueError("balance.orthogonality: needs a score with one direction per expert, such as linear")
+        rows = rows.float()  # (E, D')
+        return (rows @ rows.T - torch.eye(len(rows), device=rows.device)).abs().sum()

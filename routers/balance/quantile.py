@@ -1,0 +1,74 @@
+"""Quantile balancing: the bias that would have given every expert its share of the step's tokens.
+
+    alpha_t = (k+1)-th largest of s_t + b      r_(t,i) = alpha_t - s_(t,i), the bias that i needs to win token t
+    b_i <- the K/E-quantile over t of r_(.,i), minus the mean over i;    choose the k best of s + b
+
+One dual step of the balanced assignment problem (Su 2026, kexue.fm/archives/11619, with beta = -b; Kimi K3 report,
+section 2.3.3). k is the token's number of assignments and K its mean. Quantiles of a whole step are read from a
+histogram over [min b - span, max b + span], which holds every r if the scores lie in 0..span; it adds up over
+micro-batches and ranks. The bias is that of earlier steps, so nothing looks ahead. `memory` (Megatron's `ema`) keeps
+a share of the old bias.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from app.registry import register, require
+from routers.contract import Balance, Routing, Sizes, assignments
+
+
+@register("balance")
+class Quantile(Balance):
+    """Raises ValueError if `bins` is below 2, `span` is not positive or `memory` is not in 0..1."""
+
+    bias: Tensor
+
+    def __init__(self, sizes: Sizes, *, bins: int, span: float, memory: float) -> None:
+        super().__init__()
+        require("bins", bins, bins >= 2, "must be at least 2")
+        require("span", span, span > 0, "must be positive")
+        require("memory", memory, 0 <= memory < 1, "must be in 0..1, 1 excluded")
+        self.bins, self.span, self.memory = bins, span, memory
+        self.register_buffer("bias", torch.zeros(sizes.num_layers, sizes.num_experts))
+
+    def offset(self) -> Tensor:
+        return self.bias
+
+    @torch.no_grad()
+    def observe(self, routings: Sequence[Routing]) -> Tensor:
+        """Counts (L, E, bins + 1): the histogram of r, and the load in the last column."""
+        return torch.stack([self._count(r, self.bias[layer]) for layer, r in enumerate(routings)])
+
+    def update(self, total: Tensor, num_tokens: Tensor) -> None:
+        histogram, load = total[..., :-1], total[..., -1]  # (L, E, bins), (L, E)
+        target = load.mean(-1)[:, None, None].expand(*load.shape, 1)  # K/E of the tokens
+        below = histogram.cumsum(-1)
+        index = (below < target).sum(-1, keepdim=True).clamp(max=self.bins - 1)  # (L, E, 1)
+        inside = histogram.gather(-1, index)
+        part = (target - below.gather(-1, index) + inside) / inside.clamp_min(1)
+        low, width = self._range(self.bias)  # (L, 1)
+        bias = low + width * (index + part.clamp(0, 1)).squeeze(-1)  # (L, E)
+        bias = bias - bias.mean(-1, keepdim=True)
+        self.bias.copy_(torch.where(load.sum(-1, keepdim=True) > 0, bias.lerp(self.bias, self.memory), self.bias))
+
+    def _count(self, routing: Routing, bias: Tensor) -> Tensor:
+        num_experts = len(bias)
+        choice = (routing.scores + bias).masked_fill(routing.logits == -torch.inf, -torch.inf)  # (T, E)
+        k = assignments(routing)[:, None]  # (T, 1)
+        alpha = choice.sort(-1, descending=True).values.gather(1, k.clamp(max=num_experts - 1))  # (T, 1)
+        low, width = self._range(bias)
+        bin_ = ((alpha - routing.scores - low) / width).clamp(0, self.bins - 1).long()  # (T, E)
+        index = torch.arange(num_experts, device=bias.device) * (self.bins + 1) + bin_
+        count = torch.zeros(num_experts * (self.bins + 1), device=bias.device)
+        count.scatter_add_(0, index.flatten(), routing.valid.view(-1, 1).expand_as(index).float().flatten())
+        count = count.view(num_experts, -1)  # (E, bins + 1)
+        load = torch.zeros(num_experts + 1, device=bias.device)
+        count[:, -1] = load.scatter_add_(0, routing.expert, torch.ones_like(routing.expert).float())[:num_experts]
+        return count
+
+    def _range(self, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower end and width of the first bin (..., 1)."""
+        low, high = bias.amin(-1, keepdim=True) - self.span, bias.amax(-1, keepdim=True) + self.span
+        return low, (high - low) / self.bins

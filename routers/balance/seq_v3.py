@@ -1,0 +1,30 @@
+"""DeepSeek-V3's complementary sequence-wise loss: f.P, f counting the choice as it would be without bias and groups.
+
+    f_i = E / (K T) sum_t 1(s_(i,t) among the K largest of s_(.,t))      P_i = 1/T sum_t s_(i,t) / sum_j s_(j,t)
+    loss = sum_i f_i P_i,  mean over sequences and layers;  T the tokens of the sequence
+
+DeepSeek-V3, arXiv 2412.19437, eq. 17-20 (weight 1e-4, beside `loss_free`). With plain top-k it equals `aux` with
+scope `sequence`; with an offset or a group limit it does not, because f sees neither. K is that of the layout. 1.0
+at uniform load.
+"""
+
+import torch
+from torch import Tensor
+
+from app.registry import register
+from routers.balance.aux import Aux
+from routers.contract import Routing, Sizes, sequence_sum
+
+
+@register("balance")
+class SeqV3(Aux):
+    """Raises ValueError if `weight` is negative."""
+
+    def __init__(self, sizes: Sizes, *, weight: float) -> None:
+        super().__init__(sizes, weight=weight, scope="sequence")
+        self.top_k = sizes.top_k
+
+    @torch.no_grad()
+    def loads(self, routing: Routing) -> Tensor:
+        best = routing.scores.topk(self.top_k, dim=-1).indices  # (T, K)
+        return sequence_sum(torch.zeros_like(routing.scores).scatter(1, best, 1), routing.valid)  # (B, E)

@@ -1,0 +1,42 @@
+"""Load loss: the squared coefficient of variation of a differentiable estimate of the load under new noise.
+
+    P(t, i) = Phi((clean_(t,i) - kth_excluding(H_t, k, i)) / std_(t,i))      Load_i = sum_t P(t, i)
+    loss = CV(Load)^2, mean over layers
+
+Shazeer et al. 2017, arXiv 1701.06538, appendix A, eq. 8-11 (weight 0.1): the probability that expert i is among the
+k best logits H of token t if only its own noise is drawn again. k is the token's number of assignments; where no
+k-th other expert is left, P is 1. 0, the minimum, if all expected loads are equal.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from app.registry import register, require
+from routers.contract import Balance, Routing, Sizes, assignments, squared_variation
+
+
+@register("balance")
+class SmoothLoad(Balance):
+    """Raises ValueError if `weight` is negative, or if the score adds no noise (then the load is not smooth)."""
+
+    def __init__(self, sizes: Sizes, *, weight: float) -> None:
+        super().__init__()
+        require("weight", weight, weight >= 0, "must not be negative")
+        self.weight = weight
+
+    def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
+        return squared_variation(torch.stack([self._load(r) for r in routings])).mean()
+
+    def _load(self, routing: Routing) -> Tensor:
+        if routing.clean is None or routing.noise_std is None:
+            raise ValueError("balance.smooth_load: needs a score that adds noise to its logits, such as noisy")
+        k = assignments(routing)[:, None]  # (T, 1)
+        ordered = routing.logits.sort(-1, descending=True).values  # (T, E)
+        ordered = torch.cat([ordered, ordered.new_full((len(ordered), 1), -torch.inf)], -1)  # (T, E+1)
+        inside = routing.logits > ordered.gather(1, k)  # (T, E): among the k best
+        excluding = torch.where(inside, ordered.gather(1, k), ordered.gather(1, (k - 1).clamp_min(0)))
+        rival = excluding.isfinite()
+        z = (routing.clean - excluding.where(rival, 0)) / routing.noise_std.clamp_min(1e-10)
+        return (torch.special.ndtr(z).where(rival, 1) * routing.valid.view(-1, 1)).sum(0)  # (E,)

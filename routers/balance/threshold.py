@@ -1,0 +1,55 @@
+"""Threshold: each expert serves the tokens whose score exceeds a running quantile, so that it gets its share over
+time.
+
+    q_i = the score that a share K/E of the tokens exceed at expert i      tau_i <- m tau_i + (1 - m) q_i
+    choose by s_i - tau_i, with the selection `positive` (or `expert_threshold`): token t goes to i iff s_(t,i) > tau_i
+
+Expert Threshold routing 2026, arXiv 2603.11535: expert choice made causal, because tau comes from earlier steps. The
+first step sets tau outright; before it tau is `start`. q is the mean over micro-batches and ranks of their own
+quantiles, weighted by their tokens, which the paper takes over the whole batch. Its rate m is unverified.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from app.registry import register, require
+from routers.contract import Balance, Routing, Sizes
+
+
+@register("balance")
+class Threshold(Balance):
+    """Raises ValueError if `memory` (m) is not in 0..1."""
+
+    tau: Tensor
+    step: Tensor
+
+    def __init__(self, sizes: Sizes, *, memory: float, start: float) -> None:
+        super().__init__()
+        require("memory", memory, 0 <= memory < 1, "must be in 0..1, 1 excluded")
+        self.memory, self.share = memory, sizes.top_k / max(sizes.num_experts, 1)
+        self.register_buffer("tau", torch.full((sizes.num_layers, sizes.num_experts), float(start)))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def offset(self) -> Tensor:
+        return -self.tau
+
+    @torch.no_grad()
+    def observe(self, routings: Sequence[Routing]) -> Tensor:
+        """Quantiles times the number of tokens (L, E)."""
+        return torch.stack([self._quantile(r) * r.valid.sum() for r in routings])
+
+    def update(self, total: Tensor, num_tokens: Tensor) -> None:
+        memory = torch.where(self.step > 0, self.memory, 0.0)
+        new = torch.lerp(total / num_tokens.clamp_min(1), self.tau, memory.to(self.tau.dtype))
+        self.tau.copy_(torch.where(num_tokens > 0, new, self.tau))
+        self.step += (num_tokens > 0).to(self.step)
+
+    def _quantile(self, routing: Routing) -> Tensor:
+        valid = routing.valid.view(-1, 1)  # (T, 1)
+        ordered = routing.scores.masked_fill(~valid, -torch.inf).sort(0, descending=True).values  # (T, E)
+        last = (valid.sum() - 1).clamp_min(0)
+        place = (self.share * valid.sum()).clamp(max=last)  # so many scores lie above tau
+        upper, lower = ordered[place.floor().long()[None]][0], ordered[place.ceil().long()[None]][0]  # (E,)
+        return torch.lerp(upper, lower, place.frac()).nan_to_num(0, 0, 0)

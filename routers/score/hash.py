@@ -1,0 +1,48 @@
+"""Hash score: the experts of a token are a fixed, random function of its id; nothing is learned.
+
+    logits_e = 0 where e is in table[token id], -inf elsewhere
+
+Roller et al. 2021 (Hash Layers), arXiv 2106.04426, section 3.1; there k=1. Every MoE layer has its own table, drawn
+from (seed, layer). `random`: k experts drawn alike for each id. `balanced`: among every E neighbouring ids each expert
+occurs k times. The paper balances by the counts of the training text; ids of a byte-pair vocabulary are roughly ordered
+by frequency, so neighbours are about equally frequent, and no text is needed.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from app.registry import register, require
+from routers.contract import Context, Score, Scored, Sizes
+
+
+@register("score")
+class Hash(Score):
+    """Raises ValueError if `k` (experts per id) is not in 1..num_experts."""
+
+    table: Tensor
+
+    def __init__(self, sizes: Sizes, *, k: int, kind: Literal["random", "balanced"], seed: int) -> None:
+        super().__init__()
+        self.num_experts = sizes.num_experts
+        require("k", k, 1 <= k <= self.num_experts, f"must be in 1..{self.num_experts}, the layout's routed experts")
+        generator = torch.Generator().manual_seed(seed * 1_000 + sizes.layer)
+        draw = self._random if kind == "random" else self._balanced
+        self.register_buffer("table", draw(sizes.vocab_size, k, generator))  # (V, K) int64
+
+    def forward(self, x: Tensor, context: Context) -> Scored:
+        assert context.token_ids is not None, "the model passes the ids in context.token_ids"
+        logits = x.new_full((len(x), self.num_experts), -torch.inf)
+        return Scored(logits.scatter(1, self.table[context.token_ids], 0.0))  # (T, E)
+
+    def _random(self, vocab_size: int, k: int, generator: torch.Generator) -> Tensor:
+        draws = torch.rand(vocab_size, self.num_experts, generator=generator, device="cpu")
+        return draws.topk(k, dim=-1).indices
+
+    def _balanced(self, vocab_size: int, k: int, generator: torch.Generator) -> Tensor:
+        """E neighbouring ids walk around one random circle of the experts, each taking k of them in turn."""
+        num_circles = -(-vocab_size // self.num_experts)
+        circles = torch.rand(num_circles, self.num_experts, generator=generator, device="cpu").argsort(-1)
+        place = torch.arange(self.num_experts, device="cpu")[:, None] + torch.arange(k, device="cpu")
+        return circles[:, place % self.num_experts].flatten(0, 1)[:vocab_size]

@@ -1,0 +1,36 @@
+"""Expert choice: each expert takes its best tokens, so the load is even by construction and a token gets 0..E experts.
+
+    expert e takes the C tokens of the batch with the largest choice_(t,e),   C = ceil(k N / E) of N valid tokens
+
+Zhou et al. 2022, arXiv 2202.09368, section 3.2, eq. 1-3; k is their capacity factor c, the mean number of experts per
+token. **Not causal**: whether an expert takes a token depends on later tokens, so a language model sees its targets and
+a decoder has no batch to choose from. `positive` with thresholds of earlier steps is its causal form.
+"""
+
+import torch
+from torch import Tensor
+
+from app.registry import register, require
+from routers.contract import Select, Sizes
+
+
+@register("select")
+class ExpertChoice(Select):
+    """Raises ValueError if `k` (experts per token on average) is not in 1..num_experts."""
+
+    causal = "never"
+    scope = "batch"
+
+    def __init__(self, sizes: Sizes, *, k: int) -> None:
+        super().__init__()
+        require("k", k, 1 <= k <= sizes.num_experts, f"must be in 1..{sizes.num_experts}, the layout's routed experts")
+        self.mean_k = k
+
+    def forward(self, scores: Tensor, choice: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        num_tokens, num_experts = choice.shape
+        room = -(-self.mean_k * num_tokens // num_experts)  # C if nothing were padding: a constant of the shape
+        places = -(-self.mean_k * valid.sum() // num_experts)  # C
+        value, token = choice.masked_fill(~valid.flatten()[:, None], -torch.inf).topk(room, dim=0)  # (room, E)
+        full = torch.arange(room, device=choice.device)[:, None] >= places
+        expert = torch.arange(num_experts, device=choice.device).expand(room, -1)
+        return token.flatten(), expert.masked_fill(full | (value == -torch.inf), num_experts).flatten()

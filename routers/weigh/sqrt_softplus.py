@@ -1,0 +1,20 @@
+"""Square root of softplus: scores = sqrt(log(1 + exp(logits))), each expert judged alone and without an upper bound.
+
+DeepSeek-V4 (DeepSeek-AI 2026, arXiv 2606.19348), known here from its released implementations only; the normalisation
+and the scale of DeepSeek-V3 (arXiv 2412.19437, eq. 13-15) are taken over. Beside the root's infinite slope at 0 the
+gradient is finite: softplus is bounded from below by 1e-12.
+"""
+
+from torch import Tensor
+from torch.nn import functional
+
+from app.registry import register
+from routers.contract import Weigh
+
+
+@register("weigh")
+class SqrtSoftplus(Weigh):
+    """Scores are positive: about sqrt(logit) for large logits, exp(logit / 2) for small ones."""
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return functional.softplus(logits).clamp_min(1e-12).sqrt()  # (T, E)

@@ -1,0 +1,61 @@
+"""What all tests share: a quiet machine, real text, configs as a user composes them, and the real `train.py`."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two threads on busy cores wait for each other
+
+import runpy
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import app.environment  # noqa: F401
+from app.runfolder import plain
+
+ROOT = Path(__file__).parent.parent
+NANO = ("model=nano", "tokenizer=bytes", "data.seq_len=32", "data.batch_size=4", "data.micro_batch_size=2",
+        "data.val_rows=2", "trainer.max_steps=2", "trainer.precision=32-true", "callbacks=off")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real text file of 200 KB: modules of the standard library, one after another."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    path = tmp_path_factory.mktemp("text") / "modules.txt"
+    path.write_text("\n".join((folder / name).read_text() for name in ("argparse.py", "inspect.py", "ast.py")))
+    return path
+
+
+@pytest.fixture
+def compose(text: Path) -> Callable[..., dict[str, Any]]:
+    """The resolved nano config with overrides, as `train.py` gets it."""
+    from hydra import compose, initialize_config_dir
+
+    def composed(*overrides: str) -> dict[str, Any]:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return plain(compose("config", ["data=text", f"data.path={text}", *NANO, *overrides]))
+
+    return composed
+
+
+@pytest.fixture
+def train(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Runs the real train.py in this process, in an empty folder, on the nano model; returns the folder of the run."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    cache = text.parent / "cache"
+
+    def run(*overrides: str, name: str = "run") -> Path:
+        GlobalHydra.instance().clear()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("ROUTER_ZOO_RUN", raising=False)
+        base = ("data=text", f"data.path={text}", f"data.cache_dir={cache}", *NANO, f"run={name}")
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *base, *overrides])
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        return tmp_path / "runs" / name
+
+    return run

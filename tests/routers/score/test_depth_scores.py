@@ -1,0 +1,54 @@
+"""depth_average and residual: what a layer takes over from the layer below."""
+
+import math
+
+import numpy as np
+import torch
+from scoring import SIZES, array, assert_equal, assert_gradients_are_those_of_the_formula, context, tokens
+
+from routers.score.depth_average import DepthAverage
+from routers.score.residual import Residual
+
+erf = np.vectorize(math.erf)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * (1 + erf(x / math.sqrt(2))) / 2
+
+
+def affine(x: np.ndarray, linear: torch.nn.Linear) -> np.ndarray:
+    return x @ array(linear.weight).T + array(linear.bias)
+
+
+def test_depth_average_adds_the_scaled_state_and_scores_it_by_three_layers() -> None:
+    bottom, top = (DepthAverage(SIZES._replace(layer=i), state_dim=4) for i in range(2))
+    torch.nn.init.normal_(top.gamma)
+    x, y = tokens(5), tokens(5)
+    below = bottom(x, context(5)).state
+    ours = top(y, context(5, state=below))
+    r = affine(array(x), bottom.proj)
+    assert_equal(below, r)
+    r = affine(array(y), top.proj) + array(top.gamma) * r
+    assert_equal(ours.state, r)
+    normed = r / np.sqrt((r**2).mean(1, keepdims=True) + 1e-5) * array(top.norm.weight)
+    hidden = gelu(affine(gelu(affine(normed, top.hidden[0])), top.hidden[2]))
+    assert_equal(ours.logits, hidden @ array(top.head.weight).T)
+    assert_gradients_are_those_of_the_formula(top, y, context(5, state=below.detach()))
+
+
+def test_residual_adds_the_mapped_sum_of_all_layers_below() -> None:
+    scores = [Residual(SIZES._replace(layer=i)) for i in range(3)]
+    expected, state = np.zeros((5, 5)), None
+    for score in scores:
+        x = tokens(5)
+        scored = score(x, context(5, state=state))
+        own = array(x) @ array(score.proj.weight).T
+        expected = own if score.map is None else own + expected @ array(score.map.weight).T
+        assert_equal(scored.logits, expected)
+        state = scored.state
+    assert_gradients_are_those_of_the_formula(scores[1], tokens(3), context(3, state=torch.randn(3, 5)))
+
+
+def test_the_first_layer_has_no_parameter_for_a_layer_below() -> None:
+    assert Residual(SIZES._replace(layer=0)).map is None
+    assert DepthAverage(SIZES._replace(layer=0), state_dim=4).gamma is None

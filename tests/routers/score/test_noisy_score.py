@@ -1,0 +1,46 @@
+"""noisy: Shazeer's equation 4, and what the smooth load needs of it."""
+
+import numpy as np
+import torch
+from scoring import SIZES, array, assert_equal, assert_gradients_are_those_of_the_formula, context, tokens
+
+from routers.score.noisy import Noisy
+
+
+def trained(min_std: float = 0.01) -> Noisy:
+    score = Noisy(SIZES, min_std=min_std)
+    for parameter in score.parameters():
+        torch.nn.init.normal_(parameter)
+    return score
+
+
+def test_noise_has_the_learned_width_in_training_and_is_absent_in_evaluation() -> None:
+    score, x, where = trained(), tokens(4), context(4)
+    clean, raw = array(x) @ array(score.proj.weight).T, array(x) @ array(score.noise.weight).T
+    std = np.log1p(np.exp(raw)) + 0.01
+    draws = torch.randn(4, 5, generator=torch.Generator().manual_seed(where.seed))
+    scored = score(x, where)
+    assert_equal(scored.logits, clean + array(draws) * std)
+    assert_equal(scored.clean, clean)
+    assert_equal(scored.noise_std, std)
+    plain = score.eval()(x, where)
+    assert_equal(plain.logits, clean)
+    assert plain.clean is None and plain.noise_std is None
+
+
+def test_gradients() -> None:
+    assert_gradients_are_those_of_the_formula(trained(), tokens(3), context(3))
+
+
+def test_another_step_draws_other_noise_and_the_global_generator_is_left_alone() -> None:
+    score, x = trained(), tokens(4)
+    before = torch.get_rng_state()
+    one, two = score(x, context(4, seed=1)).logits, score(x, context(4, seed=2)).logits
+    assert not torch.equal(one, two)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_it_starts_without_a_signal() -> None:
+    score, x = Noisy(SIZES, min_std=0.0), tokens(4)
+    scored = score(x, context(4))
+    assert not scored.clean.any() and torch.allclose(scored.noise_std, torch.tensor(2.0).log())

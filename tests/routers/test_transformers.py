@@ -1,0 +1,164 @@
+"""Our parts against the modules of `transformers` with copied weights: outputs and gradients."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from app import zoo
+from app.moe import MoE
+from app.registry import find, make
+from experts.contract import Experts, FeedForward
+from routers.contract import Context, Sizes
+from routers.router import Router
+
+transformers = pytest.importorskip("transformers", minversion="5.0")
+
+D, E, K, F = 16, 8, 2, 12
+SIZES = Sizes(dim=D, num_experts=E, top_k=K, num_layers=1, vocab_size=8)
+NAMES = {"hidden_size": D, "num_experts_per_tok": K, "moe_intermediate_size": F, "intermediate_size": F}
+
+
+def theirs(folder: str, block: str, config: str, **values: Any) -> nn.Module:
+    """A block of transformers with random weights."""
+    modeling = pytest.importorskip(f"transformers.models.{folder}.modeling_{folder}")
+    settings = getattr(transformers, config)(**values)
+    settings._attn_implementation = settings._experts_implementation = "eager"
+    module = getattr(modeling, block)(settings).eval()
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, 0, 0.4)
+    return module
+
+
+def ours(experts: Experts, weigh: dict[str, Any], select: str = "top_k", **knobs: Any) -> MoE:
+    values = {key: v for key, v in zoo.defaults("select", select).items() if key != "name"} | {"k": K} | knobs
+    name = weigh.pop("name")
+    parts = find("weigh", name)(SIZES, **weigh), find("select", select)(SIZES, **values)
+    return MoE(Router(zoo.build("score", "linear", SIZES), *parts, zoo.build("drop", "none", SIZES), SIZES), experts)
+
+
+def coarse() -> Experts:
+    return make("experts", {"name": "coarse", "num_experts": E, "top_k": K, "hidden_dim": F}, D, key="experts")
+
+
+def deepseek(num_shared: int) -> Experts:
+    values = zoo.defaults("experts", "deepseek") | {"segments": 1, "hidden_dim": F, "num_shared": num_shared}
+    return make("experts", values | {"num_experts": E + num_shared, "top_k": K + num_shared}, D, key="experts")
+
+
+@torch.no_grad()
+def copy(block: nn.Module, layer: MoE) -> None:
+    """Their router and experts into ours."""
+    layer.router.score.proj.weight.copy_(block.gate.weight)
+    layer.experts.routed.w_in.copy_(block.experts.gate_up_proj.mT)
+    layer.experts.routed.w_out.copy_(block.experts.down_proj.mT)
+
+
+@torch.no_grad()
+def copy_shared(mlp: nn.Module, ffn: FeedForward) -> None:
+    ffn.w_in.weight.copy_(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))
+    ffn.w_out.weight.copy_(mlp.down_proj.weight)
+
+
+def both(block: nn.Module, layer: MoE, offset: Tensor | float = 0.0) -> None:
+    """Outputs, gradients of the input and of the router are equal."""
+    x = torch.randn(3, 7, D)
+    context = Context(torch.ones(3, 7, dtype=torch.bool), offset=offset)
+    weight = torch.linspace(-1, 1, x.numel()).view_as(x)
+    results = []
+    for module, call in ((block.gate.weight, block), (layer.router.score.proj.weight, lambda t: layer(t, context)[0])):
+        inner = x.clone().requires_grad_()
+        y = call(inner)
+        results.append((y, *torch.autograd.grad((y * weight).sum(), [inner, module])))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("folder", "prefix", "normalize"),
+    [("mixtral", "Mixtral", True), ("olmoe", "Olmoe", False), ("olmoe", "Olmoe", True), ("qwen3_moe", "Qwen3Moe", True)],
+)
+def test_softmax_top_k_equals_mixtral_olmoe_and_qwen3(folder, prefix, normalize):
+    values = NAMES | {"num_experts": E, "norm_topk_prob": normalize}
+    if folder == "mixtral":
+        values = NAMES | {"num_local_experts": E}
+    block = theirs(folder, f"{prefix}SparseMoeBlock", f"{prefix}Config", **values)
+    layer = ours(coarse(), {"name": "softmax", "normalize": normalize, "scale": 1.0})
+    copy(block, layer)
+    both(block, layer)
+
+
+def test_the_gated_shared_layout_equals_qwen2():
+    values = {"shared_expert_intermediate_size": 10, "num_experts": E, "norm_topk_prob": False}
+    block = theirs("qwen2_moe", "Qwen2MoeSparseMoeBlock", "Qwen2MoeConfig", **NAMES, **values)
+    layer = ours(coarse(), {"name": "softmax", "normalize": False, "scale": 1.0})
+    copy(block, layer)
+    shared = FeedForward(D, 10)
+    copy_shared(block.shared_expert, shared)
+    layer.experts.shared = lambda x: block.shared_expert_gate(x).sigmoid() * shared(x)
+    both(block, layer)
+
+
+@pytest.mark.parametrize("method", ["greedy", "group_limited_greedy"])
+def test_group_limited_softmax_equals_deepseek_v2(method):
+    values = {"n_group": 4, "topk_group": 2, "topk_method": method, "routed_scaling_factor": 16.0}
+    values |= {"n_routed_experts": E, "n_shared_experts": 2}
+    block = theirs("deepseek_v2", "DeepseekV2Moe", "DeepseekV2Config", **NAMES, **values)
+    limit = {"select": "group_limited", "groups": 4, "limit": 2, "score": "max"} if "group" in method else {}
+    layer = ours(deepseek(2), {"name": "softmax", "normalize": False, "scale": 16.0}, **limit)
+    copy(block, layer)
+    copy_shared(block.shared_experts, layer.experts.common)
+    both(block, layer)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_sigmoid_with_bias_and_node_limit_equals_deepseek_v3(biased):
+    values = {"n_group": 4, "topk_group": 2, "norm_topk_prob": True, "routed_scaling_factor": 2.5}
+    values |= {"n_routed_experts": E, "num_local_experts": E, "n_shared_experts": 1}
+    block = theirs("deepseek_v3", "DeepseekV3MoE", "DeepseekV3Config", **NAMES, **values)
+    bias = torch.randn(E) * biased
+    block.gate.e_score_correction_bias.copy_(bias)
+    weigh = {"name": "sigmoid", "normalize": True, "scale": 2.5}
+    layer = ours(deepseek(1), weigh, "group_limited", groups=4, limit=2, score="top2")
+    copy(block, layer)
+    copy_shared(block.shared_experts, layer.experts.common)
+    both(block, layer, offset=bias)
+
+
+def test_top_1_with_capacity_equals_the_switch_router():
+    values = {"hidden_size": D, "num_experts": E, "expert_capacity": 2, "router_jitter_noise": 0.0}
+    router = theirs("switch_transformers", "SwitchTransformersTop1Router", "SwitchTransformersConfig", **values)
+    x = torch.randn(1, 10, D)  # one sequence: transformers counts the capacity per sequence
+    mask, gate, logits = router(x)
+    sizes = SIZES._replace(top_k=1)
+    drop = find("drop", "capacity")(sizes, factor=1.6, order="position", exempt=0.0, eval=True)  # ceil(1.6 * 10 / 8) = 2
+    weigh = find("weigh", "softmax")(sizes, normalize=False, scale=1.0)
+    made = Router(zoo.build("score", "linear", sizes), weigh, find("select", "top_k")(sizes, k=1), drop, sizes).eval()
+    with torch.no_grad():
+        made.score.proj.weight.copy_(router.classifier.weight)
+    routing = made(x[0], Context(torch.ones(1, 10, dtype=torch.bool)))
+    torch.testing.assert_close(routing.logits, logits[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(routing.gate, gate[0, :, 0], rtol=1e-5, atol=1e-5)
+    assert torch.equal(routing.kept, mask[0].any(-1)) and not routing.kept.all()
+    assert torch.equal(routing.expert[routing.kept], mask[0].argmax(-1)[routing.kept])
+
+
+def test_sqrt_softplus_equals_deepseek_v4():
+    from transformers.activations import ACT2FN
+
+    if "sqrtsoftplus" not in ACT2FN:
+        pytest.skip("this version of transformers has no sqrtsoftplus")
+    logits = torch.randn(5, E) * 4
+    scores = zoo.build("weigh", "sqrt_softplus", SIZES).scores(logits)
+    torch.testing.assert_close(scores, ACT2FN["sqrtsoftplus"](logits), rtol=1e-5, atol=1e-5)
+
+
+def test_sparsemixer_equals_phimoe_at_evaluation_when_all_experts_are_candidates():
+    modeling = pytest.importorskip("transformers.models.phimoe.modeling_phimoe")
+    logits = torch.randn(20, E)
+    gate, expert = modeling.sparsemixer(logits, 1e9, False)
+    weigh = zoo.build("weigh", "sparsemixer", SIZES)
+    token = torch.arange(20).repeat_interleave(K)
+    got = weigh(weigh.scores(logits), token, expert.flatten())
+    torch.testing.assert_close(got.view(20, K), gate, rtol=1e-5, atol=1e-5)

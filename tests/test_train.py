@@ -1,0 +1,124 @@
+"""`python train.py` as a user runs it: every part trains, every run can be gone on with, every mistake is one line."""
+
+import json
+import math
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+KEYS = {
+    "val_nats", "val_ppl", "val_bpb", "val_bpb_by_domain", "total_params", "active_params", "flops_per_token_train",
+    "tokens_seen", "tokens_per_s", "wall_s", "peak_memory_bytes", "maxvio_by_layer", "dead_experts_by_layer",
+    "corpus_fingerprint", "versions", "git_commit", "seed",
+}  # fmt: skip
+Train = Callable[..., Path]
+
+
+def test_a_run_leaves_config_checkpoint_events_and_summary(train: Train) -> None:
+    folder = train()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary.keys() == KEYS
+    assert summary["tokens_seen"] == 2 * 4 * 32
+    assert math.isclose(summary["val_ppl"], math.exp(summary["val_nats"]), rel_tol=1e-5)
+    assert (folder / "config.yaml").exists()
+    assert [p.name for p in (folder / "checkpoints").glob("*.ckpt")] == ["step=2.ckpt"]
+    assert list((folder / "tb").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(
+    ("router", "balance", "experts"),
+    list(product(["topk", "switch", "gshard", "gru"], ["[aux,z_loss]", "loss_free"], ["coarse", "fine_grained", "deepseek"]))
+    + [("topk", "none", "dense"), ("gru", "none", "deepseek")],
+)
+def test_founding_parts_train_in_every_combination(train: Train, router: str, balance: str, experts: str) -> None:
+    folder = train(f"router={router}", f"balance={balance}", f"experts={experts}", "trainer.max_steps=1")
+    assert math.isfinite(json.loads((folder / "summary.json").read_text())["val_bpb"])
+
+
+@pytest.mark.parametrize("parts", ["router=topk balance=loss_free", "router=gru", "router=noisy_topk"])
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(train: Train, parts: str) -> None:
+    parts = (*parts.split(), "schedule.total_steps=4", "schedule.warmup_steps=1")
+    straight = train(*parts, "trainer.max_steps=4", name="straight")
+    train(*parts, "trainer.max_steps=2", name="resumed")
+    resumed = train(*parts, "trainer.max_steps=4", "resume=true", name="resumed")
+    one, two = (torch.load(run / "checkpoints/step=4.ckpt", weights_only=True) for run in (straight, resumed))
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
+    assert one["tokens_seen"] == two["tokens_seen"]
+
+
+def test_resuming_keeps_the_saved_config_and_names_what_was_asked(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train("optimizer.lr=0.001")
+    train("optimizer.lr=0.5", "trainer.max_steps=3", "resume=true")
+    assert "keeping optimizer.lr=0.001" in capsys.readouterr().err
+
+
+def test_resuming_passes_over_a_damaged_checkpoint(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train("trainer.checkpoint_every=1")
+    newest = folder / "checkpoints/step=2.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    train("trainer.max_steps=3", "resume=true")
+    told = capsys.readouterr().err
+    assert "step=2.ckpt is damaged" in told
+
+
+def test_a_checkpoint_of_another_architecture_names_the_parameter(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train()
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("hidden_dim: 32", "hidden_dim: 64"))
+    assert "w_in is (" in mistake(train, capsys, "resume=true", "trainer.max_steps=3")
+
+
+MISTAKES = {
+    "router=topq": ("router=topq", "'topk'"),
+    "experts=deepsek": ("experts=deepsek", "'deepseek'"),
+    "balance=[aux,zloss]": ("balance=zloss", "'z_loss'"),
+    "routr=topk": ("routr", "'router'"),
+    "router.select.kk=3": ("router.select.kk", "'k'"),
+    "router.select.k=abc": ("router.select.k=abc", "int"),
+    "router.select.k=999": ("router.select.k=999", "must be in 1.."),
+    "experts.top_k=99": ("experts.top_k=99", "must be in 1.."),
+    "model.dim=33": ("model.dim=33", "divisible"),
+    "model.dim=abc": ("model.dim=abc", "int"),
+    "trainer.max_steps=abc": ("trainer.max_steps=abc", "int"),
+    "trainer.precision=fp8": ("trainer.precision=fp8", "bf16-mixed"),
+    "trainer.devices=2": ("trainer.devices=2", "trainer=ddp"),
+    "data.batch_size=3": ("data.batch_size=3", "micro_batch_size"),
+    "data.path=/no/such/file": ("data.path=/no/such/file", "no such file"),
+    "data.path=/tmp/a(b).txt": ("data.path=/tmp/a(b).txt", "'data.path=\"/tmp/a(b).txt\"'"),
+    "tokenizer=file tokenizer.path=/no/such.json": ("tokenizer.path=/no/such.json", ""),
+    "data.seq_len=10000000": ("data.seq_len=10000000", "longer than"),
+    "resume=true run=null": ("resume=true", "run=NAME"),
+    "router=switch router.weigh.normalize=true": ("router.select.k=1", "constant"),
+    "optimizer._target_=os.system": ("optimizer._target_=os.system", "torch"),
+    "router=expert_choice": ("router.select.name=expert_choice", "allow_non_causal=true"),
+}
+
+
+@pytest.mark.parametrize("overrides", MISTAKES)
+def test_a_mistake_ends_with_one_line_and_status_2(
+    train: Train, capsys: pytest.CaptureFixture[str], overrides: str
+) -> None:
+    line = mistake(train, capsys, *overrides.split())
+    assert all(part in line for part in MISTAKES[overrides])
+
+
+def test_a_taken_run_name_is_refused_and_nothing_is_overwritten(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert "resume=true" in mistake(train, capsys)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def mistake(train: Train, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    """What train.py prints about a mistake, having checked that it is one line and exits with 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        train(*overrides)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert end.value.code == 2
+    assert len(lines) == 1
+    return lines[0]
