@@ -184,12 +184,20 @@ def budget_of(config: dict[str, Any], convention: Convention = "real") -> tuple[
     Raises:
         UserError: the config is wrong, or the number of tokens is known only when the tokenizer's file is read.
     """
-    data, trainer = config["data"], config["trainer"]
-    with torch.device("meta"):
-        model = build_model(config, _vocabulary(config))
+    data, trainer, model = config["data"], config["trainer"], on_meta(config)
     states = optimizer_states(lambda matrices: hydra.utils.instantiate(config["optimizer"], matrices, _convert_="all"))
     memory = Memory.of(model, data["seq_len"], data["micro_batch_size"], trainer["precision"], states)
     return Budget.of(model, data["seq_len"], convention), memory
+
+
+def on_meta(config: dict[str, Any]) -> Transformer:
+    """The model of a composed config, without memory.
+
+    Raises:
+        UserError: as `budget_of`.
+    """
+    with torch.device("meta"):
+        return build_model(config, _vocabulary(config))
 
 
 def _vocabulary(config: dict[str, Any]) -> int:

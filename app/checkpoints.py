@@ -16,6 +16,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.utilities import rank_zero_only
 
+from app.parallel import is_first_rank
 from app.registry import UserError
 
 
@@ -70,7 +71,7 @@ def write_whole(path: Path, save: Callable[[Path], None]) -> None:
     part = path.with_suffix(".part")
     try:
         save(part)
-        if rank_zero_only.rank == 0:
+        if is_first_rank():
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
             checksum(path).write_text(digest(part) + "\n")
@@ -80,12 +81,14 @@ def write_whole(path: Path, save: Callable[[Path], None]) -> None:
         if isinstance(error, RuntimeError) and "write" not in str(error):
             raise
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be written ({reason}); older checkpoints are whole, resume=true goes on") from error
+        raise UserError(
+            f"{path}: cannot be written ({reason}); older checkpoints are whole, resume=true goes on"
+        ) from error
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The checkpoint of the highest step that is whole, and a line for every damaged one that was passed over."""
-    damaged = []
+    damaged: list[str] = []
     for _, path in reversed(steps(folder)):
         if checksum(path).exists() and checksum(path).read_text().strip() == digest(path):
             return path, damaged

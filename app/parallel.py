@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -25,6 +26,11 @@ def shard(model: Transformer, mesh: DeviceMesh) -> None:
         fully_shard(block, mesh=data, mp_policy=policy)
     fully_shard(model, mesh=data, mp_policy=policy)
     torch.distributed.fsdp.register_fsdp_forward_method(model, "logits")
+
+
+def is_first_rank() -> bool:
+    """Whether this process writes files and speaks; known before the processes have met."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 @contextmanager

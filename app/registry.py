@@ -103,7 +103,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 def knobs(cls: type) -> dict[str, Any]:
     """The keyword-only arguments of a class with their types: the schema of its YAML."""
-    hints = get_type_hints(cls.__init__)
+    hints = get_type_hints(cls.__init__)  # type: ignore[misc]
     parameters = inspect.signature(cls).parameters.values()
     return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
 

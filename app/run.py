@@ -69,7 +69,11 @@ def train(config: dict[str, Any], folder: Path, trainer: lightning.Trainer) -> N
     if trainer.global_step % config["trainer"]["val_every"]:
         trainer.validate(module, datamodule=data, verbose=False)
     summary = summarize(trainer, module) | budget.summary()
-    summary |= {"wall_s": time.monotonic() - started, "corpus_fingerprint": data.corpus_fingerprint, "seed": config["seed"]}
+    summary |= {
+        "wall_s": time.monotonic() - started,
+        "corpus_fingerprint": data.corpus_fingerprint,
+        "seed": config["seed"],
+    }
     if trainer.is_global_zero:
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     say(f"{summary['val_bpb']:.3f} bits per byte. The run lies in {folder}; look at its experts with")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.utilities import rank_zero_only
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from app.parallel import is_first_rank
 from app.registry import UserError
 from app.trainer import native_precision
 
@@ -32,7 +33,7 @@ def settle(composed: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], 
         config["trainer"]["precision"] = native_precision(config["trainer"]["accelerator"])
     folder = RUNS / run_name(config)
     if not config["resume"]:
-        if (folder / "config.yaml").exists() and rank_zero_only.rank == 0 and NAME not in os.environ:
+        if (folder / "config.yaml").exists() and is_first_rank() and NAME not in os.environ:
             raise UserError(f"run={folder.name}: {folder} exists; go on with resume=true, or choose another name")
         return config, folder, []
     if config["run"] is None:
@@ -47,7 +48,7 @@ def settle(composed: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], 
 def open_folder(folder: Path, config: dict[str, Any]) -> None:
     """Makes the folder and writes the resolved config into it."""
     os.environ[NAME] = folder.name
-    if rank_zero_only.rank == 0:
+    if is_first_rank():
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
 
@@ -58,8 +59,8 @@ def run_name(config: dict[str, Any]) -> str:
         return str(config["run"])
     if NAME in os.environ:
         return os.environ[NAME]
-    number = f"-{HydraConfig.get().job.num}" if HydraConfig.initialized() and "num" in HydraConfig.get().job else ""
-    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + number
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + (f"_{HydraConfig.get().job.num}" if sweep else "")
 
 
 def plain(config: DictConfig | Any) -> dict[str, Any]:
@@ -67,7 +68,9 @@ def plain(config: DictConfig | Any) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
-def _merged(saved: Any, composed: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], list[tuple[str, Any, Any]]]:
+def _merged(
+    saved: Any, composed: DictConfig, overrides: list[str]
+) -> tuple[dict[str, Any], list[tuple[str, Any, Any]]]:
     ignored = []
     for key in (override.lstrip("+~").partition("=")[0].replace("/", ".") for override in overrides):
         for path in PLACE if key == "trainer" else [key]:

@@ -101,7 +101,7 @@ def _trainer(
         strategy=make_strategy(config),
         devices=config.devices,
         num_nodes=config.num_nodes,
-        precision=config.precision,
+        precision=config.precision,  # type: ignore[arg-type]
         max_steps=config.max_steps,
         val_check_interval=config.val_every,
         check_val_every_n_epoch=None,

@@ -142,7 +142,7 @@ class LanguageModel(lightning.LightningModule):
         norm = clip_gradients(list(self.parameters()), self.clip_norm)
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
-        scheduler.step()  # type: ignore[union-attr, call-arg]
+        scheduler.step()  # type: ignore[union-attr]
         return norm
 
     def _log_step(self, loss: Tensor, terms: dict[str, tuple[Tensor, float]], norm: Tensor) -> None:

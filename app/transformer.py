@@ -184,9 +184,7 @@ class Transformer(nn.Module):
         hidden, _ = self.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(tokens))
         return self.head(hidden)
 
-    def hidden(
-        self, tokens: Tensor, valid: Tensor, document: Tensor, seed: int = 0
-    ) -> tuple[Tensor, list[Routing]]:
+    def hidden(self, tokens: Tensor, valid: Tensor, document: Tensor, seed: int = 0) -> tuple[Tensor, list[Routing]]:
         """The normed output of the last block (B, S, D), and the routings of the MoE layers."""
         x = self.embedding(tokens)
         cos, sin = rotary(tokens.size(1), self.config, tokens.device)

@@ -1,7 +1,8 @@
 """What TensorBoard opens with: the Custom Scalars tab in the order of the questions, and the HParams tab.
 
 Writes no metric of its own. The HParams are the run's config (`config.yaml` in its folder) without what says how it is
-watched; their metrics are the last points of the curves named in FINAL, so they are final when the run is.
+watched and where it runs; their metrics are the last points of the curves named in FINAL, so they are final when the run
+is.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from callbacks.watcher import event_writer, labels_of
 
 FINAL = ("val/bpb", "val/nats", "val/ppl", "train/loss", "experts/maxvio", "experts/dead", "speed/tokens_per_s")
 PARTS = ("data", "forward", "backward", "optimizer")  # of a step
-UNLISTED = ("callbacks", "run", "resume", "hydra")
+UNLISTED = ("callbacks", "run", "resume", "hydra", "experiment", "trainer", "allow_non_causal")
 Layout = dict[str, dict[str, list[Any]]]
 
 

@@ -14,8 +14,9 @@ import lightning
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import nn
 
+from app.generate import continuation
 from app.registry import register, require
 from app.training import LanguageModel
 from callbacks.watcher import event_writer, table
@@ -49,31 +50,18 @@ class Samples(lightning.Callback):
         if not due or self.sharded or not (everyone or trainer.is_global_zero):
             return
         assert isinstance(pl_module, LanguageModel)
-        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
-        if tokenizer is None:
+        data = getattr(trainer, "datamodule", None)
+        if data is None:
             return
-        starts = [[tokenizer.separator, *map(int, encoded.ids)] for encoded in tokenizer.encode(self.prompts)]
+        tokenizer = data.tokenizer
+        asked = {"num_tokens": self.num_tokens, "temperature": self.temperature, "window": data.seq_len}
+        generator = torch.Generator(pl_module.device).manual_seed(0)
         with undisturbed(pl_module.model), trainer.precision_plugin.forward_context():
-            texts = [self._continue(pl_module, start, tokenizer.vocab_size) for start in starts]
+            texts = [continuation(pl_module.model, tokenizer, p, generator=generator, **asked) for p in self.prompts]
         writer = event_writer(trainer)
         if writer is not None:
-            rows = [(prompt, tokenizer.decode(text)) for prompt, text in zip(self.prompts, texts, strict=True)]
+            rows = list(zip(self.prompts, texts, strict=True))
             writer.add_text("samples/continuation", table(["prompt", "continuation"], rows), step)
-
-    def _continue(self, module: LanguageModel, start: list[int], vocab_size: int) -> list[int]:
-        generator = torch.Generator(module.device).manual_seed(0)
-        tokens = torch.tensor([start], device=module.device)
-        for _ in range(self.num_tokens):
-            following = draw(module.model.logits(tokens)[0, -1, :vocab_size].float(), self.temperature, generator)
-            tokens = torch.cat((tokens, following.view(1, 1)), 1)
-        return tokens[0, len(start) :].tolist()
-
-
-def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """One token, of logits (V,)."""
-    if temperature == 0:
-        return logits.argmax()
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
 
 
 @contextmanager

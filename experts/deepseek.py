@@ -9,7 +9,7 @@ section 3.2, eq. 9-11. The shared experts are one network of K_s times the width
 from torch import Tensor
 
 from app.registry import register, require
-from experts.contract import FeedForward, Routed, segment
+from experts.contract import FeedForward, Routed, require_pool, segment
 
 
 @register("experts")
@@ -23,6 +23,7 @@ class DeepSeek(Routed):
     def __init__(
         self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int, segments: int, num_shared: int
     ) -> None:
+        require_pool(num_experts, top_k)
         width = segment(hidden_dim, segments)
         allowed = f"must be in 0..{segments * top_k - 1}, segments * top_k - 1"
         require("num_shared", num_shared, 0 <= num_shared < segments * top_k, allowed)

@@ -7,7 +7,7 @@ grows. DeepSeekMoE (Dai et al. 2024, arXiv 2401.06066, section 3.1, eq. 6-8).
 """
 
 from app.registry import register
-from experts.contract import Routed, segment
+from experts.contract import Routed, require_pool, segment
 
 
 @register("experts")
@@ -19,5 +19,6 @@ class FineGrained(Routed):
     """
 
     def __init__(self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int, segments: int) -> None:
+        require_pool(num_experts, top_k)
         width = segment(hidden_dim, segments)
         super().__init__(dim, segments * num_experts, segments * top_k, width)

@@ -3,8 +3,8 @@
     logits_e = cos(P x, e_e) / tau,   tau learned, never below `min_tau`
 
 Chi et al. 2022 (X-MoE), arXiv 2204.09179, section 4: the projection to a small width and the sphere keep the tokens of
-one expert from collapsing into one direction. Without the projection (`proj_dim: null`) it is the baseline "CosineMoE" of
-RMoE (arXiv 2408.06793, table 1). Both sides are normalised, as printed; released code normalises the embeddings only.
+one expert from collapsing into one direction. Without the projection (`proj_dim: null`) it is the baseline "CosineMoE"
+of RMoE (arXiv 2408.06793, table 1). Both sides are normalised, as printed; released code normalises only embeddings.
 """
 
 import torch

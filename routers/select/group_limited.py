@@ -5,7 +5,8 @@
 
 DeepSeek-V2, arXiv 2405.04434, section 2.2.2 (`max`, device-limited: 3 of 8 groups); DeepSeek-V3, arXiv 2412.19437,
 section 2.1.2 (`top2`, node-limited: 4 of 8; the released code, and ours, ranks groups by the offset scores). V2's code
-sets the other groups' scores to 0, V3's and ours to -inf. Groups are neighbouring experts, as even as E allows.
+sets the other groups' scores to 0, V3's and ours to -inf. Groups are neighbouring experts, as even as E allows; where
+only one expert of a group is allowed, it counts alone.
 """
 
 from typing import Literal
@@ -16,8 +17,6 @@ from torch.nn import functional
 
 from app.registry import register, require
 from routers.contract import Select, Sizes
-
-LOW = -1e30  # of a forbidden expert: lower than any score, yet two of them add up to a finite number
 
 
 @register("select")
@@ -43,12 +42,13 @@ class GroupLimited(Select):
             torch.stack([functional.pad(p, (0, size - len(p)), value=num_experts) for p in parts]),
             persistent=False,
         )  # (G, size), E where a group has no further expert
-        owner = torch.arange(groups).repeat_interleave(torch.tensor([len(p) for p in parts]))
+        owner = torch.cat([torch.full_like(p, i) for i, p in enumerate(parts)])
         self.register_buffer("group", owner, persistent=False)  # (E,)
 
     def forward(self, scores: Tensor, choice: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        padded = functional.pad(choice.clamp_min(LOW), (0, 1), value=LOW)  # (T, E + 1)
-        best = padded[:, self.members].topk(self.best, dim=-1).values.sum(-1)  # (T, G)
+        padded = functional.pad(choice, (0, 1), value=-torch.inf)  # (T, E + 1)
+        first, *second = padded[:, self.members].topk(self.best, dim=-1).values.unbind(-1)
+        best = sum((s.masked_fill(s == -torch.inf, 0) for s in second), first)  # (T, G)
         picked = best.topk(self.limit, dim=-1).indices  # (T, limit)
         open_ = torch.zeros_like(best, dtype=torch.bool).scatter(1, picked, True)  # (T, G)
         value, expert = choice.masked_fill(~open_[:, self.group], -torch.inf).topk(self.k, dim=-1)  # (T, K)

@@ -4,8 +4,8 @@
 
 Clark et al. 2022, arXiv 2202.01169, section 3 ("S-BASE"); Megatron-LM's `sinkhorn` balancing. They start from
 exp(logits): softmax scores are that up to a factor for each row, which the scaling takes out, so with softmax the
-result is the same. A fixed number of rounds instead of a tolerance: no wait for the device. The gates come from the plain
-scores. Balancing a batch looks at later tokens, so training is not causal.
+result is the same. A fixed number of rounds instead of a tolerance: no wait for the device. The gates come from the
+plain scores. Balancing a batch looks at later tokens, so training is not causal.
 """
 
 import torch

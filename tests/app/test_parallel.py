@@ -48,10 +48,17 @@ def gradients(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> Gradient
     before = {name: value.detach().clone() for name, value in module.named_parameters()}
     batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=ranks, strategy=make_strategy(build_trainer_config(config)), max_steps=1, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        accelerator="cpu",
+        devices=ranks,
+        strategy=make_strategy(build_trainer_config(config)),
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
         limit_val_batches=0,
-    )  # fmt: skip
+    )
     trainer.fit(module, DataLoader([batch], batch_size=None))
     return {name: before[name] - whole(value.detach()) for name, value in module.named_parameters()}
 

@@ -18,6 +18,7 @@ transformers = pytest.importorskip("transformers", minversion="5.0")
 D, E, K, F = 16, 8, 2, 12
 SIZES = Sizes(dim=D, num_experts=E, top_k=K, num_layers=1, vocab_size=8)
 NAMES = {"hidden_size": D, "num_experts_per_tok": K, "moe_intermediate_size": F, "intermediate_size": F}
+NAMES |= {"num_attention_heads": 2}
 
 
 def theirs(folder: str, block: str, config: str, **values: Any) -> nn.Module:
@@ -77,7 +78,12 @@ def both(block: nn.Module, layer: MoE, offset: Tensor | float = 0.0) -> None:
 
 @pytest.mark.parametrize(
     ("folder", "prefix", "normalize"),
-    [("mixtral", "Mixtral", True), ("olmoe", "Olmoe", False), ("olmoe", "Olmoe", True), ("qwen3_moe", "Qwen3Moe", True)],
+    [
+        ("mixtral", "Mixtral", True),
+        ("olmoe", "Olmoe", False),
+        ("olmoe", "Olmoe", True),
+        ("qwen3_moe", "Qwen3Moe", True),
+    ],
 )
 def test_softmax_top_k_equals_mixtral_olmoe_and_qwen3(folder, prefix, normalize):
     values = NAMES | {"num_experts": E, "norm_topk_prob": normalize}
@@ -92,11 +98,12 @@ def test_softmax_top_k_equals_mixtral_olmoe_and_qwen3(folder, prefix, normalize)
 def test_the_gated_shared_layout_equals_qwen2():
     values = {"shared_expert_intermediate_size": 10, "num_experts": E, "norm_topk_prob": False}
     block = theirs("qwen2_moe", "Qwen2MoeSparseMoeBlock", "Qwen2MoeConfig", **NAMES, **values)
-    layer = ours(coarse(), {"name": "softmax", "normalize": False, "scale": 1.0})
+    gated = {"name": "shared_gated", "num_experts": E, "top_k": K, "hidden_dim": F, "shared_dim": 10}
+    layer = ours(make("experts", gated, D, key="experts"), {"name": "softmax", "normalize": False, "scale": 1.0})
     copy(block, layer)
-    shared = FeedForward(D, 10)
-    copy_shared(block.shared_expert, shared)
-    layer.experts.shared = lambda x: block.shared_expert_gate(x).sigmoid() * shared(x)
+    copy_shared(block.shared_expert, layer.experts.common)
+    with torch.no_grad():
+        layer.experts.common_gate.weight.copy_(block.shared_expert_gate.weight)
     both(block, layer)
 
 
@@ -132,7 +139,8 @@ def test_top_1_with_capacity_equals_the_switch_router():
     x = torch.randn(1, 10, D)  # one sequence: transformers counts the capacity per sequence
     mask, gate, logits = router(x)
     sizes = SIZES._replace(top_k=1)
-    drop = find("drop", "capacity")(sizes, factor=1.6, order="position", exempt=0.0, eval=True)  # ceil(1.6 * 10 / 8) = 2
+    capacity = find("drop", "capacity")
+    drop = capacity(sizes, factor=1.6, order="position", exempt=0.0, eval=True)  # ceil(1.6 * 10 / 8) = 2 places
     weigh = find("weigh", "softmax")(sizes, normalize=False, scale=1.0)
     made = Router(zoo.build("score", "linear", sizes), weigh, find("select", "top_k")(sizes, k=1), drop, sizes).eval()
     with torch.no_grad():

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from scoring import context, knobs, tokens
 from torch import nn
 
 from app.registry import find, names
 from routers.contract import Score, Scored, Sizes
+from tests.routers.score.scoring import context, knobs, tokens
 
 SIZES = Sizes(dim=6, num_experts=5, top_k=2, num_layers=2, vocab_size=40)
 

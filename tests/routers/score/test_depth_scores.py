@@ -4,10 +4,17 @@ import math
 
 import numpy as np
 import torch
-from scoring import SIZES, array, assert_equal, assert_gradients_are_those_of_the_formula, context, tokens
 
 from routers.score.depth_average import DepthAverage
 from routers.score.residual import Residual
+from tests.routers.score.scoring import (
+    SIZES,
+    array,
+    assert_equal,
+    assert_gradients_are_those_of_the_formula,
+    context,
+    tokens,
+)
 
 erf = np.vectorize(math.erf)
 

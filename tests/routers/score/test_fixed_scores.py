@@ -3,17 +3,24 @@
 import numpy as np
 import pytest
 import torch
-from scoring import SIZES, array, assert_equal, assert_gradients_are_those_of_the_formula, context, tokens
 
 from routers.contract import Sizes
 from routers.score.hash import Hash
 from routers.score.hyper import Hyper
+from tests.routers.score.scoring import (
+    SIZES,
+    array,
+    assert_equal,
+    assert_gradients_are_those_of_the_formula,
+    context,
+    tokens,
+)
 
 
 @pytest.mark.parametrize("kind", ["random", "balanced"])
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_hash_allows_the_k_experts_of_a_tokens_id_and_no_other(kind: str, k: int) -> None:
-    score = Hash(SIZES, k=k, kind=kind, seed=0)
+    score = Hash(SIZES, k=k, kind=kind, learned=False, seed=0)
     ids = torch.tensor([3, 39, 3, 0])
     logits = score(tokens(4), context(4)._replace(token_ids=ids)).logits
     for row, token in zip(logits, ids, strict=True):
@@ -24,21 +31,29 @@ def test_hash_allows_the_k_experts_of_a_tokens_id_and_no_other(kind: str, k: int
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_the_balanced_table_gives_every_expert_equally_many_neighbouring_ids(k: int) -> None:
-    score = Hash(SIZES, k=k, kind="balanced", seed=0)
+    score = Hash(SIZES, k=k, kind="balanced", learned=False, seed=0)
     for start in range(0, SIZES.vocab_size, SIZES.num_experts):
         assert (score.table[start : start + SIZES.num_experts].flatten().bincount(minlength=5) == k).all()
 
 
 @pytest.mark.parametrize("kind", ["random", "balanced"])
 def test_each_layer_and_seed_has_its_own_table(kind: str) -> None:
-    one = Hash(SIZES, k=2, kind=kind, seed=0).table
-    assert torch.equal(one, Hash(SIZES, k=2, kind=kind, seed=0).table)
-    assert not torch.equal(one, Hash(SIZES._replace(layer=2), k=2, kind=kind, seed=0).table)
-    assert not torch.equal(one, Hash(SIZES, k=2, kind=kind, seed=1).table)
+    one = Hash(SIZES, k=2, kind=kind, learned=False, seed=0).table
+    assert torch.equal(one, Hash(SIZES, k=2, kind=kind, learned=False, seed=0).table)
+    assert not torch.equal(one, Hash(SIZES._replace(layer=2), k=2, kind=kind, learned=False, seed=0).table)
+    assert not torch.equal(one, Hash(SIZES, k=2, kind=kind, learned=False, seed=1).table)
 
 
 def test_hash_survives_a_vocabulary_that_the_experts_do_not_divide() -> None:
-    assert Hash(SIZES._replace(vocab_size=43), k=2, kind="balanced", seed=0).table.shape == (43, 2)
+    assert Hash(SIZES._replace(vocab_size=43), k=2, kind="balanced", learned=False, seed=0).table.shape == (43, 2)
+
+
+def test_a_learned_hash_weighs_the_fixed_experts_by_a_linear_router() -> None:
+    score, x = Hash(SIZES, k=2, kind="random", learned=True, seed=0), tokens(4)
+    logits = score(x, context(4)).logits
+    allowed = logits > -torch.inf
+    assert (allowed.sum(1) == 2).all()
+    assert_equal(logits[allowed], (array(x) @ array(score.proj.weight).T)[allowed.numpy()])
 
 
 def test_the_weights_of_hyper_come_out_of_its_fixed_network() -> None:

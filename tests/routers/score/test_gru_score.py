@@ -5,11 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scoring import SIZES, array, assert_equal, assert_gradients_are_those_of_the_formula, context, tokens
 from torch import Tensor, nn
 
 from routers.contract import Scored, Sizes
 from routers.score.gru import GRU
+from tests.routers.score.scoring import (
+    SIZES,
+    array,
+    assert_equal,
+    assert_gradients_are_those_of_the_formula,
+    context,
+    tokens,
+)
 
 PLAIN = {
     "state_dim": 4,

@@ -2,9 +2,16 @@
 
 import numpy as np
 import torch
-from scoring import SIZES, array, assert_equal, assert_gradients_are_those_of_the_formula, context, tokens
 
 from routers.score.noisy import Noisy
+from tests.routers.score.scoring import (
+    SIZES,
+    array,
+    assert_equal,
+    assert_gradients_are_those_of_the_formula,
+    context,
+    tokens,
+)
 
 
 def trained(min_std: float = 0.01) -> Noisy:

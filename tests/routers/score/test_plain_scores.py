@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from scoring import SIZES, array, assert_equal, assert_gradients_are_those_of_the_formula, context, tokens
 
 from routers.contract import Sizes
 from routers.score.cosine import Cosine
@@ -11,6 +10,14 @@ from routers.score.jitter import Jitter
 from routers.score.linear import Linear
 from routers.score.mlp import MLP
 from routers.score.random import Random
+from tests.routers.score.scoring import (
+    SIZES,
+    array,
+    assert_equal,
+    assert_gradients_are_those_of_the_formula,
+    context,
+    tokens,
+)
 
 
 def test_linear_is_a_product_with_the_router_matrix() -> None:

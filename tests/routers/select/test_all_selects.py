@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from selecting import SIZES, Pairs, build, every, pairs, probabilities
 
 from app.registry import names
 from routers.contract import Select, Sizes
+from tests.routers.select.selecting import SIZES, Pairs, build, every, pairs, probabilities
 
 
 def cut(choice: torch.Tensor, valid: torch.Tensor, scope: str, select: Select) -> Pairs:

@@ -5,7 +5,6 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from selecting import SIZES, build, every, pairs, probabilities
 from torch import Tensor
 
 from routers.select.base import Base
@@ -13,6 +12,7 @@ from routers.select.expert_choice import ExpertChoice
 from routers.select.seq_top_k import SeqTopK, full_rank, prefix_rank
 from routers.select.sinkhorn import Sinkhorn
 from routers.select.top_k import TopK
+from tests.routers.select.selecting import SIZES, build, every, pairs, probabilities
 
 
 def skewed(num_tokens: int) -> Tensor:

@@ -1,0 +1,201 @@
+"""What every balance loss is worth where its value is known, and which cuts of a batch leave its gradient alone."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import routers.balance.aux
+from app import zoo
+from app.registry import find, names
+from routers.contract import Balance, Routing, Sizes, num_ranks, rank_sum
+
+FAMILY = ("aux", "device", "communication", "seq_v3")  # f.P
+SCOPES = ("micro", "sequence", "global")
+
+
+def sizes(num_experts: int, top_k: int) -> Sizes:
+    return Sizes(dim=8, num_experts=num_experts, top_k=top_k, num_layers=2, vocab_size=8)
+
+
+def term(name: str, size: Sizes, **knobs: object) -> Balance:
+    values = {key: value for key, value in zoo.defaults("balance", name).items() if key != "name"}
+    return find("balance", name)(size, **values | knobs)
+
+
+def routing(logits: Tensor, expert: Tensor, valid: Tensor | None = None, **more: Tensor) -> Routing:
+    """Softmax scores of logits (B, S, E); expert (T, K)."""
+    rows, length, num_experts = logits.shape
+    valid = torch.ones(rows, length, dtype=torch.bool) if valid is None else valid
+    logits = logits.flatten(0, 1)
+    scores = logits.softmax(-1)
+    token = torch.arange(len(logits)).repeat_interleave(expert.size(1))
+    expert = expert.flatten().masked_fill(~valid.flatten()[token], num_experts)
+    gate = scores[token, expert.clamp(max=num_experts - 1)] * (expert < num_experts)
+    return Routing(token, expert, gate, expert < num_experts, logits, scores, valid, None, **more)
+
+
+def uniform(num_experts: int, top_k: int, rows: int = 2) -> Routing:
+    """Every expert equally often in every sequence, equal logits (with a little noise that decides the top-k)."""
+    token = torch.arange(rows * num_experts)[:, None]
+    expert = (token + torch.arange(top_k)) % num_experts
+    logits = torch.zeros(rows * num_experts, num_experts).scatter(1, expert, 1e-7)
+    return routing(logits.view(rows, num_experts, num_experts), expert)
+
+
+@pytest.mark.parametrize(("num_experts", "top_k"), [(4, 1), (8, 2), (8, 3), (12, 12), (16, 6)])
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("name", FAMILY)
+def test_an_fp_loss_is_one_at_uniform_load_for_any_k_and_any_number_of_experts(name, scope, num_experts, top_k):
+    size = sizes(num_experts, top_k)
+    loss = term(name, size, **({} if name == "seq_v3" else {"scope": scope}))
+    made = [uniform(num_experts, top_k)] * 2
+    torch.testing.assert_close(loss.loss(made, None), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_expert_level_loss_is_e_over_k_times_the_mass_at_collapse(scope):
+    logits = torch.zeros(2, 8, 4)
+    logits[..., 0] = 20
+    made = routing(logits, torch.zeros(16, 1, dtype=torch.int64))
+    torch.testing.assert_close(term("aux", sizes(4, 1), scope=scope).loss([made], None), torch.tensor(4.0))
+
+
+def test_the_neutral_values_that_the_docstrings_state():
+    size, made = sizes(8, 2), [uniform(8, 2)] * 2
+    torch.testing.assert_close(term("z_loss", size).loss(made, None), torch.tensor(math.log(8) ** 2))
+    torch.testing.assert_close(term("importance", size).loss(made, None), torch.tensor(0.0))
+    torch.testing.assert_close(term("entropy", size).loss(made, None), torch.tensor(math.log(8)))
+    torch.testing.assert_close(term("mutual_information", size).loss(made, None), torch.tensor(0.0), atol=1e-6, rtol=0)
+    noisy = [r._replace(clean=torch.zeros(16, 8), noise_std=torch.ones(16, 8)) for r in made]
+    torch.testing.assert_close(term("smooth_load", size).loss(noisy, None), torch.tensor(0.0), atol=1e-9, rtol=0)
+    rows = torch.linalg.qr(torch.randn(16, 8)).Q.T
+    aligned = [r._replace(directions=rows) for r in made]
+    torch.testing.assert_close(term("orthogonality", size).loss(aligned, None), torch.tensor(0.0), atol=1e-4, rtol=0)
+    lam = term("relu_lambda", size, start=0.5)
+    torch.testing.assert_close(lam.loss(made, None), torch.tensor(0.5))  # softmax scores of a token sum to 1
+
+
+def test_importance_of_two_equal_experts_alone_is_e_over_k_minus_one():
+    made = routing(torch.zeros(1, 6, 8), torch.tensor([[0, 1]]).expand(6, 2))
+    torch.testing.assert_close(term("importance", sizes(8, 2)).loss([made], None), torch.tensor(3.0))
+
+
+def test_mutual_information_is_minus_ln_e_for_sure_tokens_that_use_all_experts():
+    logits = 50 * torch.eye(8)[None]
+    made = routing(logits, torch.arange(8)[:, None])
+    torch.testing.assert_close(term("mutual_information", sizes(8, 1)).loss([made], None), -torch.tensor(8.0).log())
+
+
+def test_entropy_of_one_hot_probabilities_is_zero_with_a_finite_gradient():
+    logits = (200 * torch.eye(8)[None]).requires_grad_()
+    loss = term("entropy", sizes(8, 1)).loss([routing(logits, torch.arange(8)[:, None])], None)
+    assert loss.abs() < 1e-6
+    assert torch.autograd.grad(loss, logits)[0].isfinite().all()
+
+
+def test_the_losses_that_need_more_say_so_in_one_line():
+    for name in ("smooth_load", "orthogonality"):
+        with pytest.raises(ValueError, match=f"balance.{name}: needs a score"):
+            term(name, sizes(8, 2)).loss([uniform(8, 2)], None)
+
+
+# Gradient laws: rows are 4 sequences, cut as the training step cuts them
+
+
+def batch(seed: int = 0) -> tuple[nn.Linear, Tensor]:
+    torch.manual_seed(seed)
+    return nn.Linear(8, 8, bias=False), torch.randn(4, 6, 8)
+
+
+def forward(router: nn.Linear, x: Tensor) -> list[Routing]:
+    logits = router(x)
+    return [routing(logits, logits.flatten(0, 1).topk(2).indices)] * 2
+
+
+def accumulated(loss: Balance, router: nn.Linear, micros: list[Tensor]) -> Tensor:
+    """The gradient of the mean over micro-batches, each seeing the earlier ones, as in the training step."""
+    seen, total = None, torch.zeros_like(router.weight)
+    for x in micros:
+        routings = forward(router, x)
+        total += torch.autograd.grad(loss.loss(routings, seen), router.weight)[0] / len(micros)
+        observed = loss.observe(routings).detach()
+        seen = observed if seen is None else seen + observed
+    return total
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_sequence_scope_has_one_gradient_whole_and_in_accumulated_quarters(name):
+    router, x = batch()
+    loss = term(name, sizes(8, 2), **({} if name == "seq_v3" else {"scope": "sequence"}))
+    torch.testing.assert_close(accumulated(loss, router, [x]), accumulated(loss, router, list(x.split(1))))
+
+
+def two_ranks(loss: Balance, router: nn.Linear, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """The mean of the gradients of two ranks with half the rows each: one records what it sums, the other adds it."""
+    halves, grads = x.split(2), []
+    for mine, other in (halves, halves[::-1]):
+        sums: list[Tensor] = []
+        monkeypatch.setattr(routers.balance.aux, "num_ranks", lambda: 2)
+        monkeypatch.setattr(routers.balance.aux, "rank_sum", lambda value, to=sums: to.append(value) or value)
+        loss.loss(forward(router, other), None)
+        monkeypatch.setattr(routers.balance.aux, "rank_sum", lambda value, of=sums: (value + of.pop(0)).detach())
+        grads.append(torch.autograd.grad(loss.loss(forward(router, mine), None), router.weight)[0])
+        assert not sums
+    monkeypatch.undo()
+    return torch.stack(grads).mean(0)
+
+
+@pytest.mark.parametrize("scope", ["sequence", "global"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_sequence_and_global_scope_have_one_gradient_on_one_rank_and_on_two(name, scope, monkeypatch):
+    if name == "seq_v3" and scope == "global":
+        pytest.skip("its scope is the sequence")
+    router, x = batch()
+    loss = term(name, sizes(8, 2), **({} if name == "seq_v3" else {"scope": scope}))
+    torch.testing.assert_close(accumulated(loss, router, [x]), two_ranks(loss, router, x, monkeypatch))
+
+
+def test_rank_sum_and_num_ranks_do_what_the_two_rank_test_assumes_on_one_process():
+    assert num_ranks() == 1
+    torch.testing.assert_close(rank_sum(torch.ones(3)), torch.ones(3))
+
+
+@pytest.mark.parametrize("name", FAMILY[:3])
+def test_micro_scope_is_the_mean_of_the_micro_batches_own_gradients(name):
+    router, x = batch()
+    loss = term(name, sizes(8, 2), scope="micro")
+    own = [accumulated(loss, router, [micro]) for micro in x.split(2)]
+    torch.testing.assert_close(accumulated(loss, router, list(x.split(2))), torch.stack(own).mean(0))
+    assert not torch.allclose(own[0], own[1])
+
+
+@pytest.mark.parametrize("name", FAMILY[:3])
+def test_global_scope_over_micro_batches_uses_the_counts_so_far(name):
+    router, x = batch()
+    loss = term(name, sizes(8, 2), scope="global")
+    first, second = x.split(2)
+    seen = loss.observe(forward(router, first)).detach()
+    both = forward(router, second)
+    f = (seen + loss.observe(both))[:1]
+    f = f.size(-1) * f / f.sum()
+    p = loss.probabilities(both[0]).sum(0) / 12
+    torch.testing.assert_close(loss.loss(both, seen), (f * p).sum())
+
+
+@pytest.mark.parametrize("name", names("balance"))
+def test_a_loss_ignores_padding_and_rows_that_are_all_padding(name):
+    torch.manual_seed(0)
+    logits, choice = torch.randn(2, 6, 8), torch.rand(12, 8).topk(2).indices
+    more = {"clean": torch.randn(12, 8), "noise_std": torch.rand(12, 8) + 0.1, "directions": torch.randn(8, 8)}
+    short = routing(logits, choice, **more)
+    longer = {key: torch.cat([value, torch.randn(6, 8)]) if len(value) == 12 else value for key, value in more.items()}
+    valid = torch.tensor([[True] * 6, [True] * 6, [False] * 6])
+    padded = routing(torch.cat([logits, torch.randn(1, 6, 8)]), torch.cat([choice, choice[:6]]), valid, **longer)
+    loss = term(name, sizes(8, 2))
+    value, other = loss.loss([short] * 2, None), loss.loss([padded] * 2, None)
+    assert (value is None) == (other is None)
+    if value is not None:
+        torch.testing.assert_close(value, other)
+    torch.testing.assert_close(loss.observe([short] * 2), loss.observe([padded] * 2))

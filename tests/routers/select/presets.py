@@ -1,0 +1,27 @@
+"""Routers as `router=NAME` composes them, for tests."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from app.build import build_router
+from routers.contract import Sizes
+from routers.router import Router
+
+CONF = Path(__file__).parents[3] / "conf"
+NAMES = sorted(path.stem for path in (CONF / "router").glob("*.yaml"))
+
+
+def config(name: str) -> dict[str, Any]:
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        composed = OmegaConf.merge({"seed": 0, "allow_non_causal": True}, compose(f"router/{name}"))
+    return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
+
+
+def build(name: str, sizes: Sizes, **changed: dict[str, Any]) -> Router:
+    values = config(name)
+    for kind, knobs in changed.items():
+        values["router"][kind] |= knobs
+    return build_router(values, sizes)

@@ -1,0 +1,121 @@
+"""Presets against `transformers`' own routers with copied weights: same experts, same gates, to 1e-5."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from routers.contract import Context, Sizes
+from routers.router import Router
+from tests.routers.select.presets import build
+
+transformers = pytest.importorskip("transformers")
+SIZES = Sizes(dim=12, num_experts=16, top_k=4, num_layers=2, vocab_size=32)
+CONFIG = SimpleNamespace(
+    hidden_size=12,
+    num_experts=16,
+    num_local_experts=16,
+    n_routed_experts=16,
+    num_experts_per_tok=4,
+    norm_topk_prob=False,
+    topk_method="group_limited_greedy",
+    n_group=8,
+    topk_group=4,
+    routed_scaling_factor=2.5,
+    scoring_func="sqrtsoftplus",
+    vocab_size=32,
+    router_hidden_size=6,
+    rms_norm_eps=1e-5,
+)
+
+
+def module(family: str, name: str, *more: Any, **changed: Any) -> nn.Module:
+    """A router of transformers, its weights drawn from N(0, 1)."""
+    modeling = pytest.importorskip(f"transformers.models.{family}.modeling_{family}")
+    built = getattr(modeling, name)(SimpleNamespace(**{**vars(CONFIG), **changed}), *more)
+    for parameter in built.parameters():
+        nn.init.normal_(parameter)
+    return built
+
+
+def dense(expert: Tensor, gate: Tensor, num_experts: int = 16) -> Tensor:
+    return torch.zeros(len(expert), num_experts).scatter(1, expert, gate)
+
+
+def gates(router: Router, x: Tensor, **more: Any) -> Tensor:
+    """Gates as a matrix (T, E)."""
+    routing = router(x, Context(torch.ones(1, len(x), dtype=torch.bool), torch.arange(len(x)), **more))
+    matrix = torch.zeros(len(x), 17).index_put((routing.token, routing.expert), routing.gate)
+    return matrix[:, :16]
+
+
+@pytest.mark.parametrize(
+    "preset,family,name,changed",
+    [
+        ("mixtral", "mixtral", "MixtralTopKRouter", {}),
+        ("olmoe", "olmoe", "OlmoeTopKRouter", {}),
+        ("topk", "qwen2_moe", "Qwen2MoeTopKRouter", {}),
+        ("mixtral", "qwen3_moe", "Qwen3MoeTopKRouter", {"norm_topk_prob": True}),
+        ("deepseek_v1", "deepseek_v2", "DeepseekV2TopkRouter", {"topk_method": "greedy", "routed_scaling_factor": 1.0}),
+        ("deepseek_v2", "deepseek_v2", "DeepseekV2TopkRouter", {"topk_group": 3, "routed_scaling_factor": 16.0}),
+        ("deepseek_v3", "deepseek_v3", "DeepseekV3TopkRouter", {"norm_topk_prob": True}),
+        ("deepseek_v4", "deepseek_v4", "DeepseekV4TopKRouter", {"routed_scaling_factor": 1.0}),
+    ],
+)
+def test_a_preset_equals_the_router_of_transformers(preset: str, family: str, name: str, changed: dict) -> None:
+    theirs, ours, x = module(family, name, **changed), build(preset, SIZES), torch.randn(50, 12)
+    ours.score.proj.weight = theirs.weight
+    offset = torch.zeros(16)
+    if hasattr(theirs, "e_score_correction_bias"):
+        offset = theirs.e_score_correction_bias.normal_(0, 0.3)
+    _, weights, indices = theirs(x)
+    torch.testing.assert_close(gates(ours, x, offset=offset), dense(indices, weights), rtol=1e-5, atol=1e-5)
+
+
+def test_switch_equals_transformers_up_to_its_capacity() -> None:
+    theirs = module(
+        "switch_transformers",
+        "SwitchTransformersTop1Router",
+        expert_capacity=50,
+        router_bias=False,
+        router_jitter_noise=0.0,
+        router_ignore_padding_tokens=False,
+        router_dtype="float32",
+    )
+    ours, x = build("switch", SIZES), torch.randn(50, 12)
+    ours.score.proj.weight = theirs.classifier.weight
+    one_hot, probability, _ = theirs(x[None])
+    torch.testing.assert_close(gates(ours, x), (one_hot * probability)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_learned_hash_equals_the_first_layers_of_deepseek_v4() -> None:
+    theirs = module("deepseek_v4", "DeepseekV4HashRouter", routed_scaling_factor=1.0)
+    ours, x = build("hash", SIZES, score={"learned": True}), torch.randn(32, 12)
+    ours.weigh = build("deepseek_v4", SIZES).weigh
+    ours.score.proj.weight = theirs.weight
+    theirs.tid2eid.copy_(ours.score.table)
+    _, weights, indices = theirs(x, torch.arange(32))
+    torch.testing.assert_close(gates(ours, x), dense(indices, weights), rtol=1e-5, atol=1e-5)
+
+
+def test_zaya_equals_transformers_over_two_layers() -> None:
+    """Theirs has one more class, the skip expert: ours gets 16 experts, of which theirs calls the last one 'skip'."""
+    state = below = None
+    for layer in range(2):
+        theirs = module("zaya", "ZayaRouter", layer, num_experts=15, num_experts_per_tok=1)
+        ours = build("zaya", SIZES._replace(layer=layer), score={"state_dim": 6})
+        score, mlp, x = ours.score, theirs.router_mlp, torch.randn(50, 12)
+        score.proj, score.head, score.norm.weight = theirs.down_proj, mlp.out_proj, mlp.norm.weight
+        score.hidden[0], score.hidden[2] = mlp.fc1, mlp.fc2
+        if layer:
+            score.gamma = theirs.router_states_scale
+        logits, probability, index, below = theirs(x[None], below)
+        routing = ours(x, Context(torch.ones(1, 50, dtype=torch.bool), state=state, offset=theirs.balancing_biases))
+        state = routing.state
+        torch.testing.assert_close(routing.logits, logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(state, below[0], rtol=1e-5, atol=1e-5)
+        skipped = routing.expert == 15
+        torch.testing.assert_close(routing.expert.masked_fill(skipped, 0), index.flatten())
+        torch.testing.assert_close(routing.gate.masked_fill(skipped, 0), probability.flatten(), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,89 @@
+"""Every method that is meant to balance does so, from a router that favours one expert by 5 logits."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from app import zoo
+from app.registry import find
+from routers.contract import Context, Score, Scored
+from tests.routers import nano
+
+STEPS, LAST, BOUND = 300, 50, 0.5  # MaxVio, averaged over the last 50 steps and the layers, written down before any run
+
+# rates and weights are set for 300 steps of 256 tokens; (balance, its knobs, other parts of the router)
+LOSSES = {
+    **{f"aux-{scope}": ("aux", {"weight": 0.3, "scope": scope}, {}) for scope in ("micro", "sequence", "global")},
+    **{f"device-{s}": ("device", {"weight": 0.3, "scope": s, "num_groups": 8}, {}) for s in ("micro", "sequence", "global")},
+    "communication": ("communication", {"weight": 0.3, "scope": "sequence", "num_groups": 8}, {}),
+    "seq_v3": ("seq_v3", {"weight": 0.3}, {}),
+    "importance": ("importance", {"weight": 0.3}, {}),
+    "smooth_load": ("smooth_load", {"weight": 0.3}, {"score": "noisy"}),
+    "mutual_information": ("mutual_information", {"weight": 0.3}, {}),
+}  # fmt: skip
+CONTROLLERS = {
+    "loss_free-sign": ("loss_free", {"rate": 0.01}, {"weigh": "sigmoid"}),
+    "loss_free-proportional": ("loss_free", {"rate": 0.01, "rule": "proportional"}, {}),
+    "pid": ("pid", {"integral": 0.01, "proportional": 0.01, "memory": 0.5}, {"weigh": "sigmoid"}),
+    "momentum_bias": ("momentum_bias", {"rate": 0.01}, {"weigh": "sigmoid"}),
+    "quantile": ("quantile", {}, {"weigh": "sigmoid"}),
+    "quantile-softmax": ("quantile", {}, {}),
+    "threshold": ("threshold", {}, {"weigh": "sigmoid", "select": "positive"}),
+    "relu_lambda": ("relu_lambda", {"start": 1e-3}, {"weigh": "relu", "select": "positive"}),
+}
+METHODS = LOSSES | CONTROLLERS
+
+
+class Favoured(Score):
+    """Another score with 5 logits added for expert 0, which it can unlearn."""
+
+    def __init__(self, inner: Score) -> None:
+        super().__init__()
+        self.inner = inner
+        self.favour = nn.Parameter(torch.tensor([5.0] + [0.0] * 7))
+
+    def forward(self, x: Tensor, context: Context) -> Scored:
+        scored = self.inner(x, context)
+        clean = None if scored.clean is None else scored.clean + self.favour
+        return scored._replace(logits=scored.logits + self.favour, clean=clean)
+
+
+def train(name: str, knobs: dict[str, Any], parts: dict[str, str]) -> list[float]:
+    """MaxVio of every step, the mean over the layers."""
+    values = {key: v for key, v in zoo.defaults("balance", name).items() if key != "name"} | knobs
+    net = nano.model({name: find("balance", name)(nano.SIZES, **values)}, **parts).train()
+    for router in net.routers():
+        router.score = Favoured(router.score)
+    routing = {p for router in net.routers() for p in router.parameters()}
+    others = [p for p in net.parameters() if p not in routing]
+    optimizer = torch.optim.Adam([{"params": list(routing), "lr": 0.03}, {"params": others, "lr": 0.003}])
+    violations = []
+    for step in range(STEPS):
+        data = nano.batch(rows=16, length=16, seed=step)
+        loss, routings = nano.total_loss(net, data, seed=step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        net.balancer.update(net.balancer.observe(routings), data["valid"].sum())
+        load = torch.stack([torch.bincount(r.expert, minlength=9)[:8] for r in routings]).float()
+        violations.append(float((load.amax(1) / load.mean(1).clamp_min(1) - 1).mean()))
+    return violations
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_collapsed_router_is_balanced_within_three_hundred_steps(method):
+    violations = train(*METHODS[method])
+    mean = sum(violations[-LAST:]) / LAST
+    print(f"| {method} | {violations[0]:.2f} | {mean:.3f} |")
+    assert mean < BOUND
+
+
+@pytest.mark.slow
+def test_without_any_method_the_router_stays_collapsed():
+    violations = train("z_loss", {"weight": 0.0}, {})
+    mean = sum(violations[-LAST:]) / LAST
+    print(f"| none | {violations[0]:.2f} | {mean:.3f} |")
+    assert mean > BOUND
