@@ -1,6 +1,6 @@
 """The numbers that papers print, against the budgets of `conf/experiment/paper`: `python -m app.cells` writes docs/cells.md.
 
-A cell is reproduced if it differs by at most 0.1 %, or rounds to the digits that are printed.
+A cell is reproduced if it differs by at most 0.1 %, or has the digits that are printed. Conventions: `app.budget`.
 """
 
 import app.environment  # noqa: F401, I001  before torch
@@ -37,6 +37,7 @@ class Cell:
     quantity: str
     printed: str
     convention: Convention = "real"
+    cut_off: bool = False  # the paper cuts digits off instead of rounding
     minus: str | None = None  # the cell is the difference to this experiment
     why_not: str | None = None  # why the number does not come out
 
@@ -53,10 +54,12 @@ class Cell:
 
     @property
     def reproduced(self) -> bool:
-        """Within 0.1 %, or half a unit of the last printed digit."""
+        """Within 0.1 %, or of the printed digits when rounded (or cut off, where the paper does that)."""
         number, unit = self._parts()
-        digits = len(number.partition(".")[2])
-        return abs(self.value - self.target) <= max(1e-3 * self.target, 0.5 * 10**-digits * UNITS[unit])
+        last = 10.0 ** -len(number.partition(".")[2]) * UNITS[unit]
+        low, high = (0.0, last) if self.cut_off else (-last / 2, last / 2)
+        over = self.value - self.target
+        return abs(over) <= 1e-3 * self.target or low <= over <= high
 
     def _of(self, experiment: str) -> float:
         return QUANTITIES[self.quantity](counted(experiment)[self.convention])
@@ -79,7 +82,7 @@ def _table(quantity: str, convention: Convention, **cells: str) -> list[Cell]:
 
 
 FLOPS = "FLOPs per sequence"
-CELLS = [
+DEEPSEEK = [
     *_table(FLOPS, "paper", deepseekmoe_2b_dense="2.9T", deepseekmoe_2b_hash="2.9T", deepseekmoe_2b_switch="2.9T"),
     *_table(FLOPS, "paper", deepseekmoe_2b_gshard="4.3T", deepseekmoe_2b="4.3T", deepseekmoe_2b_gshard_x1_5="5.8T"),
     *_table(FLOPS, "paper", deepseekmoe_2b_dense_x16="24.6T"),
@@ -97,16 +100,23 @@ CELLS = [
     *_table("active", "real", deepseekmoe_2b="0.3B", deepseekmoe_2b_gshard="0.3B", deepseekmoe_2b_switch="0.2B"),
     *_table("total", "real", deepseekmoe_16b="16.4B", deepseekmoe_145b="144.6B", deepseekmoe_142b_half="142.3B"),
     *_table("active", "real", deepseekmoe_16b="2.8B", deepseekmoe_145b="22.2B"),
-    *_table("total", "real", gshard_137b="137B", mixtral_8x7b="46.7B", olmoe_1b_7b="6.9B", qwen3_30b_a3b="30.5B"),
-    *_table("active", "real", mixtral_8x7b="12.9B", olmoe_1b_7b="1.3B", qwen3_30b_a3b="3.3B"),
+    *_table("total", "real", gshard_137b="137B"),
+]
+OTHERS = [
+    *_table("total", "real", mixtral_8x7b="46.7B", olmoe_1b_7b="6.9B", qwen3_30b_a3b="30.5B"),
+    *_table("active", "real", mixtral_8x7b="12.9B", olmoe_1b_7b="1.3B"),
+    Cell("qwen3_30b_a3b", "active", "3.3B", cut_off=True),
     *_table("total without routers", "real", dynamic_moe="3.5B", dynamic_moe_dense_374m="374M"),
     *_table("total without routers", "real", dynamic_moe_dense_570m="570M", dynamic_moe_top1="3.5B"),
     *_table("active without routers", "real", dynamic_moe_top1="374M", dynamic_moe_top2="581M"),
     *_table("router", "real", rmoe_enwik8_medium="475,904", rmoe_enwik8_medium_mlp="0.75M"),
-    *_table("router", "real", rmoe_enwik8_medium_smoe="0.04M", rmoe_enwik8_medium_cosine="0.04M"),
+    Cell("rmoe_enwik8_medium", "router", "0.47M", cut_off=True),
+    Cell("rmoe_enwik8_medium_smoe", "router", "0.04M", cut_off=True),
+    Cell("rmoe_enwik8_medium_cosine", "router", "0.04M", cut_off=True),
     Cell("rmoe_enwik8_medium", "total", "0.43M", minus="rmoe_enwik8_medium_smoe"),
     Cell("rmoe_0_91b", "total", "3.6M", minus="rmoe_0_91b_smoe"),
 ]
+CELLS = DEEPSEEK + OTHERS
 
 POST_NORM = "the paper's model is post-norm with relative positions and ReLU experts of two matrices and biases"
 ITS_CODE = "the paper's code registers an unused linear gate beside the cosine one"

@@ -30,3 +30,4 @@ if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
 warnings.filterwarnings("ignore", message=r".*does not have many workers")
+warnings.filterwarnings("ignore", message=r".*sync_dist=True")  # what we log is already summed over the ranks

@@ -24,26 +24,24 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    nll = _LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten())
-    return nll.view_as(targets)
+    return _LinearCrossEntropy.apply(hidden, weight, targets)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        logits = hidden @ weight.T  # (T, V), becomes its own gradient
-        nll = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        for rows in torch.arange(len(targets), device="cpu").split(ROWS):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            nll[part] = _softmax_minus_onehot(logits[part], targets[part])
+        logits = hidden.flatten(0, -2) @ weight.T  # (T, V), becomes its own gradient
+        parts = zip(logits.split(ROWS), targets.flatten().split(ROWS), strict=True)
+        nll = torch.cat([_softmax_minus_onehot(some, of) for some, of in parts])  # (T,)
         ctx.save_for_backward(hidden, weight, logits)
-        return nll
+        return nll.view_as(targets)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden, weight, slope = ctx.saved_tensors
-        scale = grads[0][:, None]  # float32: one rounded factor would bend the whole gradient
-        return (slope @ weight * scale).to(hidden.dtype), slope.T @ (hidden * scale).to(hidden.dtype), None
+        scale = grads[0].flatten()[:, None]  # float32: one rounded factor would bend the whole gradient
+        to_hidden = (slope @ weight * scale).to(hidden.dtype).view_as(hidden)
+        return to_hidden, slope.T @ (hidden.flatten(0, -2) * scale).to(hidden.dtype), None
 
 
 def _softmax_minus_onehot(logits: Tensor, targets: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
     parameters + gradients + optimizer + activations <= 95 % of 80 GB
 
 DDP holds all of it on every GPU. FSDP divides the first three by the number of GPUs and gathers one block at a time;
-expert parallelism divides only the routed experts. The activations are an estimate: what autograd keeps of a micro-batch,
-by the shapes of the inputs of matrix products (as in Korthikanti et al. 2022, arXiv 2205.05198, section 4, with an
-attention that keeps no S x S matrix).
+expert parallelism divides only the routed experts. The activations are an estimate of what autograd keeps, by the
+shapes of the inputs of matrix products (as in Korthikanti et al. 2022, arXiv 2205.05198, section 4, with an attention
+that keeps no S x S matrix).
 """
 
 from dataclasses import asdict, dataclass

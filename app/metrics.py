@@ -122,12 +122,27 @@ class Total:
 
 def routing_sums(routings: Sequence[Routing]) -> dict[str, Tensor]:
     """What `routing_statistics` needs of one forward pass, as sums: add them over micro-batches and ranks."""
-    each = [_layer_sums(routing) for routing in routings]
+    return load_sums(routings) | token_sums(routings)
+
+
+def load_sums(routings: Sequence[Routing]) -> dict[str, Tensor]:
+    """The part of `routing_sums` that is about assignments; cheap enough for every forward pass."""
+    loads = load(routings)
+    return {
+        "load": loads,
+        "importance": torch.stack([_importance(routing) for routing in routings]),
+        "dropped": torch.stack([((r.expert < r.logits.size(1)) & ~r.kept).sum() for r in routings]),
+        "tokens": routings[0].valid.sum(),
+        "forwards": torch.ones((), device=loads.device),
+        "maxvio": max_violation(loads),
+    }
+
+
+def token_sums(routings: Sequence[Routing]) -> dict[str, Tensor]:
+    """The part of `routing_sums` that is about the scores of single tokens, with their number."""
+    each = [_scores_of_tokens(routing) for routing in routings]
     sums = {name: torch.stack([layer[name] for layer in each]) for name in each[0]}
-    sums["tokens"] = routings[0].valid.sum()
-    sums["forwards"] = torch.ones_like(sums["tokens"])
-    sums["maxvio"] = max_violation(sums["load"])
-    return sums
+    return sums | {"scored_tokens": routings[0].valid.sum()}
 
 
 def routing_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -136,6 +151,7 @@ def routing_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     `maxvio_micro` is a mean over forward passes; all others are global: they do not depend on how tokens were cut.
     """
     load, importance, tokens = sums["load"], sums["importance"], sums["tokens"].clamp_min(1)
+    scored = sums["scored_tokens"].clamp_min(1)
     relative, assigned = uniform_multiple(load), load.sum(-1)
     entropy = load_entropy(load)
     return {
@@ -152,21 +168,23 @@ def routing_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "dead": dead_experts(load),
         "drop_rate": sums["dropped"] / assigned.clamp_min(1),
         "mean_k": assigned / tokens,
-        "token_entropy": sums["entropy"] / tokens,
-        "margin": sums["margin"] / tokens,
+        "token_entropy": sums["entropy"] / scored,
+        "margin": sums["margin"] / scored,
         "logit_rms": (sums["logit_square"] / sums["logits"].clamp_min(1)).sqrt(),
-        "z": sums["z"] / tokens,
+        "z": sums["z"] / scored,
     }
 
 
-def _layer_sums(routing: Routing) -> dict[str, Tensor]:
+def _importance(routing: Routing) -> Tensor:
     num_experts = routing.logits.size(1)
+    return routing.gate.new_zeros(num_experts + 1).scatter_add_(0, routing.expert, routing.gate)[:num_experts]
+
+
+def _scores_of_tokens(routing: Routing) -> dict[str, Tensor]:
     valid = routing.valid.flatten().to(routing.scores.dtype)  # (T,)
     share = distribution(routing.scores)
     allowed = ~routing.logits.isinf()
-    first, second = share.topk(min(2, num_experts), -1).values.T[[0, -1]]  # one expert alone has no margin
-    gates = routing.gate.new_zeros(num_experts + 1).scatter_add_(0, routing.expert, routing.gate)
-    dropped = (routing.expert < num_experts) & ~routing.kept
+    first, second = share.topk(min(2, share.size(1)), -1).values.T[[0, -1]]  # one expert alone has no margin
     per_token = torch.stack(
         (
             torch.special.entr(share).sum(-1),
@@ -176,10 +194,4 @@ def _layer_sums(routing: Routing) -> dict[str, Tensor]:
             allowed.sum(-1),
         )
     )  # (5, T)
-    names = ("entropy", "margin", "z", "logit_square", "logits")
-    return {
-        "load": count(routing.expert, num_experts),
-        "importance": gates[:num_experts],
-        "dropped": dropped.sum(),
-        **dict(zip(names, per_token @ valid, strict=True)),
-    }
+    return dict(zip(("entropy", "margin", "z", "logit_square", "logits"), per_token @ valid, strict=True))

@@ -7,6 +7,7 @@ micro-batches. Controllers are updated once, after the step, with what was obser
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from typing import Any
 
 import lightning
@@ -66,13 +67,14 @@ class LanguageModel(lightning.LightningModule):
             shard(self.model, self.device_mesh)
 
     def configure_optimizers(self) -> Any:
-        """Weight decay on matrices only."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
+        """Weight decay on matrices only.
+
+        The groups keep the order of the parameters: Lightning numbers the optimizer's state by it under FSDP2, and a
+        checkpoint would hand one parameter's moments to another where the orders differ.
+        """
+        groups = groupby((p for p in self.parameters() if p.requires_grad), key=lambda p: p.dim() >= 2)
         optimizer = self.make_optimizer(
-            [
-                {"params": [p for p in parameters if p.dim() >= 2]},
-                {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-            ]
+            [{"params": list(run)} | ({} if matrix else {"weight_decay": 0.0}) for matrix, run in groups]
         )
         return [optimizer], [LambdaLR(optimizer, self.schedule)]
 

@@ -28,7 +28,6 @@ from routers.router import Router
 KINDS = ("score", "select", "weigh", "drop", "balance", "experts")
 FOLDERS = {kind: f"router/{kind}" for kind in KINDS[:4]}
 SIZES = Sizes(dim=16, num_experts=8, top_k=2, num_layers=2, vocab_size=64)  # that parts are tried out at
-BEGIN, END = "<!-- zoo -->", "<!-- /zoo -->"
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,12 @@ def refused() -> Iterator[tuple[str, str, str]]:
             reasons = [_reason({"score": s, **plain, one: first, other: second}) for s in ("linear", "noisy")]
             if all(reasons):
                 yield f"{one}={first}", f"{other}={second}", str(reasons[0])
+
+
+def markdown_refused() -> str:
+    """The table for docs/refused.md."""
+    rows = "".join(f"| `{first}` | `{second}` | {reason} |\n" for first, second, reason in refused())
+    return "| part | part | why not |\n| --- | --- | --- |\n" + rows
 
 
 def entry(kind: str, name: str) -> Entry:
@@ -178,8 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif chosen.markdown:
         print(markdown(), end="")
     elif chosen.refused:
-        for first, second, reason in refused():
-            print(f"{first} with {second}: {reason}")
+        print(markdown_refused(), end="")
     else:
         _print(Console())
 

@@ -1,7 +1,8 @@
 """How even is the load and how sure are the routers, as numbers.
 
-Written every `trainer.log_every` steps, over all training tokens since the last time, all ranks and micro-batches, as
-the mean over layers (`experts/NAME`) and for each layer (`experts_by_layer/NAME/LAYER`):
+Written every `trainer.log_every` steps, over all ranks and micro-batches, as the mean over layers (`experts/NAME`) and for
+each layer (`experts_by_layer/NAME/LAYER`). What is said of the load is of all training tokens since the last time, what
+is said of scores and logits of the tokens of the step that is written.
 
     load_min load_median load_max   of an expert, as multiples of the even load
     load_cv  importance_cv          standard deviation over mean; importance is the sum of an expert's gates
@@ -22,7 +23,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from app.metrics import Total, dead_experts, max_violation, routing_statistics, routing_sums
+from app.metrics import Total, dead_experts, load_sums, max_violation, routing_statistics, token_sums
 from app.registry import register
 from app.training import Batch, LanguageModel
 from callbacks.watcher import Watcher, logs, write_by_layer
@@ -37,13 +38,21 @@ class ExpertScalars(Watcher):
 
     def __init__(self) -> None:
         self.total = Total()
+        self.due = False  # is the step that goes on one that is written?
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
+    ) -> None:
+        self.due = logs(trainer, trainer.global_step + 1)
 
     def watch_training(self, routings: list[Routing], batch: Batch) -> None:
-        self.total.add(routing_sums(routings))
+        self.total.add(load_sums(routings))
+        if self.due:
+            self.total.add(token_sums(routings))
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object) -> None:
-        if not logs(trainer):
+        if not self.due:
             return
         sums = self.total.take()
         if not sums:

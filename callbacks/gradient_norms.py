@@ -29,9 +29,8 @@ class GradientNorms(lightning.Callback):
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
     ) -> None:
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         self.squares: dict[str, Tensor] = {}
-        if every < 1 or (trainer.global_step + 1) % every:
+        if not logs(trainer, trainer.global_step + 1):
             return
         assert isinstance(pl_module, LanguageModel)
         for name, parameters in parameter_groups(pl_module.model).items():

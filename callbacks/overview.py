@@ -1,8 +1,7 @@
 """What TensorBoard opens with: the Custom Scalars tab in the order of the questions, and the HParams tab.
 
 Writes no metric of its own. The HParams are the run's config (`config.yaml` in its folder) without what says how it is
-watched and where it runs; their metrics are the last points of the curves named in FINAL, so they are final when the run
-is.
+watched and where it runs. Their metrics are the last points of the curves named in FINAL: final when the run is.
 """
 
 from pathlib import Path

@@ -45,10 +45,10 @@ class Watcher(lightning.Callback):
             self.watch_validation(routings, batch)
 
 
-def logs(trainer: lightning.Trainer) -> bool:
-    """Whether the optimizer step that has just ended is one that scalars are written for."""
+def logs(trainer: lightning.Trainer, step: int | None = None) -> bool:
+    """Whether scalars are written after this optimizer step; by default the one that has just ended."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every > 0 and trainer.global_step % every == 0
+    return every > 0 and (trainer.global_step if step is None else step) % every == 0
 
 
 def write(trainer: lightning.Trainer, values: Mapping[str, Any]) -> None:

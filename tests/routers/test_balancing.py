@@ -14,22 +14,25 @@ from tests.routers import nano
 STEPS, LAST, BOUND = 300, 50, 0.5  # MaxVio, averaged over the last 50 steps and the layers, written down before any run
 
 # rates and weights are set for 300 steps of 256 tokens; (balance, its knobs, other parts of the router)
+SCOPES = ("micro", "sequence", "global")
 LOSSES = {
-    **{f"aux-{scope}": ("aux", {"weight": 0.3, "scope": scope}, {}) for scope in ("micro", "sequence", "global")},
-    **{f"device-{s}": ("device", {"weight": 0.3, "scope": s, "num_groups": 8}, {}) for s in ("micro", "sequence", "global")},
+    **{f"aux-{scope}": ("aux", {"weight": 0.3, "scope": scope}, {}) for scope in SCOPES},
+    **{f"device-{scope}": ("device", {"weight": 0.3, "scope": scope, "num_groups": 8}, {}) for scope in SCOPES},
     "communication": ("communication", {"weight": 0.3, "scope": "sequence", "num_groups": 8}, {}),
     "seq_v3": ("seq_v3", {"weight": 0.3}, {}),
     "importance": ("importance", {"weight": 0.3}, {}),
     "smooth_load": ("smooth_load", {"weight": 0.3}, {"score": "noisy"}),
     "mutual_information": ("mutual_information", {"weight": 0.3}, {}),
 }  # fmt: skip
+# After the collapse softmax scores differ by 0.95 between the favoured expert and the others, but by 0.005 among the
+# others: no one rate of a bias spans both in 300 steps, so the rate-driven controllers steer sigmoid scores.
 CONTROLLERS = {
-    "loss_free-sign": ("loss_free", {"rate": 0.01}, {"weigh": "sigmoid"}),
-    "loss_free-proportional": ("loss_free", {"rate": 0.01, "rule": "proportional"}, {}),
-    "pid": ("pid", {"integral": 0.01, "proportional": 0.01, "memory": 0.5}, {"weigh": "sigmoid"}),
-    "momentum_bias": ("momentum_bias", {"rate": 0.01}, {"weigh": "sigmoid"}),
+    "loss_free-sign": ("loss_free", {"rate": 0.003}, {"weigh": "sigmoid"}),
+    "loss_free-proportional": ("loss_free", {"rate": 0.003, "rule": "proportional"}, {"weigh": "sigmoid"}),
+    "pid": ("pid", {"integral": 0.003, "proportional": 0.003, "memory": 0.5}, {"weigh": "sigmoid"}),
+    "momentum_bias": ("momentum_bias", {"rate": 0.003}, {"weigh": "sigmoid"}),
     "quantile": ("quantile", {}, {"weigh": "sigmoid"}),
-    "quantile-softmax": ("quantile", {}, {}),
+    "quantile-softmax": ("quantile", {"bins": 20_000}, {}),
     "threshold": ("threshold", {}, {"weigh": "sigmoid", "select": "positive"}),
     "relu_lambda": ("relu_lambda", {"start": 1e-3}, {"weigh": "relu", "select": "positive"}),
 }
@@ -58,17 +61,20 @@ def train(name: str, knobs: dict[str, Any], parts: dict[str, str]) -> list[float
         router.score = Favoured(router.score)
     routing = {p for router in net.routers() for p in router.parameters()}
     others = [p for p in net.parameters() if p not in routing]
-    optimizer = torch.optim.Adam([{"params": list(routing), "lr": 0.03}, {"params": others, "lr": 0.003}])
+    rate = LR or (0.03 if net.balancer.offset() is None else 0.003)
+    optimizer = torch.optim.Adam([{"params": list(routing), "lr": rate}, {"params": others, "lr": 0.003}])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
     violations = []
     for step in range(STEPS):
-        data = nano.batch(rows=16, length=16, seed=step)
+        data = nano.batch(rows=4, length=64, seed=step)
         loss, routings = nano.total_loss(net, data, seed=step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
         net.balancer.update(net.balancer.observe(routings), data["valid"].sum())
         load = torch.stack([torch.bincount(r.expert, minlength=9)[:8] for r in routings]).float()
-        violations.append(float((load.amax(1) / load.mean(1).clamp_min(1) - 1).mean()))
+        violations.append(float((8 * load.amax(1).clamp_min(1) / load.sum(1).clamp_min(1) - 1).mean()))
     return violations
 
 

@@ -1,12 +1,14 @@
 """Routers as `router=NAME` composes them, for tests."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from app.build import build_router
+from app.assemble import build_router
 from routers.contract import Sizes
 from routers.router import Router
 
@@ -14,6 +16,7 @@ CONF = Path(__file__).parents[3] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "router").glob("*.yaml"))
 
 
+@cache
 def config(name: str) -> dict[str, Any]:
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         composed = OmegaConf.merge({"seed": 0, "allow_non_causal": True}, compose(f"router/{name}"))
@@ -21,7 +24,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 def build(name: str, sizes: Sizes, **changed: dict[str, Any]) -> Router:
-    values = config(name)
+    values = deepcopy(config(name))
     for kind, knobs in changed.items():
         values["router"][kind] |= knobs
     return build_router(values, sizes)

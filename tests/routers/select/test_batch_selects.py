@@ -5,9 +5,10 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from routers.select.base import Base
+from routers.select.base import Base, assign
 from routers.select.expert_choice import ExpertChoice
 from routers.select.seq_top_k import SeqTopK, full_rank, prefix_rank
 from routers.select.sinkhorn import Sinkhorn
@@ -75,6 +76,21 @@ def test_base_finds_the_best_even_assignment() -> None:
         worth = sum(choice[t, e].item() for t, e in chosen)
         even = [a for a in product(range(3), repeat=6) if all(a.count(e) == 2 for e in range(3))]
         assert worth == pytest.approx(max(sum(choice[t, e].item() for t, e in enumerate(a)) for a in even))
+
+
+@pytest.mark.parametrize("num_tokens,num_experts", [(1, 5), (40, 1), (64, 8), (61, 8), (50, 16), (3, 7)])
+@pytest.mark.parametrize("kind", ["random", "collapsed", "tied"])
+def test_the_assignment_is_worth_as_much_as_scipys(num_tokens: int, num_experts: int, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        worth = rng.normal(size=(num_tokens, num_experts))
+        worth = worth.round() if kind == "tied" else worth
+        worth[:, 0] += 5 * (kind == "collapsed")
+        places = np.repeat(np.arange(num_experts), -(-num_tokens // num_experts))
+        row, place = linear_sum_assignment(worth[:, places], maximize=True)
+        expert = assign(worth)
+        assert np.bincount(expert).max() <= -(-num_tokens // num_experts)
+        assert worth[row, expert].sum() == pytest.approx(worth[row, places[place]].sum())
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])

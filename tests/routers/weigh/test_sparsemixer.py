@@ -46,8 +46,8 @@ def test_value_and_gradient_equal_the_transcription_for_the_best_and_for_sampled
 
 def test_only_a_choice_that_was_not_the_likeliest_is_halved():
     scores = torch.tensor([[0.5, 0.3, 0.2]])
-    gate = WEIGH(scores, torch.tensor([0, 0]), torch.tensor([2, 1]))
-    torch.testing.assert_close(gate, torch.tensor([0.2 / 0.7, 0.3 / 2]))
+    gate = WEIGH(scores, torch.tensor([0, 0]), torch.tensor([2, 0]))
+    torch.testing.assert_close(gate, torch.tensor([0.2 / 0.5 / 2, 0.5]))
 
 
 def test_nobody_has_gate_zero_and_takes_no_mass():

@@ -1,0 +1,81 @@
+"""What is said of a finished run: figures on any text, a continuation, a page."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app import evaluate, generate, report
+from app.registry import UserError
+
+
+@pytest.fixture
+def run(train, capsys) -> Path:
+    folder = train("trainer.checkpoint_every=2")
+    capsys.readouterr()
+    return folder
+
+
+def test_a_run_is_evaluated_continued_and_reported(run: Path, text: Path, tmp_path: Path, capsys) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    evaluate.main([str(run), "--json"])
+    own = json.loads(capsys.readouterr().out)
+    assert own["nats"] == pytest.approx(summary["val_nats"], rel=0.05)  # the run validates on some of these rows
+
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text()[:20_000])
+    evaluate.main([str(run), "data=text", f"data.path={other}", f"data.cache_dir={tmp_path / 'cache'}"])
+    assert "bits per byte" in capsys.readouterr().out
+
+    ask = [str(run), "--prompt", "def main", "--tokens", "4"]
+    generate.main(ask)
+    first = capsys.readouterr().out
+    generate.main(ask)
+    assert first.startswith("def main") and first == capsys.readouterr().out
+
+    report.main([str(run), "--rows", "2"])
+    page = Path(capsys.readouterr().out.strip()).read_text()
+    numbers = json.loads((run / "report" / "report.json").read_text())
+    assert len(numbers["samples"][0]["experts"]) == 2
+    assert len(numbers["by_domain"][0][0]) == numbers["num_experts"]
+    assert "http" not in page.partition("<script id")[0]
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no config.yaml"):
+        report.main([str(tmp_path)])
+
+
+def test_a_run_without_a_checkpoint_is_one_line(run: Path) -> None:
+    for path in (run / "checkpoints").glob("*.ckpt"):
+        path.unlink()
+    with pytest.raises(UserError, match="has no checkpoint"):
+        report.main([str(run)])
+    assert not (run / "report").exists()
+
+
+def test_a_dense_model_has_no_experts_to_report(train) -> None:
+    folder = train("experts=dense", "trainer.checkpoint_every=2")
+    with pytest.raises(UserError, match="dense"):
+        report.main([str(folder)])
+
+
+@pytest.mark.browser
+def test_the_token_view_switches_layers_and_shows_experts_on_hover(run: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    if not Path("/usr/bin/chromium").exists():
+        pytest.skip("no /usr/bin/chromium; apt-get install chromium")
+    report.main([str(run), "--rows", "2"])
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto((run / "report" / "index.html").as_uri())
+        page.locator("#text span").nth(3).hover()
+        assert "gate" in page.locator("#tip").inner_text()
+        before = page.locator("#text").inner_html()
+        page.locator("#layer").select_option("1")
+        assert page.locator("#text").inner_html() != before
+        assert not errors
+        browser.close()

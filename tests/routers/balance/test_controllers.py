@@ -1,0 +1,156 @@
+"""The controllers against their update rules in NumPy, and what they promise."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from app import zoo
+from app.registry import names
+from routers.balancer import Balancer
+from routers.contract import Routing
+from tests.routers.balance.test_laws import routing, sizes, term
+
+L, E, K, T = 2, 8, 2, 400
+STEERING = [name for name in names("balance") if zoo.build("balance", name).offset() is not None]
+
+
+def loads(seed: int) -> Tensor:
+    torch.manual_seed(seed)
+    return torch.randint(0, 200, (L, E)).float()
+
+
+def violation(load: Tensor) -> np.ndarray:
+    load = load.double().numpy()
+    return 1 - load / load.mean(-1, keepdims=True)
+
+
+def made(seed: int, offset: Tensor, k: int = K) -> list[Routing]:
+    """Top-k of skewed softmax scores plus an offset (L, E)."""
+    torch.manual_seed(seed)
+    logits = torch.randn(4, T // 4, E) + torch.linspace(0, 3, E)
+    scores = logits.flatten(0, 1).softmax(-1)
+    return [routing(logits, (scores + row).topk(k).indices) for row in offset]
+
+
+def spread(routings: list[Routing]) -> float:
+    """MaxVio."""
+    load = torch.bincount(routings[0].expert, minlength=E)[:E].float()
+    return float(load.max() / load.mean() - 1)
+
+
+def test_pid_equals_the_position_form_of_the_controller():
+    part = term("pid", sizes(E, K), proportional=0.3, integral=0.1, derivative=0.2, memory=0.4)
+    smooth, errors = np.zeros((L, E)), [np.zeros((L, E))] * 2
+    for step in range(6):
+        part.update(loads(step), torch.tensor(100))
+        smooth = 0.4 * smooth + 0.6 * violation(loads(step))
+        errors.append(smooth)
+        bias = 0.3 * errors[-1] + 0.1 * sum(errors) + 0.2 * (errors[-1] - errors[-2])
+        np.testing.assert_allclose(part.offset(), bias, rtol=1e-4, atol=1e-5)
+
+
+def test_pid_without_p_and_d_is_the_proportional_rule():
+    pid = term("pid", sizes(E, K), proportional=0.0, integral=0.1, derivative=0.0, memory=0.0)
+    free = term("loss_free", sizes(E, K), rate=0.1, rule="proportional", recenter=False)
+    for step in range(3):
+        pid.update(loads(step), torch.tensor(100))
+        free.update(loads(step), torch.tensor(100))
+    torch.testing.assert_close(pid.offset(), free.offset())
+
+
+def test_momentum_bias_follows_its_rule():
+    part = term("momentum_bias", sizes(E, K), rate=0.01, sharpness=2.0, momentum=0.7)
+    bias, speed = np.zeros((L, E)), np.zeros((L, E))
+    for step in range(5):
+        part.update(loads(step), torch.tensor(100))
+        change = 0.01 * np.tanh(2 * violation(loads(step)))
+        speed = 0.7 * speed + 0.3 * (change - change.mean(-1, keepdims=True))
+        bias = bias + speed
+        np.testing.assert_allclose(part.offset(), bias, rtol=1e-4, atol=1e-7)
+
+
+def test_quantile_reads_the_quantile_of_the_required_bias_from_its_histogram():
+    part = term("quantile", sizes(E, K), bins=20_000)
+    old = 0.1 * torch.randn(L, E, generator=torch.Generator().manual_seed(0))
+    part.bias.copy_(old)
+    routings = made(0, old)
+    part.update(part.observe(routings), torch.tensor(T))
+    for layer, r in enumerate(routings):
+        choice = (r.scores + old[layer]).double().numpy()
+        alpha = np.sort(choice, axis=1)[:, [-K - 1]]
+        exact = np.quantile(alpha - r.scores.double().numpy(), K / E, axis=0)
+        np.testing.assert_allclose(part.offset()[layer], exact - exact.mean(), atol=5e-3)
+
+
+def test_quantile_balances_a_fixed_batch_in_a_few_steps():
+    part = term("quantile", sizes(E, K))
+    assert spread(made(0, part.offset())) > 1
+    for _ in range(5):
+        part.update(part.observe(made(0, part.offset())), torch.tensor(T))
+    assert spread(made(0, part.offset())) < 0.1
+
+
+def test_quantile_gives_the_same_from_micro_batches_as_from_the_whole():
+    part = term("quantile", sizes(E, K))
+    r = made(0, part.offset())[0]
+    cut = routing(r.logits.view(4, T // 4, E)[:2], r.expert.view(T, K)[: T // 2])
+    rest = routing(r.logits.view(4, T // 4, E)[2:], r.expert.view(T, K)[T // 2 :])
+    both = part.observe([cut] * L) + part.observe([rest] * L)
+    torch.testing.assert_close(both, part.observe([r] * L))
+
+
+def test_threshold_is_the_running_quantile_and_starts_with_the_first():
+    part = term("threshold", sizes(E, K), memory=0.75)
+    tau = None
+    for step in range(4):
+        routings = made(step, part.offset())
+        part.update(part.observe(routings), torch.tensor(T))
+        scores = routings[0].scores
+        assert scores.gt(-part.offset()[0]).sum(0).eq(T * K / E).all() or step > 0
+        ordered = scores.sort(0, descending=True).values[T * K // E].double().numpy()
+        tau = ordered if tau is None else 0.75 * tau + 0.25 * ordered
+        np.testing.assert_allclose(-part.offset()[0], tau, rtol=1e-4)
+
+
+def test_lambda_grows_while_too_many_are_selected_and_shrinks_while_too_few_are():
+    part = term("relu_lambda", sizes(E, K), start=1e-3, rate=1.2)
+    tokens = torch.tensor(100)
+    for share, factor in ((3.0, 1.2), (1.0, 1 / 1.2), (2.0, 1.0)):
+        before = part.coefficient.clone()
+        part.update(torch.full((L, E), share * 100 / E), tokens)
+        torch.testing.assert_close(part.coefficient, before * factor)
+    for _ in range(600):
+        part.update(torch.full((L, E), 0.0), tokens)
+    assert part.coefficient > 0
+
+
+@pytest.mark.parametrize("name", [*STEERING, "relu_lambda"])
+def test_a_step_without_tokens_changes_nothing_for_the_worse(name):
+    part = term(name, sizes(E, K))
+    routings = made(0, torch.zeros(L, E))
+    for _ in range(3):
+        part.update(part.observe(routings), torch.tensor(T))
+    before = {key: b.clone() for key, b in part.named_buffers() if key in ("bias", "tau", "coefficient")}
+    if name in ("quantile", "threshold", "relu_lambda"):  # the others see a violation of 0
+        part.update(torch.zeros_like(part.observe(routings)), torch.tensor(0))
+        assert all(torch.equal(b, dict(part.named_buffers())[key]) for key, b in before.items())
+
+
+def test_only_one_term_may_steer():
+    parts = {name: term(name, sizes(E, K)) for name in STEERING[:2]}
+    with pytest.raises(ValueError, match="only one term"):
+        Balancer(parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "knob", "value"),
+    [
+        ("pid", "integral", 0.0), ("pid", "memory", 1.0), ("momentum_bias", "rate", 0.0), ("quantile", "bins", 1),
+        ("quantile", "span", 0.0), ("threshold", "memory", 1.0), ("relu_lambda", "start", 0.0),
+        ("relu_lambda", "rate", 1.0), ("device", "num_groups", 3), ("aux", "weight", -1.0), ("loss_free", "rate", 0.0),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_refused_with_its_name(name, knob, value):
+    with pytest.raises(ValueError, match=f"^{knob}="):
+        term(name, sizes(E, K), **{knob: value})
