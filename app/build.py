@@ -38,6 +38,7 @@ def build_module(config: Config, vocab_size: int, domains: list[str]) -> Languag
         micro_batch_size=config["data"]["micro_batch_size"],
         domains=domains,
         seed=config["seed"],
+        ep_size=config["trainer"]["ep_size"],
     )
 
 

@@ -1,4 +1,4 @@
-"""The numbers that papers print, against the budgets of `conf/experiment/paper`: `python -m app.cells` writes docs/cells.md.
+"""The numbers that papers print, against our budgets of their models; `python -m app.cells` writes docs/cells.md.
 
 A cell is reproduced if it differs by at most 0.1 %, or has the digits that are printed. Conventions: `app.budget`.
 """

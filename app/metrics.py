@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from routers.contract import Routing, count, distribution, load, rank_sum
+from routers.contract import Routing, distribution, load, rank_sum
 
 
 class LanguageMetric(Metric):

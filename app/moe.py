@@ -26,8 +26,9 @@ class MoE(nn.Module):
         token, expert, gate = self.experts.assign(routing.token, expert, routing.gate, len(tokens))
         plan = grouped.plan(expert, token, self.experts.num_computed, len(tokens))
         rows = grouped.dispatch(self.experts.enter(tokens), plan)  # (R, Z)
-        shared = self.experts.shared(tokens)  # before the experts: under expert parallelism their exchange hides it
-        routed = self.experts.leave(grouped.combine(self.experts(rows, plan.ends), gate, plan))  # (T, D)
+        outputs = self.experts(rows, plan.ends)  # (R, Z); under expert parallelism still on their way back
+        shared = self.experts.shared(tokens)  # meanwhile
+        routed = self.experts.leave(grouped.combine(outputs, gate, plan))  # (T, D)
         y = routed if shared is None else routed + shared
         return y.view_as(x), routing
 

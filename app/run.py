@@ -16,6 +16,7 @@ from app.budget import Budget
 from app.build import build_callbacks, build_logger, build_module, build_trainer_config
 from app.checkpoints import newest
 from app.data import build_data
+from app.parallel import require_dealable
 from app.registry import UserError
 from app.runfolder import open_folder, settle
 from app.summary import summarize
@@ -49,11 +50,12 @@ def check_config(config: dict[str, Any]) -> None:
     Raises:
         UserError: a name or a value does not exist or does not fit.
     """
-    build_trainer_config(config)
+    trainer_config = build_trainer_config(config)
     build_data(config["data"], config["tokenizer"], config["seed"])
     build_callbacks(config)
     with torch.device("meta"):
-        build_module(config, vocab_size=1, domains=["text"])
+        module = build_module(config, vocab_size=1, domains=["text"])
+    require_dealable(module.model, trainer_config.ep_size)
 
 
 def train(config: dict[str, Any], folder: Path, trainer: lightning.Trainer) -> None:

@@ -18,7 +18,7 @@ from app.trainer import native_precision
 
 RUNS = Path("runs")
 NAME = "ROUTER_ZOO_RUN"  # environment: the processes of one run share its name
-PLACE = tuple(f"trainer.{key}" for key in ("accelerator", "strategy", "devices", "num_nodes"))
+PLACE = tuple(f"trainer.{key}" for key in ("accelerator", "strategy", "devices", "num_nodes", "ep_size"))
 FREE = (*PLACE, "trainer.max_steps", "trainer.threads", "trainer.timeout_s", "callbacks", "run", "resume")
 
 

@@ -26,7 +26,8 @@ class TrainerConfig:
     """
 
     accelerator: str
-    strategy: Literal["auto", "ddp", "fsdp", "fsdp2"]
+    strategy: Literal["auto", "ddp", "fsdp", "fsdp2", "ep"]
+    ep_size: int
     devices: int
     num_nodes: int
     precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true"]
@@ -43,7 +44,7 @@ class TrainerConfig:
     compile: bool
 
     def __post_init__(self) -> None:
-        for name in ("devices", "num_nodes", "max_steps", "val_every", "log_every", "checkpoint_every", "timeout_s"):
+        for name in ("devices", "num_nodes", "max_steps", "val_every", "log_every", "checkpoint_every", "timeout_s", "ep_size"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
         require("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "must be at least 1")
         minutes = self.checkpoint_minutes
@@ -53,6 +54,9 @@ class TrainerConfig:
         require("threads", self.threads, self.threads is None or self.threads >= 1, "must be at least 1, or null")
         single = self.strategy != "auto" or self.devices == self.num_nodes == 1
         require("devices", self.devices, single, "needs trainer=ddp or trainer=fsdp2 to train on more than one device")
+        ranks, size = self.devices * self.num_nodes, self.ep_size
+        require("ep_size", size, size == 1 or self.strategy == "ep", "needs trainer=ep")
+        require("ep_size", size, ranks % size == 0, f"must divide {ranks}, the number of processes")
 
 
 def native_precision(accelerator: str) -> Literal["32-true", "bf16-mixed"]:
@@ -69,7 +73,7 @@ def make_strategy(config: TrainerConfig) -> Strategy | str:
         return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
     if config.strategy == "fsdp":
         return FSDPStrategy(timeout=timeout, use_orig_params=True)
-    if config.strategy == "fsdp2":
+    if config.strategy in ("fsdp2", "ep"):
         return ModelParallelStrategy(
             data_parallel_size=config.devices * config.num_nodes,
             tensor_parallel_size=1,

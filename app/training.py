@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from app.metrics import LanguageMetric, LoadMetric
-from app.parallel import clip_gradients, hold_gradients, shard
+from app.parallel import averaged_ranks, clip_gradients, hold_gradients, shard
 from app.transformer import Transformer
 from routers.balancer import Observed
 from routers.contract import Routing, num_ranks, rank_sum
@@ -36,6 +36,7 @@ class LanguageModel(lightning.LightningModule):
         micro_batch_size: rows of one forward pass.
         domains: names of the text domains, for the validation metric.
         seed: of the routers' noise.
+        ep_size: over how many ranks the experts of a layer are dealt out.
     """
 
     automatic_optimization = False
@@ -50,11 +51,13 @@ class LanguageModel(lightning.LightningModule):
         micro_batch_size: int,
         domains: list[str],
         seed: int,
+        ep_size: int = 1,
     ) -> None:
         super().__init__()
         self.model = model
         self.make_optimizer, self.schedule = make_optimizer, schedule
-        self.clip_norm, self.micro_batch_size, self.seed = clip_norm, micro_batch_size, seed
+        self.clip_norm, self.micro_batch_size = clip_norm, micro_batch_size
+        self.seed, self.ep_size = seed, ep_size
         self.metric = LanguageMetric(domains)
         self.load_metric = LoadMetric(len(model.routers()), model.num_experts)
         self.validation_load = self.load_metric.load  # (L, E) of the last validation
@@ -64,7 +67,7 @@ class LanguageModel(lightning.LightningModule):
     def configure_model(self) -> None:
         """Shards the model where the strategy has a mesh of devices (FSDP2)."""
         if self.device_mesh is not None:
-            shard(self.model, self.device_mesh)
+            shard(self.model, self.device_mesh, self.ep_size)
 
     def configure_optimizers(self) -> Any:
         """Weight decay on matrices only.
@@ -89,8 +92,8 @@ class LanguageModel(lightning.LightningModule):
                 nll, routings = self._forward(micro, i)
                 terms = self.model.balancer.losses(routings, observed)
                 balance = sum((weight * raw for raw, weight in terms.values()), torch.zeros((), device=self.device))
-                # every strategy averages gradients over the ranks
-                self.manual_backward(nll.sum() * num_ranks() / num_targets + balance / len(micros))
+                share = nll.sum() / num_targets + balance / (len(micros) * num_ranks())  # of the step's loss
+                self.manual_backward(share * averaged_ranks(self.model))
             nats += nll.detach().sum()
             observed = _added(observed, self.model.balancer.observe(routings))
         assert observed is not None, "a step has at least one micro-batch"

@@ -63,8 +63,8 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
         raise UserError(f"{kind} {name}: has no conf/{path}")
     around = {"model": {"hidden_dim": SIZES.dim}, "seed": 0}  # what the YAMLs of parts refer to
     whole = OmegaConf.create({**around, "part": OmegaConf.load(found[0])})
-    part = OmegaConf.to_container(whole, resolve=True)["part"]  # type: ignore[index, call-overload]
-    values = part[name] if kind == "balance" else part
+    part: Any = OmegaConf.to_container(whole, resolve=True)["part"]  # type: ignore[index, call-overload]
+    values: dict[str, Any] = part[name] if kind == "balance" else part
     return {**values, "k": SIZES.top_k} if values.get("k", 0) is None else values
 
 
@@ -108,7 +108,7 @@ def entry(kind: str, name: str) -> Entry:
     """The row of one part."""
     cls = find(kind, name)
     text = inspect.getdoc(sys.modules[cls.__module__]) or inspect.getdoc(cls) or ""
-    part = build(kind, name) if kind in ("select", "drop") else cls  # whose causality may hang on a knob
+    part: Any = build(kind, name) if kind in ("select", "drop") else cls  # whose causality may hang on a knob
     causal = getattr(part, "causal", "always")
     paper = re.search(r"\b\d{4}\.\d{5}\b", text)
     scopes = get_args(knobs(cls).get("scope"))  # a loss offers several

@@ -1,8 +1,8 @@
 """How even is the load and how sure are the routers, as numbers.
 
-Written every `trainer.log_every` steps, over all ranks and micro-batches, as the mean over layers (`experts/NAME`) and for
-each layer (`experts_by_layer/NAME/LAYER`). What is said of the load is of all training tokens since the last time, what
-is said of scores and logits of the tokens of the step that is written.
+Written every `trainer.log_every` steps, over all ranks and micro-batches, as the mean over layers (`experts/NAME`) and
+for each layer (`experts_by_layer/NAME/LAYER`). What is said of the load is of all training tokens since the last time,
+what is said of scores and logits is of the tokens of the step that is written.
 
     load_min load_median load_max   of an expert, as multiples of the even load
     load_cv  importance_cv          standard deviation over mean; importance is the sum of an expert's gates

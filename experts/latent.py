@@ -14,17 +14,18 @@ from experts.contract import FeedForward, Routed
 
 @register("experts")
 class Latent(Routed):
-    """E, K and F of the routed experts, the width `latent_dim` Z of their space, the width `shared_dim` (0: none).
+    """E, K and F of the routed experts, `shrink` D / Z of their space, width `shared_dim` (0: none).
 
     Raises:
-        ValueError: `latent_dim` is not in 1..dim, or `shared_dim` is negative.
+        ValueError: `shrink` does not divide the width of the model, or `shared_dim` is negative.
     """
 
     def __init__(
-        self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int, latent_dim: int, shared_dim: int
+        self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int, shrink: int, shared_dim: int
     ) -> None:
-        require("latent_dim", latent_dim, 1 <= latent_dim <= dim, f"must be in 1..{dim}, the width of the model")
+        require("shrink", shrink, shrink >= 1 and dim % shrink == 0, f"must divide {dim}, the width of the model")
         require("shared_dim", shared_dim, shared_dim >= 0, "must be at least 0")
+        latent_dim = dim // shrink
         super().__init__(latent_dim, num_experts, top_k, hidden_dim)
         self.down = nn.Linear(dim, latent_dim, bias=False)
         self.up = nn.Linear(latent_dim, dim, bias=False)

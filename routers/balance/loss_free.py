@@ -2,10 +2,10 @@
 
     choose by s_i + b_i, weigh by s_i;   after every step   b_i += u sign(mean(load) - load_i)
 
-Wang et al. 2024, arXiv 2408.15664, algorithm 1; DeepSeek-V3, arXiv 2412.19437, section 2.1.2. The load is that of the
-step before, so nothing looks ahead. `proportional` uses the violation (mean - load_i) / mean instead of its sign, which
-softmax scores need (section 4.3 there uses the raw counts; ours does not depend on the batch size). `recenter` keeps the
-mean of the biases at 0, as torchtitan does: only differences matter to the choice.
+Wang et al. 2024, arXiv 2408.15664, algorithm 1; DeepSeek-V3, arXiv 2412.19437, section 2.1.2. The load is that of
+the step before, so nothing looks ahead. `proportional` uses the violation (mean - load_i) / mean instead of its
+sign, which softmax scores need (section 4.3 there uses the raw counts; ours does not depend on the batch size).
+`recenter` keeps the mean of the biases at 0, as torchtitan does: only differences matter to the choice.
 """
 
 from typing import Literal

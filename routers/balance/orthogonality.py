@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from app.registry import register, require
+from app.registry import UserError, register, require
 from routers.contract import Balance, Routing, Sizes
 
 
 @register("balance")
 class Orthogonality(Balance):
-    """Raises ValueError if `weight` is negative, or if the score has no direction per expert."""
+    """Raises ValueError if `weight` is negative, at the first step UserError if experts have no direction."""
 
     def __init__(self, sizes: Sizes, *, weight: float) -> None:
         super().__init__()
@@ -30,6 +30,6 @@ class Orthogonality(Balance):
 
     def _distance(self, rows: Tensor | None) -> Tensor:
         if rows is None:
-            raise ValueError("balance.orthogonality: needs a score with one direction per expert, such as linear")
+            raise UserError("balance.orthogonality: needs a score with one direction per expert, such as linear")
         rows = rows.float()  # (E, D')
         return (rows @ rows.T - torch.eye(len(rows), device=rows.device)).abs().sum()

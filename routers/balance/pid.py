@@ -23,9 +23,7 @@ class PID(Balance):
     bias: Tensor
     errors: Tensor
 
-    def __init__(
-        self, sizes: Sizes, *, proportional: float, integral: float, derivative: float, memory: float
-    ) -> None:
+    def __init__(self, sizes: Sizes, *, proportional: float, integral: float, derivative: float, memory: float) -> None:
         super().__init__()
         require("proportional", proportional, proportional >= 0, "must not be negative")
         require("integral", integral, integral > 0, "must be positive, or a lasting violation is never corrected")

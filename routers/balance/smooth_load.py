@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from app.registry import register, require
+from app.registry import UserError, register, require
 from routers.contract import Balance, Routing, Sizes, assignments, squared_variation
 
 
 @register("balance")
 class SmoothLoad(Balance):
-    """Raises ValueError if `weight` is negative, or if the score adds no noise (then the load is not smooth)."""
+    """Raises ValueError if `weight` is negative, at the first step UserError if the score adds no noise."""
 
     def __init__(self, sizes: Sizes, *, weight: float) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class SmoothLoad(Balance):
 
     def _load(self, routing: Routing) -> Tensor:
         if routing.clean is None or routing.noise_std is None:
-            raise ValueError("balance.smooth_load: needs a score that adds noise to its logits, such as noisy")
+            raise UserError("balance.smooth_load: needs a score that adds noise to its logits, such as noisy")
         k = assignments(routing)[:, None]  # (T, 1)
         ordered = routing.logits.sort(-1, descending=True).values  # (T, E)
         ordered = torch.cat([ordered, ordered.new_full((len(ordered), 1), -torch.inf)], -1)  # (T, E+1)

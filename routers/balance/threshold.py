@@ -2,7 +2,7 @@
 time.
 
     q_i = the score that a share K/E of the tokens exceed at expert i      tau_i <- m tau_i + (1 - m) q_i
-    choose by s_i - tau_i, with the selection `positive` (or `expert_threshold`): token t goes to i iff s_(t,i) > tau_i
+    choose by s_i - tau_i, with the selection `positive`: token t goes to i iff s_(t,i) > tau_i
 
 Expert Threshold routing 2026, arXiv 2603.11535: expert choice made causal, because tau comes from earlier steps. The
 first step sets tau outright; before it tau is `start`. q is the mean over micro-batches and ranks of their own

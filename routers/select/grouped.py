@@ -3,7 +3,8 @@
     split the E experts into M groups; take the k / M best of each
 
 Tang et al. 2025 (Pangu Pro MoE, "MoGE"), arXiv 2505.21411, section 2: 8 of 64 experts, one from each of 8 groups, after
-a softmax over all experts. Groups are neighbouring experts, as even as E allows.
+a softmax over all experts, gates not normalised. The released code also multiplies them by a learned scale per expert,
+which is left out here. Groups are neighbouring experts, as even as E allows.
 """
 
 import torch

@@ -91,7 +91,14 @@ def test_conventions_differ_by_what_their_names_say():
 
 @pytest.mark.parametrize(
     ("dim", "width", "share"),
-    [(2048, 1408, 1 / 4), (2048, 2816, 1 / 2), (2048, 10944, 2), (4096, 1408, 1 / 8), (4096, 11008, 1), (1280, 4112, 1.2)],
+    [
+        (2048, 1408, 1 / 4),
+        (2048, 2816, 1 / 2),
+        (2048, 10944, 2),
+        (4096, 1408, 1 / 8),
+        (4096, 11008, 1),
+        (1280, 4112, 1.2),
+    ],
 )
 def test_a_rounded_width_stands_for_a_simple_fraction_of_eight_thirds(dim, width, share):
     assert nominal(width, dim) == pytest.approx(share * 8 * dim / 3)
@@ -140,7 +147,7 @@ def test_a_16b_model_needs_several_gpus():
     model = on_meta(composed(["experiment=paper/deepseekmoe_16b"]))
     memory = Memory.of(model, 4096, rows=1, precision="bf16-mixed", states=2)
     assert not memory.fits_one_gpu
-    assert memory.gpus_fsdp == 5  # 16 bytes * 16.4e9 / 76e9 = 3.4, and the activations
+    assert memory.gpus_fsdp == 4  # 16 bytes * 16.4e9 / 76e9 = 3.4, and the activations
     assert memory.gpus_expert_parallel == 8  # a divisor of 64 experts; 16 * 1.4e9 stay on each
 
 

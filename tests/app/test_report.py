@@ -42,7 +42,7 @@ def test_a_run_is_evaluated_continued_and_reported(run: Path, text: Path, tmp_pa
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no config.yaml"):
+    with pytest.raises(UserError, match=r"no config\.yaml"):
         report.main([str(tmp_path)])
 
 

@@ -44,7 +44,11 @@ def test_combinations_of_experts():
 
 @pytest.mark.parametrize(
     ("name", "layers", "dim", "width", "experts", "active"),
-    [("deepseek_v2", 59, 5120, 1536, 160, 6), ("deepseek_v2_lite", 26, 2048, 1408, 64, 6), ("deepseek_v3", 58, 7168, 2048, 256, 8)],
+    [
+        ("deepseek_v2", 59, 5120, 1536, 160, 6),
+        ("deepseek_v2_lite", 26, 2048, 1408, 64, 6),
+        ("deepseek_v3", 58, 7168, 2048, 256, 8),
+    ],
 )
 def test_router_and_expert_parameters_of_v2_and_v3_follow_from_their_tables(name, layers, dim, width, experts, active):
     budget = counted(name)["real"]

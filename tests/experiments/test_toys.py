@@ -40,7 +40,9 @@ def test_the_toys_of_one_paper_differ_in_their_router_only():
     assert toy("rmoe").shared_score is not None and toy("smoe").shared_score is None
 
 
-@pytest.mark.parametrize(("name", "experts", "k"), [("mixtral", 8, 2), ("olmoe", 64, 8), ("qwen3", 128, 8), ("grove", 128, 8)])
+@pytest.mark.parametrize(
+    ("name", "experts", "k"), [("mixtral", 8, 2), ("olmoe", 64, 8), ("qwen3", 128, 8), ("grove", 128, 8)]
+)
 def test_a_toy_has_its_familys_number_of_experts(name, experts, k):
     assert (toy(name).num_experts, toy(name).routers()[0].top_k) == (experts, k)
 

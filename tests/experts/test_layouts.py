@@ -19,7 +19,7 @@ LAYOUTS = {
     "deepseek": {"num_experts": 3, "top_k": 2, "hidden_dim": 8, "segments": 2, "num_shared": 1},
     "shared_gated": {"num_experts": 5, "top_k": 2, "hidden_dim": 8, "shared_dim": 12},
     "residual": {"num_experts": 5, "top_k": 1, "hidden_dim": 8, "dense_dim": 12},
-    "latent": {"num_experts": 5, "top_k": 2, "hidden_dim": 8, "latent_dim": 4, "shared_dim": 6},
+    "latent": {"num_experts": 5, "top_k": 2, "hidden_dim": 8, "shrink": 4, "shared_dim": 6},
     "moepp": {"num_ffn": 3, "num_zero": 1, "num_copy": 1, "num_constant": 2, "top_k": 3, "hidden_dim": 8},
     "longcat": {"num_ffn": 3, "num_identity": 2, "top_k": 2, "hidden_dim": 8},
     "heterogeneous": {"hidden_dims": [8, 4, 12, 4], "top_k": 2},
@@ -237,7 +237,7 @@ def test_one_expert_for_every_token_is_the_dense_network():
 
 
 def test_latent_with_identity_projections_is_coarse():
-    latent, coarse = build("latent", latent_dim=D, shared_dim=0), build("coarse")
+    latent, coarse = build("latent", shrink=1, shared_dim=0), build("coarse")
     latent.down.weight.data = latent.up.weight.data = torch.eye(D, dtype=torch.float64)
     same_weights(latent.routed, coarse.routed)
     x, gates = tokens(), top_gates(coarse)
@@ -289,7 +289,7 @@ def test_the_layer_compiles_without_a_graph_break(name):
         ("deepseek", {"num_shared": 4}, "num_shared=4"),
         ("shared_gated", {"shared_dim": 0}, "shared_dim=0"),
         ("residual", {"dense_dim": -1}, "dense_dim=-1"),
-        ("latent", {"latent_dim": 17}, "latent_dim=17"),
+        ("latent", {"shrink": 3}, "shrink=3"),
         ("moepp", {"num_copy": -1}, "num_copy=-1"),
         ("longcat", {"top_k": 6}, "top_k=6"),
         ("heterogeneous", {"hidden_dims": []}, "hidden_dims="),

@@ -25,7 +25,8 @@ LOSSES = {
     "mutual_information": ("mutual_information", {"weight": 0.3}, {}),
 }  # fmt: skip
 # After the collapse softmax scores differ by 0.95 between the favoured expert and the others, but by 0.005 among the
-# others: no one rate of a bias spans both in 300 steps, so the rate-driven controllers steer sigmoid scores.
+# others: no one rate of a bias spans both in 300 steps, so the rate-driven controllers steer sigmoid scores. ReMoE's
+# lambda is not here: it controls how many experts a token has, and an expert whose ReLU is off for all tokens stays so.
 CONTROLLERS = {
     "loss_free-sign": ("loss_free", {"rate": 0.003}, {"weigh": "sigmoid"}),
     "loss_free-proportional": ("loss_free", {"rate": 0.003, "rule": "proportional"}, {"weigh": "sigmoid"}),
@@ -34,7 +35,6 @@ CONTROLLERS = {
     "quantile": ("quantile", {}, {"weigh": "sigmoid"}),
     "quantile-softmax": ("quantile", {"bins": 20_000}, {}),
     "threshold": ("threshold", {}, {"weigh": "sigmoid", "select": "positive"}),
-    "relu_lambda": ("relu_lambda", {"start": 1e-3}, {"weigh": "relu", "select": "positive"}),
 }
 METHODS = LOSSES | CONTROLLERS
 
@@ -61,7 +61,7 @@ def train(name: str, knobs: dict[str, Any], parts: dict[str, str]) -> list[float
         router.score = Favoured(router.score)
     routing = {p for router in net.routers() for p in router.parameters()}
     others = [p for p in net.parameters() if p not in routing]
-    rate = LR or (0.03 if net.balancer.offset() is None else 0.003)
+    rate = 0.03 if net.balancer.offset() is None else 0.003  # a loss has to unlearn 5 logits, a controller does not
     optimizer = torch.optim.Adam([{"params": list(routing), "lr": rate}, {"params": others, "lr": 0.003}])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
     violations = []

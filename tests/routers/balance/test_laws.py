@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import routers.balance.aux
 from app import zoo
-from app.registry import find, names
+from app.registry import UserError, find, names
 from routers.contract import Balance, Routing, Sizes, num_ranks, rank_sum
 
 FAMILY = ("aux", "device", "communication", "seq_v3")  # f.P
@@ -97,7 +97,7 @@ def test_entropy_of_one_hot_probabilities_is_zero_with_a_finite_gradient():
 
 def test_the_losses_that_need_more_say_so_in_one_line():
     for name in ("smooth_load", "orthogonality"):
-        with pytest.raises(ValueError, match=f"balance.{name}: needs a score"):
+        with pytest.raises(UserError, match=f"balance.{name}: needs a score"):
             term(name, sizes(8, 2)).loss([uniform(8, 2)], None)
 
 

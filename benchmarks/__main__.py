@@ -1,0 +1,28 @@
+"""`python -m benchmarks [--quick] [--json FILE]`: the layer and the whole step, beside their peers, in one process."""
+
+import app.environment  # noqa: F401  isort: skip  before torch
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from benchmarks import layer, step
+from experts.grouped import is_native
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one shape and few steps, under a minute when quiet")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    arguments = parser.parse_args()
+    print("Layer: forward and backward\n")
+    rows = {"layer": layer.run(arguments.quick)}
+    print("Whole training step\n")
+    dtypes = [dtype for dtype in (torch.float32, torch.bfloat16) if is_native(dtype)]
+    sizes = step.Sizes(rows=2) if arguments.quick else step.Sizes()
+    counts = (2, 5) if arguments.quick else (60, 20)
+    rows["step"] = [row for dtype in dtypes for row in step.measure(sizes, dtype, *counts)]
+    print(layer.table(rows["step"]))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")

@@ -1,0 +1,95 @@
+"""A whole training step against a dense model of equal active FLOPs and against `transformers`' Qwen3-MoE.
+
+All contenders take turns, on new tokens each step, with AdamW. Read the ratios; the times belong to the machine.
+"""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor, nn
+
+from app.build import build_model
+from app.errors import CONF
+from app.runfolder import plain
+
+
+class Sizes(NamedTuple):
+    rows: int = 8
+    length: int = 512
+    vocab: int = 4096
+    layers: int = 6
+    dim: int = 256
+    heads: int = 4
+    experts: int = 64
+    top_k: int = 6
+    hidden_dim: int = 128
+
+
+Loss = Callable[[Tensor], Tensor]
+
+
+def ours(sizes: Sizes, layout: list[str]) -> tuple[nn.Module, Loss]:
+    """Our model with some layout, and its loss on rows of tokens (B, S+1) with a balance term."""
+    overrides = [f"model.num_layers={sizes.layers}", f"model.dim={sizes.dim}", f"model.num_heads={sizes.heads}",
+                 f"model.num_kv_heads={sizes.heads}", "balance=aux", "model.cross_documents=true"]  # fmt: skip
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        model = build_model(plain(compose("config", overrides + layout)), sizes.vocab)
+
+    def loss(tokens: Tensor) -> Tensor:
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        nll, routings = model(inputs, targets, torch.ones_like(inputs, dtype=torch.bool), torch.zeros_like(inputs))
+        terms = model.balancer.losses(routings, None) if routings else {}
+        return nll.mean() + sum(weight * raw for raw, weight in terms.values())
+
+    return model, loss
+
+
+def qwen3_moe(sizes: Sizes) -> tuple[nn.Module, Loss]:
+    """The same sizes in `transformers`, experts by grouped_mm, with its balance term."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        vocab_size=sizes.vocab, hidden_size=sizes.dim, num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.heads, head_dim=sizes.dim // sizes.heads, num_experts=sizes.experts,
+        num_experts_per_tok=sizes.top_k, moe_intermediate_size=sizes.hidden_dim, output_router_logits=True,
+        experts_implementation="grouped_mm",
+    )  # fmt: skip
+    model = Qwen3MoeForCausalLM(config)
+    return model, lambda tokens: model(tokens[:, :-1], labels=tokens[:, :-1], use_cache=False).loss
+
+
+def measure(sizes: Sizes, dtype: torch.dtype, warm_up: int, steps: int) -> list[dict[str, Any]]:
+    """One row a contender: seconds of a step after `warm_up`, over the dense model, and tokens per second."""
+    coarse = ["experts=coarse", f"experts.num_experts={sizes.experts}", f"experts.top_k={sizes.top_k}"]
+    contenders = {
+        "ours": ours(sizes, [*coarse, f"experts.hidden_dim={sizes.hidden_dim}"]),
+        "dense": ours(sizes, ["experts=dense", f"experts.hidden_dim={sizes.top_k * sizes.hidden_dim}"]),
+        "transformers": qwen3_moe(sizes),
+    }
+    optimizers = {name: torch.optim.AdamW(model.parameters(), fused=True) for name, (model, _) in contenders.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(warm_up + steps):
+        tokens = torch.randint(0, sizes.vocab, (sizes.rows, sizes.length + 1))
+        for name, (_, loss) in contenders.items():
+            start = time.perf_counter()
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                value = loss(tokens)
+            value.backward()
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+            seconds[name].append(time.perf_counter() - start)
+    dense = median(seconds["dense"][warm_up:])
+    return [
+        {
+            "name": name,
+            "dtype": str(dtype).removeprefix("torch."),
+            "median_s": median(times[warm_up:]),
+            "over_dense": median(times[warm_up:]) / dense,
+            "tokens_per_s": sizes.rows * sizes.length / median(times[warm_up:]),
+        }
+        for name, times in seconds.items()
+    ]
