@@ -1,7 +1,10 @@
 """From the composed config to the model; without Lightning, which takes longer to import than a model to build."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
+
+from torch import nn
 
 from app.moe import MoE, Unrouted
 from app.registry import UserError, check, make
@@ -25,13 +28,14 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     routed = [layout for layout in layouts if layout.num_experts]
     num_experts, top_k = (routed[0].num_experts, routed[0].top_k) if routed else (0, 0)
     sizes = Sizes(model.dim, num_experts, top_k, len(routed), vocab_size)
-    ffns = [
+    ffns: list[nn.Module] = [
         MoE(build_router(config, sizes._replace(layer=routed.index(layout))), layout)
         if layout.num_experts
         else Unrouted(layout)
         for layout in layouts
     ]
-    return Transformer(model, ffns, build_balancer(config, sizes), vocab_size)
+    balancer = build_balancer(config, sizes)
+    return ranged("balance", lambda: Transformer(model, ffns, balancer, vocab_size))
 
 
 def model_config(config: Config) -> ModelConfig:
@@ -78,12 +82,15 @@ def _part(kind: str, entry: Config, sizes: Sizes) -> Any:
 
 
 def _refuse_look_ahead(router: Router, config: Config) -> None:
-    causal, name = router.select.causal, config["router"]["select"]["name"]
-    if causal == "never" and not config["allow_non_causal"]:
-        raise UserError(
-            f"router.select.name={name}: a token's choice depends on later tokens, so a language model would see its "
-            "targets; set allow_non_causal=true to train it all the same"
-        )
+    for kind, part in (("select", router.select), ("drop", router.drop)):
+        name = config["router"][kind]["name"]
+        if part.causal == "never" and not config["allow_non_causal"]:
+            raise UserError(
+                f"router.{kind}.name={name}: a token's choice depends on later tokens, so a language model would see "
+                "its targets; set allow_non_causal=true to train it all the same"
+            )
+        if part.causal == "eval":
+            warnings.warn(f"router.{kind}.name={name}: looks at later tokens in training (not in evaluation)", stacklevel=2)
 
 
 def ranged(key: str, build: Any) -> Any:

@@ -34,7 +34,7 @@ from app.errors import MISTAKES, one_line
 from app.memory import Memory, optimizer_states
 from app.moe import MoE
 from app.registry import UserError, find, unknown
-from app.transformer import Transformer
+from app.transformer import Block, Transformer
 from experts.contract import FeedForward, Stack
 
 Convention = Literal["real", "causal", "paper", "paper_real"]
@@ -63,8 +63,10 @@ class Budget:
         total, embedding = _count(model), _count(model.embedding)
         idle = sum(sum(layer.experts.expert_params()) - _chosen(layer) for layer in layers)
         shape = nominal if convention == "paper" else real
-        ffn = sum(_count(block.ffn) - _count(getattr(block.ffn, "router", None)) for block in model.blocks)
-        fed = [_fed(block.ffn, shape) for block in model.blocks]
+        blocks = [block for block in model.blocks if isinstance(block, Block)]
+        routers = sum(map(_count, model.routers()))
+        fed = [_fed(block.ffn, shape) for block in blocks]
+        ffn = sum(_count(block.ffn) for block in blocks) - routers
         active = round(total - idle)
         matrices = active - (0 if model.config.tie_embeddings else embedding)
         matrices -= sum(p.numel() for p in model.parameters() if p.dim() < 2)
@@ -76,7 +78,7 @@ class Budget:
             active_params=active,
             embedding_params=embedding,
             expert_params=sum(sum(layer.experts.expert_params()) for layer in layers),
-            router_params=sum(map(_count, model.routers())) + _count(model.shared_score),
+            router_params=routers + _count(model.shared_score),
             ffn_params=round(sum(f for f, _ in fed)) if convention == "paper" else ffn,
             active_ffn_params=round(sum(f for _, f in fed)),
             flops_per_token_forward=flops,

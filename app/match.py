@@ -111,7 +111,8 @@ def _solve(config: Config, wanted: dict[str, float]) -> Config:
         ]
         best.append(min((at for at in near if at[0] <= MOST), key=error, default=(1.0, 1.0)))
     at, step = (best[0], ALIGNED * segments) if error(best[0]) < CLOSE else (best[1], segments)
-    return _changed(config, {width: at[0]} | ({number: at[1]} if both and number else {}), step)
+    factors = {width: at[0], number: at[1]} if both and number else {width: at[0]}
+    return _changed(config, factors, step)
 
 
 def _root(predict: Callable[[float, float], float], goal: float, number: float) -> float:
@@ -122,11 +123,12 @@ def _root(predict: Callable[[float, float], float], goal: float, number: float) 
 
 def _bilinear(config: Config, width: str, number: str | None, cost: str) -> Callable[[float, float], float]:
     """The cost by factors on the width and on the number of experts."""
-    corners = [
-        [_cost(_changed(config, {width: f} | ({number: e} if number else {}), 1), cost) for f in (1, 2)]
-        for e in ((1, 2) if number else (1,))
-    ]
-    (here, wider), (more, both) = corners[0], corners[-1]
+    knobs = [width, number] if number else [width]
+
+    def corner(*factors: float) -> float:
+        return _cost(_changed(config, dict(zip(knobs, factors, strict=False)), 1), cost)
+
+    here, wider, more, both = corner(1, 1), corner(2, 1), corner(1, 2), corner(2, 2)
 
     def predict(factor: float, experts: float) -> float:
         f, e = factor - 1, experts - 1

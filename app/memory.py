@@ -94,7 +94,7 @@ def _smallest(num_experts: int, divided: float, whole: float) -> int | None:
 
 def _kept(model: Transformer) -> float:
     """Numbers kept per token until the backward pass."""
-    blocks = [_kept_by(block) for block in model.blocks]
+    blocks = [_kept_by(block) for block in model.blocks if isinstance(block, Block)]
     dim, vocab = model.config.dim, model.head.weight.shape[0]
     if model.config.activation_checkpointing:
         return dim * len(blocks) + max(blocks) + vocab

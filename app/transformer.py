@@ -142,7 +142,10 @@ class Transformer(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         routers = self.routers()
-        self.shared_score = routers[0].score.shared() if routers else None
+        self.shared_score = None
+        if routers:
+            self.shared_score = routers[0].score.shared()
+            balancer.fits(routers[0].score)
         self._initialize(config.init_std)
 
     @property

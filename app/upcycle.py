@@ -17,8 +17,8 @@ from torch import Tensor
 
 from app.moe import MoE
 from app.registry import UserError, require
-from app.transformer import Transformer
-from experts.contract import Routed
+from app.transformer import Block, Transformer
+from experts.contract import FeedForward, Routed
 
 How = Literal["copied", "granular", "drop"]
 State = dict[str, Tensor]
@@ -44,7 +44,7 @@ def upcycle(model: Transformer, dense: State, how: How, drop_share: float = 0.5,
     for name, parameter in model.named_parameters():
         if ".ffn." not in name and "shared_score" not in name:
             _copy(name, parameter, dense.get(name))
-    for index, block in enumerate(model.blocks):
+    for index, block in enumerate(block for block in model.blocks if isinstance(block, Block)):
         prefix = f"blocks.{index}.ffn.experts.common."
         if f"{prefix}w_in.weight" not in dense:
             raise UserError(
@@ -54,8 +54,9 @@ def upcycle(model: Transformer, dense: State, how: How, drop_share: float = 0.5,
         if isinstance(block.ffn, MoE):
             _fill(block.ffn, w_in, w_out, how, drop_share, random)
         else:
-            for name, parameter in block.ffn.experts.common.named_parameters():
-                _copy(prefix + name, parameter, dense.get(prefix + name))
+            whole = f"blocks.{index}.ffn."
+            for name, parameter in block.ffn.named_parameters():
+                _copy(whole + name, parameter, dense.get(whole + name))
 
 
 def _fill(layer: MoE, w_in: Tensor, w_out: Tensor, how: How, drop_share: float, random: torch.Generator) -> None:
@@ -79,8 +80,9 @@ def _fill(layer: MoE, w_in: Tensor, w_out: Tensor, how: How, drop_share: float, 
         for parameter in layer.router.score.parameters():
             if len(parameter) == layout.num_experts:
                 parameter.copy_(parameter[torch.arange(len(parameter)) // parts * parts])
-    if getattr(layout, "common", None) is not None:
-        layout.common.w_out.weight.zero_()
+    common = getattr(layout, "common", None)
+    if isinstance(common, FeedForward):
+        common.w_out.weight.zero_()
 
 
 def _draw_anew(w_in: Tensor, w_out: Tensor, share: float, random: torch.Generator) -> None:

@@ -105,7 +105,7 @@ class Stacks(nn.ModuleList):
         """Outputs (A, D) of rows x (A, D) sorted by expert, without a host sync."""
         row = torch.arange(len(x), device=x.device)
         y, start, first = x.new_zeros(()), ends.new_zeros(()), 0
-        for stack in self:
+        for stack in self.each():
             last = first + len(stack.w_in)
             turned = x[(row + start) % max(1, len(x))]  # this stack's rows to the top; its result is 0 elsewhere
             y = y + stack(turned, ends[first:last] - start)[(row - start) % max(1, len(x))]
@@ -114,7 +114,11 @@ class Stacks(nn.ModuleList):
 
     def params(self) -> list[int]:
         """Number of parameters of each expert."""
-        return [each for stack in self for each in stack.params()]
+        return [number for stack in self.each() for number in stack.params()]
+
+    def each(self) -> list[Stack]:
+        """The stacks, in order."""
+        return [stack for stack in self if isinstance(stack, Stack)]
 
 
 class Routed(Experts):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from app.registry import require
-from routers.contract import Balance, Routing
+from routers.contract import Balance, Routing, Score
 
 Observed = dict[str, Tensor]
 
@@ -22,6 +22,18 @@ class Balancer(nn.Module):
         steering = [name for name, term in terms.items() if term.offset() is not None]
         require("balance", steering, len(steering) <= 1, "only one term may offset the choice")
         self.terms = nn.ModuleDict(terms)
+
+    def fits(self, score: Score) -> None:
+        """Asks every term whether the model's scores tell what it needs.
+
+        Raises:
+            ValueError: they do not.
+        """
+        for name, term in self._each().items():
+            try:
+                term.fits(score)
+            except ValueError as error:
+                raise ValueError(f"{name}.{error}") from error
 
     def offset(self) -> Tensor | None:
         """(L, E) float32, or None if no term steers the choice."""

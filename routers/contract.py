@@ -70,6 +70,8 @@ class Scored(NamedTuple):
 class Score(nn.Module):
     """How well does each expert fit each token?"""
 
+    noisy: ClassVar[bool] = False  # whether training adds noise of a known size to the logits
+
     def forward(self, x: Tensor, context: Context) -> Scored:
         """Logits of tokens x (T, D) float32, and what goes with them."""
         raise NotImplementedError
@@ -154,6 +156,13 @@ class Balance(nn.Module):
     """How is the load kept even? By a loss, by an offset to the choice, or by both."""
 
     weight: float = 1.0  # of the loss in the total
+
+    def fits(self, score: Score) -> None:
+        """Called when the model is built.
+
+        Raises:
+            ValueError: the score does not tell what this term needs.
+        """
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor | None:
         """The raw term for one micro-batch's routings of all L layers, a scalar; None if it has no loss.

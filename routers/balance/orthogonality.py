@@ -12,24 +12,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from app.registry import UserError, register, require
-from routers.contract import Balance, Routing, Sizes
+from app.registry import register, require
+from routers.contract import Balance, Routing, Score, Sizes
 
 
 @register("balance")
 class Orthogonality(Balance):
-    """Raises ValueError if `weight` is negative, at the first step UserError if experts have no direction."""
+    """Raises ValueError if `weight` is negative, or if the score's experts have no learned direction."""
 
     def __init__(self, sizes: Sizes, *, weight: float) -> None:
         super().__init__()
         require("weight", weight, weight >= 0, "must not be negative")
         self.weight = weight
 
+    def fits(self, score: Score) -> None:
+        name, learned = type(score).__name__, score.directions() is not None
+        require("score", name, learned, "has no learned direction per expert; set router/score=linear")
+
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
         return torch.stack([self._distance(r.directions) for r in routings]).mean()
 
     def _distance(self, rows: Tensor | None) -> Tensor:
-        if rows is None:
-            raise UserError("balance.orthogonality: needs a score with one direction per expert, such as linear")
+        assert rows is not None, "checked when the model was built"
         rows = rows.float()  # (E, D')
         return (rows @ rows.T - torch.eye(len(rows), device=rows.device)).abs().sum()

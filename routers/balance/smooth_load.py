@@ -13,25 +13,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from app.registry import UserError, register, require
-from routers.contract import Balance, Routing, Sizes, assignments, squared_variation
+from app.registry import register, require
+from routers.contract import Balance, Routing, Score, Sizes, assignments, squared_variation
 
 
 @register("balance")
 class SmoothLoad(Balance):
-    """Raises ValueError if `weight` is negative, at the first step UserError if the score adds no noise."""
+    """Raises ValueError if `weight` is negative, or if the score adds no noise."""
 
     def __init__(self, sizes: Sizes, *, weight: float) -> None:
         super().__init__()
         require("weight", weight, weight >= 0, "must not be negative")
         self.weight = weight
 
+    def fits(self, score: Score) -> None:
+        name = type(score).__name__
+        require("score", name, score.noisy, "adds no noise to its logits, as smooth_load needs; set router/score=noisy")
+
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
         return squared_variation(torch.stack([self._load(r) for r in routings])).mean()
 
     def _load(self, routing: Routing) -> Tensor:
-        if routing.clean is None or routing.noise_std is None:
-            raise UserError("balance.smooth_load: needs a score that adds noise to its logits, such as noisy")
+        assert routing.clean is not None and routing.noise_std is not None, "a noisy score tells both in training"
         k = assignments(routing)[:, None]  # (T, 1)
         ordered = routing.logits.sort(-1, descending=True).values  # (T, E)
         ordered = torch.cat([ordered, ordered.new_full((len(ordered), 1), -torch.inf)], -1)  # (T, E+1)

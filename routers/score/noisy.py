@@ -19,6 +19,8 @@ from routers.contract import Context, Score, Scored, Sizes
 class Noisy(Score):
     """Raises ValueError if `min_std` is negative."""
 
+    noisy = True
+
     def __init__(self, sizes: Sizes, *, min_std: float) -> None:
         super().__init__()
         require("min_std", min_std, min_std >= 0, "must not be negative")

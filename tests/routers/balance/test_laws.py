@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import routers.balance.aux
 from app import zoo
-from app.registry import UserError, find, names
-from routers.contract import Balance, Routing, Sizes, num_ranks, rank_sum
+from app.registry import find, names
+from routers.contract import Balance, Routing, Score, Sizes, num_ranks, rank_sum
 
 FAMILY = ("aux", "device", "communication", "seq_v3")  # f.P
 SCOPES = ("micro", "sequence", "global")
@@ -95,10 +95,10 @@ def test_entropy_of_one_hot_probabilities_is_zero_with_a_finite_gradient():
     assert torch.autograd.grad(loss, logits)[0].isfinite().all()
 
 
-def test_the_losses_that_need_more_say_so_in_one_line():
+def test_the_losses_that_need_more_say_so_when_the_model_is_built():
     for name in ("smooth_load", "orthogonality"):
-        with pytest.raises(UserError, match=f"balance.{name}: needs a score"):
-            term(name, sizes(8, 2)).loss([uniform(8, 2)], None)
+        with pytest.raises(ValueError, match="set router/score="):
+            term(name, sizes(8, 2)).fits(Score())
 
 
 # Gradient laws: rows are 4 sequences, cut as the training step cuts them
