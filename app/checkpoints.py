@@ -1,23 +1,45 @@
 """Checkpoints that survive: whole or absent, checked by their sum, the newest few, also on SIGTERM.
 
 A training batch is an optimizer step, so every save lies between two steps. A file is written under another name, flushed
-to the disk and renamed; its SHA-256 stands beside it. A damaged file is passed over for the one before.
+to the disk and renamed; its SHA-256 stands beside it. A damaged file is passed over for the one before. Files are read
+as tensors and plain values only: what would run code on loading is refused.
 """
 
 import hashlib
 import os
+import pickle
 import re
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from app.parallel import is_first_rank
 from app.registry import UserError
+
+
+class WholeFiles(TorchCheckpointIO):
+    """How Lightning writes and reads one file; `failure` says why the last one could not be written."""
+
+    failure: str | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Called on the first rank only, so it raises nothing: the other ranks would wait for it."""
+        try:
+            write_whole(checkpoint, Path(path))
+            self.failure = None
+        except (OSError, RuntimeError) as error:  # torch's writer tells a full disk as a RuntimeError
+            Path(path).with_suffix(".part").unlink(missing_ok=True)
+            if isinstance(error, RuntimeError) and "writ" not in str(error):
+                raise
+            self.failure = str(error).splitlines()[0]
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        return super().load_checkpoint(path, map_location, weights_only=True)
 
 
 class Checkpoints(lightning.Callback):
@@ -56,7 +78,12 @@ class Checkpoints(lightning.Callback):
             return
         self.last_step, self.last_time = trainer.global_step, time.monotonic()
         path = self.folder / f"step={trainer.global_step}.ckpt"
-        write_whole(path, lambda part: trainer.save_checkpoint(part))
+        trainer.save_checkpoint(path, weights_only=False)
+        failure = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failure", None))
+        if failure:
+            raise UserError(
+                f"{path}: cannot be written ({failure}); older checkpoints are whole, resume=true goes on from them"
+            )
         self._prune()
 
     @rank_zero_only
@@ -66,24 +93,29 @@ class Checkpoints(lightning.Callback):
             checksum(path).unlink(missing_ok=True)
 
 
-def write_whole(path: Path, save: Callable[[Path], None]) -> None:
-    """Calls `save` on all ranks with another name and, once the file is on the disk, gives it its own."""
+def write_whole(checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes a file under another name and, once it is on the disk, gives it its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    checksum(path).write_text(digest(part) + "\n")
+    part.replace(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint: tensors and plain values.
+
+    Raises:
+        UserError: it holds anything else, which may be a program.
+    """
     try:
-        save(part)
-        if is_first_rank():
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
-            checksum(path).write_text(digest(part) + "\n")
-            part.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer tells a full disk as a RuntimeError
-        part.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and "write" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: cannot be written ({reason}); older checkpoints are whole, resume=true goes on"
-        ) from error
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: is refused: it is no file of tensors and plain values ({reason})") from error
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:

@@ -147,7 +147,9 @@ def _trial(score: str, select: str, weigh: str, drop: str, balance: str | None) 
     tokens = torch.arange(valid.numel()) % SIZES.vocab_size
     routing = made(torch.randn(valid.numel(), SIZES.dim), Context(valid, tokens, shared=shared))
     if balance is not None:
-        Balancer({balance: build("balance", balance)}).losses([routing, routing], None)
+        balancer = Balancer({balance: build("balance", balance)})
+        balancer.fits(made.score)
+        balancer.losses([routing, routing], None)
 
 
 def _cells(row: Entry) -> tuple[str, ...]:
