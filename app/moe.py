@@ -17,6 +17,7 @@ class MoE(nn.Module):
     def __init__(self, router: Router, experts: Experts) -> None:
         super().__init__()
         self.router, self.experts = router, experts
+        self.largest = max(experts.expert_params())  # parameters of the largest expert
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Routing]:
         """Output (B, S, D) of x (B, S, D), and who computed what."""
@@ -24,7 +25,8 @@ class MoE(nn.Module):
         routing = self.router(tokens, context)
         expert = routing.expert.masked_fill(~routing.kept, self.experts.num_experts)
         token, expert, gate = self.experts.assign(routing.token, expert, routing.gate, len(tokens))
-        plan = grouped.plan(expert, token, self.experts.num_computed, len(tokens))
+        call_rows = grouped.call_rows(tokens, self.largest)
+        plan = grouped.plan(expert, token, self.experts.num_computed, len(tokens), call_rows)
         rows = grouped.dispatch(self.experts.enter(tokens), plan)  # (R, Z)
         outputs = self.experts(rows, plan.ends)  # (R, Z); under expert parallelism still on their way back
         shared = self.experts.shared(tokens)  # meanwhile

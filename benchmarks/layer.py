@@ -36,7 +36,7 @@ Layer = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def ours(x: Tensor, expert: Tensor, gate: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
     token = torch.arange(len(x)).repeat_interleave(expert.shape[1])
-    call_rows = grouped.call_rows(x, w_out.shape[1])
+    call_rows = grouped.call_rows(x, w_in[0].numel() + w_out[0].numel())
     plan = grouped.plan(expert.flatten(), token, len(w_in), len(x), call_rows)
     y = grouped.swiglu(grouped.dispatch(x, plan), plan.ends, w_in, w_out)
     return grouped.combine(y, gate.flatten(), plan)

@@ -65,12 +65,12 @@ def plan(expert: Tensor, token: Tensor, num_experts: int, num_tokens: int, call_
     return Plan(row_token, ends.to(torch.int32), row, expert == num_experts, by_token, count.cumsum(0) - count)
 
 
-def call_rows(x: Tensor, hidden_dim: int) -> int:
-    """How many rows through an expert of width F take as long as one more run of products; 0: padding does not pay."""
+def call_rows(x: Tensor, expert_params: int) -> int:
+    """How many rows through an expert of so many parameters cost one more run of products; 0: padding does not pay."""
     if not _on_host(x) or _dtype(x) != torch.bfloat16 or not is_native(torch.bfloat16):
         return 0
     # Starting the six products of a run takes 0.23 ms with AMX, a row at D = 256, F = 128 half a microsecond.
-    return int(1.3e7 / (x.shape[-1] * hidden_dim))
+    return int(3.9e7 / expert_params)
 
 
 def dispatch(x: Tensor, plan: Plan) -> Tensor:
