@@ -4,12 +4,14 @@ The order is the order of mistakes: what can be checked without data comes first
 `app.assemble`, which needs no Lightning.
 """
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from app.assemble import build_model, ranged
@@ -28,17 +30,18 @@ def build_trainer_config(config: Config) -> TrainerConfig:
 
 def build_module(config: Config, vocab_size: int, domains: list[str]) -> LanguageModel:
     """The LightningModule: model, optimizer and schedule."""
-    optimizer = config["optimizer"]
-    _allow_target("optimizer", optimizer)
+    make_optimizer = _foreign("optimizer", config["optimizer"], torch.optim.Optimizer)
+    make_optimizer([torch.zeros(1, device="cpu")])  # wrong values are told now
     return LanguageModel(
         build_model(config, vocab_size),
-        lambda groups: hydra.utils.instantiate(optimizer, groups, _convert_="all"),
+        make_optimizer,
         make("schedule", config["schedule"], key="schedule"),
         clip_norm=config["trainer"]["gradient_clip_val"],
         micro_batch_size=config["data"]["micro_batch_size"],
         domains=domains,
         seed=config["seed"],
         ep_size=config["trainer"]["ep_size"],
+        skip_bad_steps=config["trainer"]["skip_bad_steps"],
     )
 
 
@@ -56,11 +59,32 @@ def build_logger(folder: Path) -> Logger:
 def _callback(key: str, entry: Config) -> lightning.Callback:
     if "_target_" not in entry:
         return make("callback", entry, key=key)
-    _allow_target(key, entry)
-    return hydra.utils.instantiate(dict(entry), _convert_="all")
+    return _foreign(key, entry, lightning.Callback)()
 
 
-def _allow_target(key: str, entry: Config) -> None:
-    target = str(entry["_target_"])
-    if target.split(".")[0] not in TARGETS:
+def _foreign(key: str, entry: Config, base: type) -> Callable[..., Any]:
+    """Builds the class that `_target_` names, from the entry's other values as they stand: nothing in them is run.
+
+    Raises:
+        UserError: the class is not one of TARGETS' own below `base`, or refuses a value.
+    """
+    target = str(entry.get("_target_"))
+    package = target.split(".")[0]
+    if package not in TARGETS:
         raise UserError(f"{key}._target_={target}: must lie in {', '.join(TARGETS)}; register a class of your own")
+    module, _, name = target.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name, None)
+    except (ImportError, ValueError):
+        cls = None
+    if not (isinstance(cls, type) and issubclass(cls, base) and cls.__module__.split(".")[0] == package):
+        raise UserError(f"{key}._target_={target}: is no {base.__name__} of {package}")
+    values = {name: value for name, value in entry.items() if name != "_target_"}
+
+    def build(*sizes: Any) -> Any:
+        try:
+            return cls(*sizes, **values)
+        except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+            raise UserError(f"{key}: {' '.join(str(error).split())}") from error
+
+    return build

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, distributed_c10d
 from torch.distributed._functional_collectives import all_to_all_single
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -40,6 +40,7 @@ def shard(model: Transformer, mesh: DeviceMesh, ep_size: int) -> None:
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # the router's offset and state stay float32
     if ep_size > 1:
         grid = init_device_mesh(mesh.device_type, (data.size() // ep_size, ep_size), mesh_dim_names=("replica", "ep"))
+        _hasten(grid, data)
         for stack in stacks(model):
             _deal_experts(stack, grid["ep"])
             fully_shard(stack, mesh=grid["replica"], mp_policy=policy)
@@ -70,6 +71,13 @@ def require_dealable(model: nn.Module, ep_size: int) -> None:
     for size in sorted(sizes):
         if size % ep_size:
             raise UserError(f"trainer.ep_size={ep_size}: must divide {size}, the experts of a stack of this layout")
+
+
+def _hasten(grid: DeviceMesh, data: DeviceMesh) -> None:
+    """Gives the groups of a grid the time-out of the whole; a new group waits half an hour for a rank that hangs."""
+    timeout = data.get_group()._get_backend(torch.device(data.device_type)).options._timeout
+    for group in grid.get_all_groups():
+        distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def _deal_experts(stack: Stack, mesh: DeviceMesh) -> None:
@@ -118,18 +126,27 @@ def hold_gradients(module: lightning.LightningModule) -> Iterator[None]:
         yield
 
 
-def clip_gradients(parameters: list[nn.Parameter], max_norm: float | None) -> Tensor:
-    """Scales all gradients down to `max_norm` where their global norm is larger; returns the norm before.
+def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """The norm of all gradients together, over all ranks."""
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in group]) for group in _by_mesh(parameters)]  # type: ignore[misc]
+    return torch.stack([whole(norm) for norm in norms]).norm()
 
-    Parameters may lie on several device meshes, whose norms torch does not combine (pytorch#180346).
-    """
+
+def clip_gradients(parameters: list[nn.Parameter], norm: Tensor, max_norm: float) -> None:
+    """Scales all gradients down to `max_norm` where their norm is larger."""
+    for group in _by_mesh(parameters):
+        torch.nn.utils.clip_grads_with_norm_(group, max_norm, norm)
+
+
+def _by_mesh(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Those with a gradient; torch does not combine the norms of several device meshes (pytorch#180346)."""
     groups: dict[Any, list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
             groups.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
-    norms = [torch.nn.utils.get_total_norm([p.grad for p in group]) for group in groups.values()]  # type: ignore[misc]
-    total = torch.stack([n.full_tensor() if isinstance(n, DTensor) else n for n in norms]).norm()
-    if max_norm is not None:
-        for group in groups.values():
-            torch.nn.utils.clip_grads_with_norm_(group, max_norm, total)
-    return total
+    return list(groups.values())
+
+
+def whole(value: Tensor) -> Tensor:
+    """The full tensor, gathered where it is split over ranks: then all of them have to call."""
+    return value.full_tensor() if isinstance(value, DTensor) else value

@@ -1,27 +1,34 @@
 """One run from the composed config to the summary: check, open the folder, prepare the text, train, write down."""
 
 import json
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
 
 from app.budget import Budget
 from app.build import build_callbacks, build_logger, build_module, build_trainer_config
-from app.checkpoints import newest
+from app.checkpoints import newest, read
 from app.data import build_data
+from app.data.cache import NO_WRITE
 from app.parallel import require_dealable
+from app.match import matched
 from app.registry import UserError
 from app.runfolder import open_folder, settle
 from app.summary import summarize
-from app.trainer import make_trainer, set_threads
+from app.trainer import make_trainer, refuse_sweep_with_children
 from app.training import LanguageModel
+from app.upcycle import upcycle_from
 
 console = Console(stderr=True, soft_wrap=True, highlight=False)
 say = rank_zero_only(console.print)
@@ -33,15 +40,45 @@ def run(composed: DictConfig) -> None:
     Raises:
         UserError: something in the config is wrong; nothing was written then.
     """
-    config, folder, told = settle(composed, list(HydraConfig.get().overrides.task))
+    overrides = list(HydraConfig.get().overrides.task)
+    config, folder, told = settle(composed, overrides)
     check_config(config)
+    if not (folder / "config.yaml").exists():  # a saved config is matched already
+        config = matched(config, overrides)
     trainer_config = build_trainer_config(config)
     trainer = make_trainer(trainer_config, folder, build_logger(folder), build_callbacks(config))
     for line in told:
         say(f"resume: {line}")
-    open_folder(folder, config)
-    set_threads(trainer_config)
-    train(config, folder, trainer)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        refuse_sweep_with_children(trainer)
+    torch.set_num_threads(config["trainer"]["threads"])
+    with one_line_for_the_machine(folder):
+        open_folder(folder, config)
+        train(config, folder, trainer)
+
+
+@contextmanager
+def one_line_for_the_machine(folder: Path) -> Iterator[None]:
+    """Tells a full disk, a folder that cannot be written and a process that is gone in one line.
+
+    Raises:
+        UserError: one of these happened.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_WRITE:
+            raise
+        where = error.filename or folder
+        raise UserError(f"{where}: cannot be written ({error.strerror}); checkpoints in {folder} are whole") from error
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if not re.search("Connection (closed|reset)|Timed out waiting|timed out|remote process exited", text):
+            raise
+        raise UserError(
+            f"another process of the run has ended or hung ({text[-120:]}); resume=true goes on from the newest "
+            f"checkpoint in {folder}"
+        ) from error
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -67,7 +104,12 @@ def train(config: dict[str, Any], folder: Path, trainer: lightning.Trainer) -> N
     module = build_module(config, data.vocab_size, data.domains)
     budget = Budget.of(module.model, data.seq_len)
     say(budget.table())
-    trainer.fit(module, datamodule=data, ckpt_path=_resumable(module, config, folder), weights_only=True)
+    if config["trainer"]["compile"]:
+        module.compile_blocks()
+    checkpoint = _resumable(module, config, folder)
+    if checkpoint is None and config["upcycle"]["checkpoint"] is not None:
+        upcycle_from(module.model, config["upcycle"], config["seed"])
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.global_step % config["trainer"]["val_every"]:
         trainer.validate(module, datamodule=data, verbose=False)
     summary = summarize(trainer, module) | budget.summary()
@@ -95,7 +137,7 @@ def _resumable(module: LanguageModel, config: dict[str, Any], folder: Path) -> P
         if config["resume"]:
             say(f"resume: {folder} has no checkpoint: starting afresh")
         return None
-    saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+    saved = read(path)["state_dict"]
     mine = module.state_dict()
     for name in sorted(saved.keys() | mine.keys()):
         here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (mine, saved))

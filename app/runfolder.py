@@ -14,12 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from app.parallel import is_first_rank
 from app.registry import UserError
-from app.trainer import native_precision
+from app.trainer import native_precision, threads_of
 
 RUNS = Path("runs")
 NAME = "ROUTER_ZOO_RUN"  # environment: the processes of one run share its name
 PLACE = tuple(f"trainer.{key}" for key in ("accelerator", "strategy", "devices", "num_nodes", "ep_size"))
-FREE = (*PLACE, "trainer.max_steps", "trainer.threads", "trainer.timeout_s", "callbacks", "run", "resume")
+FREE = (*PLACE, "trainer.max_steps", "trainer.threads", "trainer.timeout_s", "trainer.skip_bad_steps", "callbacks", "run",
+        "resume")  # fmt: skip
 
 
 def settle(composed: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], Path, list[str]]:
@@ -31,6 +32,8 @@ def settle(composed: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], 
     config = plain(composed)
     if config["trainer"]["precision"] == "auto":  # decided once: a resumed run keeps it
         config["trainer"]["precision"] = native_precision(config["trainer"]["accelerator"])
+    if config["trainer"]["threads"] is None:  # the order of sums depends on it
+        config["trainer"]["threads"] = threads_of(config["trainer"]["devices"])
     folder = RUNS / run_name(config)
     if not config["resume"]:
         if (folder / "config.yaml").exists() and is_first_rank() and NAME not in os.environ:
@@ -40,8 +43,14 @@ def settle(composed: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], 
         raise UserError("resume=true: say which run, run=NAME")
     if not (folder / "config.yaml").exists():
         return config, folder, [f"{folder} does not exist yet: starting afresh"]
-    config, ignored = _merged(OmegaConf.load(folder / "config.yaml"), composed, overrides)
+    saved: Any = OmegaConf.load(folder / "config.yaml")
+    before = saved["trainer"]["threads"]
+    config, ignored = _merged(saved, composed, overrides)
     told = [f"keeping {key}={kept} of {folder}, not {asked}" for key, kept, asked in ignored]
+    if config["trainer"]["threads"] is None:
+        config["trainer"]["threads"] = threads_of(config["trainer"]["devices"])
+    if config["trainer"]["threads"] != (before or config["trainer"]["threads"]):
+        told.append(f"trainer.threads={config['trainer']['threads']}, not {before}: sums are rounded otherwise from here")
     return config, folder, told
 
 
@@ -72,6 +81,7 @@ def _merged(
     saved: Any, composed: DictConfig, overrides: list[str]
 ) -> tuple[dict[str, Any], list[tuple[str, Any, Any]]]:
     ignored = []
+    saved["trainer"] = OmegaConf.merge(composed["trainer"], saved["trainer"])  # what an older version did not know
     for key in (override.lstrip("+~").partition("=")[0].replace("/", ".") for override in overrides):
         for path in PLACE if key == "trainer" else [key]:
             asked, kept = OmegaConf.select(composed, path), OmegaConf.select(saved, path)

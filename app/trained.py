@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
 from app.assemble import build_model
-from app.checkpoints import newest
+from app.checkpoints import newest, read
 from app.data import build_data
 from app.data.module import TokenDataModule
 from app.registry import UserError
@@ -50,7 +49,7 @@ def load_run(folder: Path) -> Trained:
     data = build_data(config["data"], config["tokenizer"], config["seed"])
     data.prepare()
     model = build_model(config, data.vocab_size)
-    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+    state = read(path)["state_dict"]
     try:
         model.load_state_dict({k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)})
     except RuntimeError as error:

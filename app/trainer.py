@@ -12,8 +12,10 @@ from lightning.pytorch.callbacks import Timer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from app.checkpoints import Checkpoints
+from app.checkpoints import Checkpoints, WholeFiles
+from app.guards import Watch
 from app.registry import UserError, require
 
 
@@ -42,11 +44,15 @@ class TrainerConfig:
     threads: int | None
     timeout_s: int
     compile: bool
+    skip_bad_steps: int
+    spike_deviations: float | None
+    dead_steps: int | None
 
     def __post_init__(self) -> None:
         for name in ("devices", "num_nodes", "max_steps", "val_every", "log_every", "checkpoint_every", "timeout_s", "ep_size"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
         require("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "must be at least 1")
+        require("skip_bad_steps", self.skip_bad_steps, self.skip_bad_steps >= 0, "must be at least 0")
         minutes = self.checkpoint_minutes
         require("checkpoint_minutes", minutes, minutes is None or minutes > 0, "must be positive, or null")
         clip = self.gradient_clip_val
@@ -91,7 +97,8 @@ def make_trainer(
         folder / "checkpoints", config.checkpoint_every, config.checkpoint_minutes, config.keep_checkpoints
     )
     try:
-        return _trainer(config, folder, logger, [*callbacks, checkpoints, Timer()])
+        watch = Watch(config.spike_deviations, config.dead_steps)
+        return _trainer(config, folder, logger, [*callbacks, watch, checkpoints, Timer()])
     except MisconfigurationException as error:
         reason = " ".join(str(error).split())
         raise UserError(f"trainer.accelerator={config.accelerator}: {reason}; trainer=cpu always works") from error
@@ -117,11 +124,24 @@ def _trainer(
         logger=logger,
         callbacks=callbacks,
         enable_checkpointing=False,  # app.checkpoints
+        plugins=[WholeFiles()],
         default_root_dir=folder,
     )
 
 
-def set_threads(config: TrainerConfig) -> None:
-    """The cores of this machine shared among its processes, unless the config says otherwise."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(config.threads or max(1, cores // config.devices))
+def refuse_sweep_with_children(trainer: lightning.Trainer) -> None:
+    """Called in a sweep (--multirun): Lightning would start this program again for its other processes.
+
+    Raises:
+        UserError: it would, and each of them would run the whole sweep; a second job would train on half its rows.
+    """
+    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        raise UserError(
+            "trainer: a sweep cannot start the processes of its jobs; sweep with one device a job, or launch with "
+            "torchrun --nproc-per-node=N train.py --multirun ..."
+        )
+
+
+def threads_of(devices: int) -> int:
+    """Threads of each process: what the environment says, else the cores of this machine shared among them."""
+    return int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // max(1, devices)))

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from app.guards import BadSteps
 from app.metrics import LanguageMetric, LoadMetric
-from app.parallel import averaged_ranks, clip_gradients, hold_gradients, shard
+from app.parallel import averaged_ranks, clip_gradients, gradient_norm, hold_gradients, shard
 from app.transformer import Transformer
 from routers.balancer import Observed
 from routers.contract import Routing, num_ranks, rank_sum
@@ -37,6 +38,7 @@ class LanguageModel(lightning.LightningModule):
         domains: names of the text domains, for the validation metric.
         seed: of the routers' noise.
         ep_size: over how many ranks the experts of a layer are dealt out.
+        skip_bad_steps: how many steps may be passed over because their loss or gradient is not finite.
     """
 
     automatic_optimization = False
@@ -52,17 +54,24 @@ class LanguageModel(lightning.LightningModule):
         domains: list[str],
         seed: int,
         ep_size: int = 1,
+        skip_bad_steps: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
         self.make_optimizer, self.schedule = make_optimizer, schedule
         self.clip_norm, self.micro_batch_size = clip_norm, micro_batch_size
         self.seed, self.ep_size = seed, ep_size
+        self.bad_steps = BadSteps(skip_bad_steps)
         self.metric = LanguageMetric(domains)
         self.load_metric = LoadMetric(len(model.routers()), model.num_experts)
         self.validation_load = self.load_metric.load  # (L, E) of the last validation
         self.watchers: list[Watcher] = []  # called with the routings and the batch of every forward pass
         self.tokens_seen = torch.zeros((), dtype=torch.int64)  # in training, on all ranks
+
+    def compile_blocks(self) -> None:
+        """torch.compile for each block: they have the same code, so it is compiled once or twice."""
+        for block in self.model.blocks:
+            block.compile()
 
     def configure_model(self) -> None:
         """Shards the model where the strategy has a mesh of devices (FSDP2)."""
@@ -97,11 +106,15 @@ class LanguageModel(lightning.LightningModule):
             nats += nll.detach().sum()
             observed = _added(observed, self.model.balancer.observe(routings))
         assert observed is not None, "a step has at least one micro-batch"
-        norm = self._optimizer_step()
+        loss, norm = rank_sum(nats) / num_targets, gradient_norm(list(self.parameters()))
         num_tokens = rank_sum(batch["valid"].sum())
-        self.model.balancer.update({name: rank_sum(value) for name, value in observed.items()}, num_tokens)
+        if (loss + norm).isfinite():
+            self._optimizer_step(norm)
+            self.model.balancer.update({name: rank_sum(value) for name, value in observed.items()}, num_tokens)
+        else:
+            self._pass_over(micros)
         self.tokens_seen = self.tokens_seen.to(num_tokens.device) + num_tokens
-        self._log_step(rank_sum(nats) / num_targets, terms, norm)
+        self._log_step(loss, terms, norm)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Only the likelihood: no balance term, no controller."""
@@ -121,18 +134,23 @@ class LanguageModel(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tokens_seen"] = int(self.tokens_seen)
+        checkpoint["bad_steps"] = self.bad_steps.count
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.tokens_seen = torch.tensor(checkpoint["tokens_seen"])
+        self.bad_steps.count = checkpoint.get("bad_steps", 0)
 
     def _forward(self, batch: Batch, micro: int) -> tuple[Tensor, list[Routing]]:
-        place = micro * num_ranks() + self.global_rank  # of this micro-batch in the global batch
-        seed = (self.seed * 1_000_003 + self.global_step) * 1_000_003 + place
-        nll, routings = self.model(batch["tokens"], batch["targets"], batch["valid"], batch["document"], seed)
+        nll, routings = self._unwatched(batch, micro)
         with torch.no_grad():
             for watch in self.watchers:
                 watch(routings, batch)
         return nll, routings
+
+    def _unwatched(self, batch: Batch, micro: int) -> tuple[Tensor, list[Routing]]:
+        place = micro * num_ranks() + self.global_rank  # of this micro-batch in the global batch
+        seed = (self.seed * 1_000_003 + self.global_step) * 1_000_003 + place
+        return self.model(batch["tokens"], batch["targets"], batch["valid"], batch["document"], seed)
 
     def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
         parts = {name: value.split(self.micro_batch_size) for name, value in batch.items()}
@@ -142,13 +160,22 @@ class LanguageModel(lightning.LightningModule):
     def _hold(self, hold: bool) -> AbstractContextManager[None]:
         return hold_gradients(self) if hold else nullcontext()
 
-    def _optimizer_step(self) -> Tensor:
+    def _optimizer_step(self, norm: Tensor) -> None:
+        if self.clip_norm is not None:
+            clip_gradients(list(self.parameters()), norm, self.clip_norm)
+        self._count_step()
+
+    def _pass_over(self, micros: list[Batch]) -> None:
+        """A step without a gradient: torch's optimizers leave such parameters and their state as they are."""
+        self.bad_steps.meet(self.model, self.global_step, lambda: [self._unwatched(m, i) for i, m in enumerate(micros)])
+        self.optimizers().zero_grad()  # type: ignore[union-attr]
+        self._count_step()
+
+    def _count_step(self) -> None:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        norm = clip_gradients(list(self.parameters()), self.clip_norm)
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
         scheduler.step()  # type: ignore[union-attr]
-        return norm
 
     def _log_step(self, loss: Tensor, terms: dict[str, tuple[Tensor, float]], norm: Tensor) -> None:
         self.log("train/loss", loss, prog_bar=True)

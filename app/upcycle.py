@@ -10,13 +10,16 @@ With gates that sum to 1 the first forward pass of `copied` and `granular` is th
 over as it is; a shared expert starts at 0.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from app.moe import MoE
-from app.registry import UserError, require
+from app.registry import UserError, require, unknown
 from app.transformer import Block, Transformer
 from experts.contract import FeedForward, Routed
 
@@ -92,6 +95,25 @@ def _draw_anew(w_in: Tensor, w_out: Tensor, share: float, random: torch.Generato
     for matrix in (w_in[:, :width], w_in[:, width:], w_out.T):
         drawn = torch.randn(len(matrix), len(units), generator=random)
         matrix[:, units] = (matrix.mean() + matrix.std() * drawn).to(matrix.dtype)
+
+
+def upcycle_from(model: Transformer, chosen: Mapping[str, Any], seed: int) -> None:
+    """The same by the config's words: `checkpoint`, `how`, `drop_share`.
+
+    Raises:
+        UserError: the checkpoint cannot be read or does not fit, or a value is not allowed.
+    """
+    path, how = Path(chosen["checkpoint"]), chosen["how"]
+    if how not in get_args(How):
+        raise UserError(unknown(f"upcycle.how={how}", str(how), get_args(How)))
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except (OSError, KeyError, UnpicklingError) as error:
+        raise UserError(f"upcycle.checkpoint={path}: is not a checkpoint of ours ({type(error).__name__})") from error
+    try:
+        upcycle(model, state, how, chosen["drop_share"], seed)
+    except ValueError as error:
+        raise UserError(f"upcycle.{error}") from error
 
 
 def _copy(name: str, parameter: Tensor, saved: Tensor | None) -> None:
