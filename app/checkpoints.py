@@ -1,8 +1,8 @@
 """Checkpoints that survive: whole or absent, checked by their sum, the newest few, also on SIGTERM.
 
-A training batch is an optimizer step, so every save lies between two steps. A file is written under another name, flushed
-to the disk and renamed; its SHA-256 stands beside it. A damaged file is passed over for the one before. Files are read
-as tensors and plain values only: what would run code on loading is refused.
+A training batch is an optimizer step, so every save lies between two steps. A file is written under another name,
+flushed to the disk and renamed; its SHA-256 stands beside it. A damaged file is passed over for the one before. Files
+are read as tensors and plain values only: what would run code on loading is refused.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,12 @@ class WholeFiles(TorchCheckpointIO):
         try:
             write_whole(checkpoint, Path(path))
             self.failure = None
-        except (OSError, RuntimeError) as error:  # torch's writer tells a full disk as a RuntimeError
-            Path(path).with_suffix(".part").unlink(missing_ok=True)
-            if isinstance(error, RuntimeError) and "writ" not in str(error):
+        except (OSError, RuntimeError) as error:
+            cause = error if isinstance(error, OSError) else error.__context__  # torch's writer stumbles over it again
+            if not isinstance(cause, OSError):
                 raise
-            self.failure = str(error).splitlines()[0]
+            Path(path).with_suffix(".part").unlink(missing_ok=True)
+            self.failure = cause.strerror
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         return super().load_checkpoint(path, map_location, weights_only=True)
@@ -49,9 +51,10 @@ class Checkpoints(lightning.Callback):
         UserError: the disk is full or the folder cannot be written; older checkpoints are whole.
     """
 
-    def __init__(self, folder: Path, every: int, minutes: float | None, keep: int) -> None:
-        self.folder, self.every, self.minutes, self.keep = folder, every, minutes, keep
+    def __init__(self, folder: Path, every: int, minutes: float | None, keep: int, timeout_s: int) -> None:
+        self.folder, self.every, self.minutes, self.keep, self.timeout_s = folder, every, minutes, keep, timeout_s
         self.asked_to_end = False
+        self.last_resort: threading.Timer | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.last_step, self.last_time = trainer.global_step, time.monotonic()
@@ -69,8 +72,15 @@ class Checkpoints(lightning.Callback):
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._save(trainer)
         signal.signal(signal.SIGTERM, self._previous)
+        if self.last_resort is not None:
+            self.last_resort.cancel()
 
     def _ask_to_end(self, *args: Any) -> None:
+        """A process that hangs comes to no step's end: it ends after the time-out all the same."""
+        if not self.asked_to_end:
+            self.last_resort = threading.Timer(self.timeout_s, os._exit, (128 + signal.SIGTERM,))
+            self.last_resort.daemon = True
+            self.last_resort.start()
         self.asked_to_end = True
 
     def _save(self, trainer: lightning.Trainer) -> None:

@@ -4,7 +4,7 @@ A step that is passed over counts as a step: the schedule and the rows go on, so
 follows, and a resumed run passes over the same. Optimizer and controllers keep their state.
 """
 
-import logging
+import sys
 from collections import deque
 from collections.abc import Callable
 from statistics import fmean, pstdev
@@ -16,17 +16,22 @@ from torch import Tensor, distributed, nn
 
 from app.metrics import dead_experts
 from app.parallel import is_first_rank, whole
-from app.registry import UserError, require
+from app.registry import UserError
 from app.transformer import Transformer
 from routers.contract import Routing, load, rank_sum
 
-log = logging.getLogger(__name__)
 WINDOW = 100  # steps that a loss is compared with
 FEWEST = 20  # below it their deviation says nothing
 
 
+def warn(text: str) -> None:
+    """One line, of the first rank only; Hydra has silenced the log."""
+    if is_first_rank():
+        print(f"warning: {text}", file=sys.stderr)
+
+
 class BadSteps:
-    """Counts the steps that are passed over because their loss or gradient is not finite; at most `allowed` in a run."""
+    """Counts the steps that are passed over because their loss or gradient is not finite; `allowed` in a run."""
 
     def __init__(self, allowed: int) -> None:
         self.allowed, self.count = allowed, 0
@@ -41,17 +46,16 @@ class BadSteps:
         self.count += 1
         if self.count > self.allowed:
             raise UserError(
-                f"step {step}: {what} is not finite; the checkpoints are from before. Lower optimizer.lr, or go on with "
-                f"resume=true trainer.skip_bad_steps={self.count} to pass over this step"
+                f"step {step}: {what} is not finite; the checkpoints are from before. Lower optimizer.lr, or go on "
+                f"with resume=true trainer.skip_bad_steps={self.count} to pass over this step"
             )
-        if is_first_rank():
-            log.warning(f"step {step}: {what} is not finite; passed over ({self.count} of {self.allowed})")
+        warn(f"step {step}: {what} is not finite; passed over ({self.count} of {self.allowed})")
 
 
 @torch.no_grad()
 def culprit(model: nn.Module, again: Callable[[], Any]) -> str:
-    """What was not finite first: a weight, the output of a layer, a gradient; by the name of its parameter or module."""
-    weights = _not_finite({name: p for name, p in model.named_parameters()})
+    """What was not finite first, a weight, the output of a layer or a gradient; by its name."""
+    weights = _not_finite(dict(model.named_parameters()))
     gradients = _not_finite({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     outputs = _gathered(_outputs(model, again))
     if weights:
@@ -105,14 +109,9 @@ class Watch(lightning.Callback):
         spike_deviations: how many standard deviations above the mean of the last 100 steps a loss is worth a line;
             null: none is.
         dead_steps: how many steps more than half of a layer's experts must have got nothing for; null: no line.
-
-    Raises:
-        ValueError: a number is out of range.
     """
 
     def __init__(self, spike_deviations: float | None, dead_steps: int | None) -> None:
-        require("spike_deviations", spike_deviations, (spike_deviations or 1) > 0, "must be positive, or null")
-        require("dead_steps", dead_steps, dead_steps is None or dead_steps >= 1, "must be at least 1, or null")
         self.deviations, self.dead_steps = spike_deviations, dead_steps
         self.losses: deque[float] = deque(maxlen=WINDOW)
         self.load: Tensor | None = None  # (L, E) of this rank since the last look
@@ -135,14 +134,14 @@ class Watch(lightning.Callback):
             self.load = loads if self.load is None else self.load + loads
 
     def _compare(self, loss: float, deviations: float, step: int) -> None:
-        if len(self.losses) >= FEWEST and is_first_rank():
+        if len(self.losses) >= FEWEST:
             mean, deviation = fmean(self.losses), pstdev(self.losses)
             if loss > mean + deviations * deviation:
-                log.warning(f"step {step}: the loss jumped to {loss:.3f}, from {mean:.3f} in the steps before")
+                warn(f"step {step}: the loss jumped to {loss:.3f}, from {mean:.3f} in the steps before")
         self.losses.append(loss)
 
     def _count(self, loads: Tensor, step: int) -> None:
         for layer, dead in enumerate(dead_experts(loads).tolist()):
-            if 2 * dead > loads.size(1) and is_first_rank():
-                log.warning(f"step {step}: router {layer} gave nothing to {dead} of {loads.size(1)} experts for "
-                            f"{self.dead_steps} steps; raise the weight of a balance term")  # fmt: skip
+            if 2 * dead > loads.size(1):
+                warn(f"step {step}: router {layer} gave nothing to {dead} of {loads.size(1)} experts for "
+                     f"{self.dead_steps} steps; raise the weight of a balance term")  # fmt: skip

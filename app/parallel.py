@@ -5,6 +5,8 @@ their own (pytorch#190745, a second division where that mesh has one rank, no su
 divides already. DDP and FSDP1 take means; `averaged_ranks` is the one place that knows.
 """
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +15,7 @@ from typing import Any
 import lightning
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, distributed_c10d
@@ -26,7 +28,7 @@ from app.registry import UserError
 from app.transformer import Transformer
 from experts import grouped
 from experts.contract import Stack
-from routers.contract import num_ranks
+from routers.contract import num_ranks, rank_sum
 
 
 def shard(model: Transformer, mesh: DeviceMesh, ep_size: int) -> None:
@@ -38,6 +40,9 @@ def shard(model: Transformer, mesh: DeviceMesh, ep_size: int) -> None:
         return
     data = mesh["data_parallel"]
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # the router's offset and state stay float32
+    # every gathering of experts for a checkpoint would print a warning, and every validation another
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     if ep_size > 1:
         grid = init_device_mesh(mesh.device_type, (data.size() // ep_size, ep_size), mesh_dim_names=("replica", "ep"))
         _hasten(grid, data)
@@ -126,10 +131,14 @@ def hold_gradients(module: lightning.LightningModule) -> Iterator[None]:
         yield
 
 
-def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+def gradient_norm(module: lightning.LightningModule) -> Tensor:
     """The norm of all gradients together, over all ranks."""
-    norms = [torch.nn.utils.get_total_norm([p.grad for p in group]) for group in _by_mesh(parameters)]  # type: ignore[misc]
-    return torch.stack([whole(norm) for norm in norms]).norm()
+    groups = _by_mesh(list(module.parameters()))
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in group]) for group in groups]  # type: ignore[misc]
+    total = torch.stack([whole(norm) for norm in norms]).norm()
+    if isinstance(module.trainer.strategy, FSDPStrategy):  # plain tensors there, each rank's own part
+        total = rank_sum(total.square()).sqrt()
+    return total
 
 
 def clip_gradients(parameters: list[nn.Parameter], norm: Tensor, max_norm: float) -> None:

@@ -21,8 +21,8 @@ from app.build import build_callbacks, build_logger, build_module, build_trainer
 from app.checkpoints import newest, read
 from app.data import build_data
 from app.data.cache import NO_WRITE
-from app.parallel import require_dealable
 from app.match import matched
+from app.parallel import require_dealable
 from app.registry import UserError
 from app.runfolder import open_folder, settle
 from app.summary import summarize
@@ -87,6 +87,9 @@ def check_config(config: dict[str, Any]) -> None:
     Raises:
         UserError: a name or a value does not exist or does not fit.
     """
+    seed = config["seed"]
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}: must be a whole number in 0..{2**32 - 1}")
     trainer_config = build_trainer_config(config)
     build_data(config["data"], config["tokenizer"], config["seed"])
     build_callbacks(config)
@@ -102,6 +105,7 @@ def train(config: dict[str, Any], folder: Path, trainer: lightning.Trainer) -> N
     data = build_data(config["data"], config["tokenizer"], config["seed"])
     data.prepare()
     module = build_module(config, data.vocab_size, data.domains)
+    module.corpus = data.corpus_fingerprint
     budget = Budget.of(module.model, data.seq_len)
     say(budget.table())
     if config["trainer"]["compile"]:
@@ -125,10 +129,10 @@ def train(config: dict[str, Any], folder: Path, trainer: lightning.Trainer) -> N
 
 
 def _resumable(module: LanguageModel, config: dict[str, Any], folder: Path) -> Path | None:
-    """The newest checkpoint of the run, if its parameters are those of the model.
+    """The newest checkpoint of the run, if its parameters are those of the model and its text is this one.
 
     Raises:
-        UserError: it is of another architecture.
+        UserError: it is of another architecture, or of other text.
     """
     path, damaged = newest(folder / "checkpoints")
     for line in damaged:
@@ -137,8 +141,11 @@ def _resumable(module: LanguageModel, config: dict[str, Any], folder: Path) -> P
         if config["resume"]:
             say(f"resume: {folder} has no checkpoint: starting afresh")
         return None
-    saved = read(path)["state_dict"]
-    mine = module.state_dict()
+    checkpoint = read(path)
+    if checkpoint.get("corpus", module.corpus) != module.corpus:
+        raise UserError(f"{path} was trained on other text: the files of data={config['data']['source']} have changed; "
+                        "restore them, or start anew with another run=NAME")  # fmt: skip
+    saved, mine = checkpoint["state_dict"], module.state_dict()
     for name in sorted(saved.keys() | mine.keys()):
         here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (mine, saved))
         if here != there:

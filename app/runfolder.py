@@ -19,8 +19,8 @@ from app.trainer import native_precision, threads_of
 RUNS = Path("runs")
 NAME = "ROUTER_ZOO_RUN"  # environment: the processes of one run share its name
 PLACE = tuple(f"trainer.{key}" for key in ("accelerator", "strategy", "devices", "num_nodes", "ep_size"))
-FREE = (*PLACE, "trainer.max_steps", "trainer.threads", "trainer.timeout_s", "trainer.skip_bad_steps", "callbacks", "run",
-        "resume")  # fmt: skip
+LIMITS = ("trainer.max_steps", "trainer.threads", "trainer.timeout_s", "trainer.skip_bad_steps")
+FREE = (*PLACE, *LIMITS, "callbacks", "run", "resume")
 
 
 def settle(composed: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], Path, list[str]]:
@@ -47,10 +47,10 @@ def settle(composed: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], 
     before = saved["trainer"]["threads"]
     config, ignored = _merged(saved, composed, overrides)
     told = [f"keeping {key}={kept} of {folder}, not {asked}" for key, kept, asked in ignored]
-    if config["trainer"]["threads"] is None:
-        config["trainer"]["threads"] = threads_of(config["trainer"]["devices"])
-    if config["trainer"]["threads"] != (before or config["trainer"]["threads"]):
-        told.append(f"trainer.threads={config['trainer']['threads']}, not {before}: sums are rounded otherwise from here")
+    threads = config["trainer"]["threads"] or threads_of(config["trainer"]["devices"])
+    config["trainer"]["threads"] = threads
+    if before not in (None, threads):
+        told.append(f"trainer.threads={threads}, not {before}: sums are rounded otherwise from here on")
     return config, folder, told
 
 

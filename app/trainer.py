@@ -8,15 +8,18 @@ from typing import Literal
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Timer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from app.checkpoints import Checkpoints, WholeFiles
 from app.guards import Watch
 from app.registry import UserError, require
+
+COUNTS = ("devices", "num_nodes", "max_steps", "val_every", "log_every", "checkpoint_every", "timeout_s", "ep_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +52,21 @@ class TrainerConfig:
     dead_steps: int | None
 
     def __post_init__(self) -> None:
-        for name in ("devices", "num_nodes", "max_steps", "val_every", "log_every", "checkpoint_every", "timeout_s", "ep_size"):
+        for name in COUNTS:
             require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
         require("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "must be at least 1")
+        pure = self.precision == "bf16-true"
+        require("precision", self.precision, not pure, "routers compute in float32; use bf16-mixed")
         require("skip_bad_steps", self.skip_bad_steps, self.skip_bad_steps >= 0, "must be at least 0")
-        minutes = self.checkpoint_minutes
-        require("checkpoint_minutes", minutes, minutes is None or minutes > 0, "must be positive, or null")
-        clip = self.gradient_clip_val
-        require("gradient_clip_val", clip, clip is None or clip > 0, "must be positive, or null")
+        for name in ("checkpoint_minutes", "gradient_clip_val", "spike_deviations"):
+            value = getattr(self, name)
+            require(name, value, value is None or value > 0, "must be positive, or null")
+        require(
+            "dead_steps",
+            self.dead_steps,
+            self.dead_steps is None or self.dead_steps >= 1,
+            "must be at least 1, or null",
+        )
         require("threads", self.threads, self.threads is None or self.threads >= 1, "must be at least 1, or null")
         single = self.strategy != "auto" or self.devices == self.num_nodes == 1
         require("devices", self.devices, single, "needs trainer=ddp or trainer=fsdp2 to train on more than one device")
@@ -93,9 +103,8 @@ def make_trainer(
     config: TrainerConfig, folder: Path, logger: Logger | bool, callbacks: list[lightning.Callback]
 ) -> lightning.Trainer:
     """The Trainer of a run; checkpoints lie in the run's folder."""
-    checkpoints = Checkpoints(
-        folder / "checkpoints", config.checkpoint_every, config.checkpoint_minutes, config.keep_checkpoints
-    )
+    saving = (config.checkpoint_every, config.checkpoint_minutes, config.keep_checkpoints, config.timeout_s)
+    checkpoints = Checkpoints(folder / "checkpoints", *saving)
     try:
         watch = Watch(config.spike_deviations, config.dead_steps)
         return _trainer(config, folder, logger, [*callbacks, watch, checkpoints, Timer()])
@@ -124,9 +133,14 @@ def _trainer(
         logger=logger,
         callbacks=callbacks,
         enable_checkpointing=False,  # app.checkpoints
-        plugins=[WholeFiles()],
+        plugins=[WholeFiles(), *_slurm()],
         default_root_dir=folder,
     )
+
+
+def _slurm() -> list[SLURMEnvironment]:
+    """Under Slurm we save on SIGTERM ourselves; Lightning's own requeueing would go on from an older file later."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def refuse_sweep_with_children(trainer: lightning.Trainer) -> None:

@@ -1,8 +1,9 @@
 """The training step: one Lightning batch is one optimizer step of this rank, cut into micro-batches.
 
-The language-model loss is the sum over tokens divided by the number of target tokens of the *whole* optimizer step, over
-all micro-batches and ranks, so its gradient does not depend on how the rows are cut. Balance terms are means over the
-micro-batches. Controllers are updated once, after the step, with what was observed over all micro-batches and ranks.
+The language-model loss is the sum over tokens divided by the number of target tokens of the *whole* optimizer step,
+over all micro-batches and ranks, so its gradient does not depend on how the rows are cut. Balance terms are means over
+the micro-batches. Controllers are updated once, after the step, with what was observed over all micro-batches and
+ranks.
 """
 
 from collections.abc import Callable, Iterator
@@ -61,6 +62,7 @@ class LanguageModel(lightning.LightningModule):
         self.make_optimizer, self.schedule = make_optimizer, schedule
         self.clip_norm, self.micro_batch_size = clip_norm, micro_batch_size
         self.seed, self.ep_size = seed, ep_size
+        self.corpus = ""  # fingerprint of the text, which a resumed run must find again
         self.bad_steps = BadSteps(skip_bad_steps)
         self.metric = LanguageMetric(domains)
         self.load_metric = LoadMetric(len(model.routers()), model.num_experts)
@@ -106,7 +108,7 @@ class LanguageModel(lightning.LightningModule):
             nats += nll.detach().sum()
             observed = _added(observed, self.model.balancer.observe(routings))
         assert observed is not None, "a step has at least one micro-batch"
-        loss, norm = rank_sum(nats) / num_targets, gradient_norm(list(self.parameters()))
+        loss, norm = rank_sum(nats) / num_targets, gradient_norm(self)
         num_tokens = rank_sum(batch["valid"].sum())
         if (loss + norm).isfinite():
             self._optimizer_step(norm)
@@ -134,6 +136,7 @@ class LanguageModel(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tokens_seen"] = int(self.tokens_seen)
+        checkpoint["corpus"] = self.corpus
         checkpoint["bad_steps"] = self.bad_steps.count
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

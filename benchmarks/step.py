@@ -52,13 +52,20 @@ def qwen3_moe(sizes: Sizes) -> tuple[nn.Module, Loss]:
     """The same sizes in `transformers`, experts by grouped_mm, with its balance term."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    config = Qwen3MoeConfig(
-        vocab_size=sizes.vocab, hidden_size=sizes.dim, num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.heads, head_dim=sizes.dim // sizes.heads, num_experts=sizes.experts,
-        num_experts_per_tok=sizes.top_k, moe_intermediate_size=sizes.hidden_dim, output_router_logits=True,
-        experts_implementation="grouped_mm",
-    )  # fmt: skip
-    model = Qwen3MoeForCausalLM(config)
+    values = {
+        "vocab_size": sizes.vocab,
+        "hidden_size": sizes.dim,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.heads,
+        "head_dim": sizes.dim // sizes.heads,
+        "num_experts": sizes.experts,
+        "num_experts_per_tok": sizes.top_k,
+        "moe_intermediate_size": sizes.hidden_dim,
+        "output_router_logits": True,
+        "experts_implementation": "grouped_mm",
+    }
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**values))
     return model, lambda tokens: model(tokens[:, :-1], labels=tokens[:, :-1], use_cache=False).loss
 
 

@@ -1,6 +1,7 @@
 """Rules of the tree that a reader relies on."""
 
 import ast
+import inspect
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,8 @@ def test_every_part_is_found_by_the_name_of_its_file() -> None:
 
 
 def test_no_knob_has_a_default_in_python() -> None:
-    import inspect
-
     for kind in PACKAGES:
         for name in names(kind):
-            signature = inspect.signature(find(kind, name))
-            assert all(signature.parameters[knob].default is inspect.Parameter.empty for knob in knobs(find(kind, name)))
+            cls = find(kind, name)
+            parameters = inspect.signature(cls).parameters
+            assert all(parameters[knob].default is inspect.Parameter.empty for knob in knobs(cls))

@@ -13,8 +13,8 @@ from tests.conftest import NANO, ROOT
 def test_an_installed_package_adds_a_router(text: Path, tmp_path: Path) -> None:
     source = shutil.copytree(ROOT / "tests/fixtures/bounded_router", tmp_path / "source")
     site = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(site)]
-    subprocess.run([*pip, str(source)], check=True, capture_output=True, timeout=120)
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--target"]
+    subprocess.run([*pip, str(site), str(source)], check=True, capture_output=True, timeout=120)
     command = [sys.executable, str(ROOT / "train.py"), "router/score=bounded", "router.score.limit=1.5", "data=text"]
     done = subprocess.run(
         [*command, f"data.path={text}", *NANO, "run=plugin"],

@@ -3,7 +3,7 @@ which expert; neither do its norm and what clipping makes of it."""
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ def test_a_checkpoint_goes_on_under_another_strategy(
 ) -> None:
     def on(place: tuple[str, int, int], steps: int, start: Path | None, end: Path) -> None:
         strategy, ranks, ep_size = place
-        parts = (*CLIP, *DEALT["two ranks' experts idle"][:3], "optimizer.eps=0.01")  # or Adam would blow up rounding
+        parts = (*CLIP, *EVEN, "balance=loss_free", "optimizer.eps=0.01")  # or Adam would blow up rounding
         where = (f"trainer={strategy}", f"trainer.devices={ranks}", f"trainer.ep_size={ep_size}")
         config = compose(*parts, *where, "trainer.precision=32-true")
         if ranks == 1:
@@ -203,3 +203,36 @@ def test_a_checkpoint_goes_on_under_another_strategy(
     assert one.keys() == two.keys()
     trained = [name for name, value in one.items() if value.is_floating_point()]
     assert_equal({n: one[n] - start[n] for n in trained}, {n: two[n] - start[n] for n in trained})
+
+
+def held(config: dict[str, Any], rank: int, ranks: int) -> dict[str, int]:
+    """Bytes of parameters, optimizer state and experts that this rank holds after a step."""
+    module = build_module(config, VOCAB, ["text"])
+    trainer = bare_trainer(config, ranks, 1)
+    batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
+    trainer.fit(module, DataLoader([batch], batch_size=None))
+    state = [v for values in trainer.optimizers[0].state.values() for v in values.values() if v.dim()]
+    parameters = dict(module.named_parameters())
+    experts = [value for name, value in parameters.items() if ".routed." in name]
+    return {"parameters": size(parameters.values()), "optimizer": size(state), "experts": size(experts)}
+
+
+def size(values: Iterable[Tensor]) -> int:
+    return sum((v.to_local() if isinstance(v, DTensor) else v).numel() * v.element_size() for v in values)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "ep_size", "experts"), [("fsdp2", 2, 1, 2), ("ep", 2, 2, 2), ("ep", 4, 4, 4)]
+)
+def test_every_rank_holds_its_share_of_the_bytes(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path, strategy: str, ranks: int, ep_size: int, experts: int
+) -> None:
+    parts = (*CLIP, *EVEN, "trainer.precision=32-true")
+    dealt = compose(*parts, f"trainer={strategy}", f"trainer.devices={ranks}", f"trainer.ep_size={ep_size}")
+    whole_run = held(compose(*parts), 0, 1)
+    fork(lambda rank: torch.save(held(dealt, rank, ranks), tmp_path / f"{rank}"), ranks)
+    for rank in range(ranks):
+        mine = torch.load(tmp_path / f"{rank}")
+        assert mine["experts"] * experts == whole_run["experts"]
+        for what in ("parameters", "optimizer"):
+            assert mine[what] == pytest.approx(whole_run[what] / ranks, rel=0.05)

@@ -92,7 +92,8 @@ def test_a_target_is_a_callback_or_an_optimizer_of_its_package(
 
 def test_a_target_inside_a_target_is_not_run(train: Train, capsys: pytest.CaptureFixture[str], proof: Path) -> None:
     mistake(train, capsys, f"optimizer.lr={{_target_:os.mkdir,path:{proof}}}")
-    mistake(train, capsys, f"+callbacks.x={{_target_:lightning.pytorch.callbacks.Timer,duration:{{_target_:os.mkdir,path:{proof}}}}}")  # fmt: skip
+    inner = f"{{_target_:os.mkdir,path:{proof}}}"
+    mistake(train, capsys, f"+callbacks.x={{_target_:lightning.pytorch.callbacks.Timer,duration:{inner}}}")
     assert not proof.exists()
 
 

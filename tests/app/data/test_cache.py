@@ -82,7 +82,8 @@ def prepare(cache):
     open_corpus(Toy(), Bpe(vocab_size=300), Path(cache))
 
 
-def test_two_processes_build_one_cache(tmp_path):
+def test_two_processes_build_one_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=prepare, args=(str(tmp_path),)) for _ in range(3)]
     for process in processes:
