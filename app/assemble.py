@@ -1,7 +1,8 @@
 """From the composed config to the model; without Lightning, which takes longer to import than a model to build."""
 
-import warnings
+import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from routers.balancer import Balancer
 from routers.contract import Sizes
 from routers.router import Router
 
+log = logging.getLogger(__name__)
 Config = Mapping[str, Any]
 
 
@@ -90,7 +92,13 @@ def _refuse_look_ahead(router: Router, config: Config) -> None:
                 "its targets; set allow_non_causal=true to train it all the same"
             )
         if part.causal == "eval":
-            warnings.warn(f"router.{kind}.name={name}: looks at later tokens in training (not in evaluation)", stacklevel=2)
+            _warn_of_look_ahead(f"router.{kind}.name={name}")
+
+
+@cache
+def _warn_of_look_ahead(part: str) -> None:
+    """Once for all layers."""
+    log.warning(f"{part}: looks at later tokens in training (not in evaluation)")
 
 
 def ranged(key: str, build: Any) -> Any:

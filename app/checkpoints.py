@@ -87,7 +87,7 @@ class Checkpoints(lightning.Callback):
         if self.last_step == trainer.global_step:
             return
         self.last_step, self.last_time = trainer.global_step, time.monotonic()
-        path = self.folder / f"step={trainer.global_step}.ckpt"
+        path = self.folder / f"step_{trainer.global_step}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         failure = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failure", None))
         if failure:
@@ -140,7 +140,7 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 def steps(folder: Path) -> list[tuple[int, Path]]:
     """All checkpoints of a folder with their steps, in order."""
-    return sorted((int(m[1]), p) for p in folder.glob("*.ckpt") if (m := re.fullmatch(r"step=(\d+)", p.stem)))
+    return sorted((int(m[1]), p) for p in folder.glob("*.ckpt") if (m := re.fullmatch(r"step_(\d+)", p.stem)))
 
 
 def checksum(path: Path) -> Path:

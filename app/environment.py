@@ -1,5 +1,7 @@
-"""Settings of the process that must stand before torch is imported. Import this module first; a value that the user has
-set in the environment stays."""
+"""Settings of the process that must stand before torch is imported.
+
+Import this module first; a value that the user has set in the environment stays.
+"""
 
 import ctypes
 import logging
@@ -11,8 +13,8 @@ SETTINGS = {
     # oneDNN compiles a bfloat16 kernel for every new number of rows and forgets all but 1,024 of them; experts get
     # another number of rows at every step.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16384",
-    # A waiting thread sleeps after 1,000 turns: with any other load on the cores a spinning thread holds up the one that
-    # works, and a training step took 3 to 5 times as long. (OMP_WAIT_POLICY=PASSIVE costs 12 % on a quiet machine.)
+    # A waiting thread sleeps after 1,000 turns: with any other load on the cores a spinning thread holds up the one
+    # that works, and a step took 3 to 5 times as long. (OMP_WAIT_POLICY=PASSIVE costs 12 % on a quiet machine.)
     "GOMP_SPINCOUNT": "1000",
     "TOKENIZERS_PARALLELISM": "true",  # without it tokenizers warns, and serialises, after a fork
 }
@@ -20,11 +22,17 @@ SETTINGS = {
 for _name, _value in SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
-# glibc gives large blocks back to the system when they are freed and asks for them again at the next step, page by page;
-# keeping them made a layer's step 8 % faster. The two calls are mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, max).
+# glibc gives large blocks back to the system when they are freed and asks for them again at the next step, page by
+# page; keeping them made a layer's step 8 % faster: mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, max).
 if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
     ctypes.CDLL(None).mallopt(-4, 0)
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
+
+# What we warn of is one line, whatever Hydra makes of the root logger.
+_lines = logging.StreamHandler()
+_lines.setFormatter(logging.Formatter("warning: %(message)s"))
+logging.getLogger("app").addHandler(_lines)
+logging.getLogger("app").setLevel(logging.WARNING)
 
 # Lightning's own news of the day; what a run says is in `app.run`.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

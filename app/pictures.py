@@ -1,7 +1,7 @@
 """The README's pictures and numbers of a run: `python -m app.pictures runs/NAME`.
 
-Writes `docs/curve.png` (loss and bits per byte) and `docs/experts.png` (who gets which domain), as TensorBoard has them,
-and the lines between the README's markers `default-run`.
+Writes `docs/curve.png` (loss and bits per byte) and `docs/experts.png` (who gets which domain), as TensorBoard has
+them, and the lines between the README's markers `default-run`.
 """
 
 import argparse

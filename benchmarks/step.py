@@ -52,7 +52,7 @@ def qwen3_moe(sizes: Sizes) -> tuple[nn.Module, Loss]:
     """The same sizes in `transformers`, experts by grouped_mm, with its balance term."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    values = {
+    values: dict[str, Any] = {
         "vocab_size": sizes.vocab,
         "hidden_size": sizes.dim,
         "num_hidden_layers": sizes.layers,

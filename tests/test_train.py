@@ -23,7 +23,7 @@ def test_a_run_leaves_config_checkpoint_events_and_summary(train: Train) -> None
     assert summary["tokens_seen"] == 2 * 4 * 32
     assert math.isclose(summary["val_ppl"], math.exp(summary["val_nats"]), rel_tol=1e-5)
     assert (folder / "config.yaml").exists()
-    assert [p.name for p in (folder / "checkpoints").glob("*.ckpt")] == ["step=2.ckpt"]
+    assert [p.name for p in (folder / "checkpoints").glob("*.ckpt")] == ["step_2.ckpt"]
     assert list((folder / "tb").glob("events.out.tfevents.*"))
 
 
@@ -49,7 +49,7 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(train: Train, parts: st
     straight = train(*parts, "trainer.max_steps=4", name="straight")
     train(*parts, "trainer.max_steps=2", name="resumed")
     resumed = train(*parts, "trainer.max_steps=4", "resume=true", name="resumed")
-    one, two = (torch.load(run / "checkpoints/step=4.ckpt", weights_only=True) for run in (straight, resumed))
+    one, two = (torch.load(run / "checkpoints/step_4.ckpt", weights_only=True) for run in (straight, resumed))
     assert one["state_dict"].keys() == two["state_dict"].keys()
     assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
     assert one["tokens_seen"] == two["tokens_seen"]
@@ -65,11 +65,11 @@ def test_resuming_keeps_the_saved_config_and_names_what_was_asked(
 
 def test_resuming_passes_over_a_damaged_checkpoint(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train("trainer.checkpoint_every=1")
-    newest = folder / "checkpoints/step=2.ckpt"
+    newest = folder / "checkpoints/step_2.ckpt"
     newest.write_bytes(newest.read_bytes()[:-100])
     train("trainer.max_steps=3", "resume=true")
     told = capsys.readouterr().err
-    assert "step=2.ckpt is damaged" in told
+    assert "step_2.ckpt is damaged" in told
 
 
 def test_a_checkpoint_of_another_architecture_names_the_parameter(

@@ -107,7 +107,7 @@ def same(one: Any, two: Any) -> bool:
 
 
 def assert_same_end(straight: Path, resumed: Path, last: int = LAST) -> None:
-    one, two = (torch.load(run / f"checkpoints/step={last}.ckpt", weights_only=True) for run in (straight, resumed))
+    one, two = (torch.load(run / f"checkpoints/step_{last}.ckpt", weights_only=True) for run in (straight, resumed))
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "tokens_seen", "global_step"):
         assert same(one[part], two[part]), part
 
@@ -127,7 +127,7 @@ def half_written(*args: Any) -> None:
 PLACES: dict[str, Callable[[], None]] = {
     "while a checkpoint is written": lambda: before(app.checkpoints.torch, "save", half_written),
     "between a checkpoint and its name": lambda: before(
-        app.checkpoints, "digest", lambda path: kill() if "=4" in path.name else None
+        app.checkpoints, "digest", lambda path: kill() if "_4" in path.name else None
     ),
     "during validation": lambda: before(LanguageModel, "validation_step", kill),
     "during tokenisation": lambda: before(CorpusWriter, "add", kill),
@@ -210,7 +210,7 @@ def test_a_run_ends_when_one_of_its_processes_is_killed_and_goes_on_alone(train:
     assert ended(well, 30) == 2
     assert "another process of the run has ended or hung" in one_line(tmp_path / "said0")
     folder = train("trainer=cpu", f"trainer.max_steps={LAST}", "resume=true", name="two")
-    assert (folder / f"checkpoints/step={LAST}.ckpt").exists()
+    assert (folder / f"checkpoints/step_{LAST}.ckpt").exists()
 
 
 def test_a_process_that_hangs_ends_the_run_within_the_time_out(train: Train, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_the_command_line_starts_two_processes(text: Path, tmp_path: Path, train
     parts = (f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.precision=32-true", "experts.num_shared=2")
     done = subprocess.run([*start, *base, *parts], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs/two/checkpoints/step=2.ckpt").exists()
+    assert (tmp_path / "runs/two/checkpoints/step_2.ckpt").exists()
 
 
 # --- files
@@ -264,12 +264,12 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
     for step in (2, 4):
-        app.checkpoints.write_whole({"global_step": step, "x": torch.rand(100)}, tmp_path / f"step={step}.ckpt")
-    DAMAGE[damage](tmp_path / "step=4.ckpt")
+        app.checkpoints.write_whole({"global_step": step, "x": torch.rand(100)}, tmp_path / f"step_{step}.ckpt")
+    DAMAGE[damage](tmp_path / "step_4.ckpt")
     path, told = newest(tmp_path)
-    assert path == tmp_path / "step=2.ckpt"
+    assert path == tmp_path / "step_2.ckpt"
     assert len(told) == 1
-    assert "step=4.ckpt" in told[0]
+    assert "step_4.ckpt" in told[0]
 
 
 @pytest.fixture
@@ -293,11 +293,11 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_older_checkpoint(
     line = mistake(train, capsys, "resume=true", "trainer.max_steps=4")
     assert "cannot be written" in line
     path, damaged = newest(folder / "checkpoints")
-    assert path == folder / "checkpoints/step=2.ckpt"
+    assert path == folder / "checkpoints/step_2.ckpt"
     assert damaged == []
     (small_disk / "filler").unlink()
     train("resume=true", "trainer.max_steps=4")
-    assert newest(folder / "checkpoints")[0] == folder / "checkpoints/step=4.ckpt"
+    assert newest(folder / "checkpoints")[0] == folder / "checkpoints/step_4.ckpt"
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(
@@ -312,7 +312,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
         lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
         assert len(lines) == 1
         assert "cannot be written (Read-only file system)" in lines[0]
-    assert newest(folder / "checkpoints")[0] == folder / "checkpoints/step=2.ckpt"
+    assert newest(folder / "checkpoints")[0] == folder / "checkpoints/step_2.ckpt"
 
 
 def test_a_cache_deleted_during_the_run_does_not_disturb_it(
@@ -350,7 +350,7 @@ def test_a_weight_that_is_not_finite_ends_the_run_with_its_name(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = train()
-    path = folder / "checkpoints/step=2.ckpt"
+    path = folder / "checkpoints/step_2.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["state_dict"]["model.blocks.1.ffn.experts.routed.w_in"][3, 0, 0] = math.nan
     torch.save(checkpoint, path)
@@ -398,7 +398,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(train: Train, capsys: pytest.Cap
 def test_a_bad_step_that_is_passed_over_changes_nothing_and_is_not_repeated(train: Train, ill: None) -> None:
     parts = (*PARTS, "trainer.skip_bad_steps=1", "trainer.checkpoint_every=1", "trainer.keep_checkpoints=9")
     straight = train(*parts, name="straight")
-    two, three, four = (torch.load(straight / f"checkpoints/step={n}.ckpt", weights_only=True) for n in (2, 3, 4))
+    two, three, four = (torch.load(straight / f"checkpoints/step_{n}.ckpt", weights_only=True) for n in (2, 3, 4))
     assert same(two["state_dict"], three["state_dict"])
     assert same(two["optimizer_states"][0]["state"], three["optimizer_states"][0]["state"])
     assert not same(three["state_dict"], four["state_dict"])
