@@ -39,7 +39,7 @@ class Context(NamedTuple):
 
     def generator(self, device: torch.device) -> torch.Generator:
         """A new source of this layer's noise: whoever asks again, as recomputation does, gets the same noise."""
-        return torch.Generator(device).manual_seed(self.seed)
+        return torch.Generator(device).manual_seed(self.seed % 2**63)
 
 
 class Routing(NamedTuple):

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from routers.contract import Context
 from routers.score.noisy import Noisy
 from tests.routers.score.scoring import (
     SIZES,
@@ -51,3 +52,10 @@ def test_it_starts_without_a_signal() -> None:
     score, x = Noisy(SIZES, min_std=0.0), tokens(4)
     scored = score(x, context(4))
     assert not scored.clean.any() and torch.allclose(scored.noise_std, torch.tensor(2.0).log())
+
+
+def test_any_seed_of_a_run_gives_noise():
+    far = (2**32 * 1_000_003 + 10**6) * 1_000_003 * 1_000
+    sources = [Context(torch.ones(1, 4), seed=far + i).generator(torch.device("cpu")) for i in range(2)]
+    one, two = (torch.rand(4, generator=source) for source in sources)
+    assert not one.equal(two)
