@@ -30,7 +30,7 @@ from torch import nn
 
 from app.assemble import build_model
 from app.compose import composed
-from app.errors import MISTAKES, one_line
+from app.errors import exit_on_mistake
 from app.memory import Memory, optimizer_states
 from app.moe import MoE
 from app.registry import UserError, find, unknown
@@ -228,8 +228,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_on_mistake():
         main(sys.argv[1:])
-    except MISTAKES as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)

@@ -21,7 +21,7 @@ from app.data.corpus import Batch
 from app.data.module import TokenDataModule
 from app.data.sources import SPLITS, Split
 from app.data.steps import HeldOut, evenly
-from app.errors import MISTAKES, one_line
+from app.errors import exit_on_mistake
 from app.metrics import LanguageMetric
 from app.trained import Trained, load_run
 from app.transformer import Transformer
@@ -84,8 +84,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_on_mistake():
         main(sys.argv[1:])
-    except MISTAKES as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from app.data.tokenizers import Tokenizer
-from app.errors import MISTAKES, one_line
+from app.errors import exit_on_mistake
 from app.registry import UserError
 from app.transformer import Transformer
 
@@ -69,8 +69,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_on_mistake():
         main(sys.argv[1:])
-    except MISTAKES as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from app.data.corpus import Batch
 from app.data.tokenizers import Tokenizer
-from app.errors import MISTAKES, one_line
+from app.errors import exit_on_mistake
 from app.evaluate import held_out
 from app.metrics import LanguageMetric, Total, routing_statistics, routing_sums, uniform_multiple
 from app.registry import UserError
@@ -100,8 +100,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_on_mistake():
         main(sys.argv[1:])
-    except MISTAKES as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
