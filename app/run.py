@@ -19,7 +19,7 @@ from rich.console import Console
 from app.budget import Budget
 from app.build import build_callbacks, build_logger, build_module, build_trainer_config
 from app.checkpoints import newest, read
-from app.data import build_data
+from app.data import TokenDataModule, build_data
 from app.data.cache import NO_WRITE
 from app.match import matched
 from app.parallel import require_dealable
@@ -53,8 +53,10 @@ def run(composed: DictConfig) -> None:
         refuse_sweep_with_children(trainer)
     torch.set_num_threads(config["trainer"]["threads"])
     with one_line_for_the_machine(folder):
+        data = build_data(config["data"], config["tokenizer"], config["seed"])
+        data.prepare()  # unusable text leaves no folder behind
         open_folder(folder, config)
-        train(config, folder, trainer)
+        train(config, folder, trainer, data)
 
 
 @contextmanager
@@ -98,12 +100,10 @@ def check_config(config: dict[str, Any]) -> None:
     require_dealable(module.model, trainer_config.ep_size)
 
 
-def train(config: dict[str, Any], folder: Path, trainer: lightning.Trainer) -> None:
+def train(config: dict[str, Any], folder: Path, trainer: lightning.Trainer, data: TokenDataModule) -> None:
     """Trains under a checked config in an open folder."""
     started = time.monotonic()
     lightning.seed_everything(config["seed"], verbose=False)
-    data = build_data(config["data"], config["tokenizer"], config["seed"])
-    data.prepare()
     module = build_module(config, data.vocab_size, data.domains)
     module.corpus = data.corpus_fingerprint
     budget = Budget.of(module.model, data.seq_len)

@@ -133,6 +133,15 @@ def test_a_taken_run_name_is_refused_and_nothing_is_overwritten(
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+def test_unusable_text_leaves_the_name_of_the_run_free(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    mistake(train, capsys, f"data.path={tmp_path / 'empty.txt'}")
+    assert not (tmp_path / "runs").exists()
+    train()
+
+
 def mistake(train: Train, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     """What train.py prints about a mistake, having checked that it is one line and exits with 2."""
     capsys.readouterr()
