@@ -9,8 +9,8 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of 
 import hydra
 from omegaconf import DictConfig
 
-from app.errors import exit_on_mistake
-from app.plugins import add_plugin_configs
+from app.config.compose import add_plugin_configs
+from app.config.errors import exit_on_mistake
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")

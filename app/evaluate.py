@@ -8,57 +8,14 @@ all and by domain; `--json` prints them for programs.
 import argparse  # noqa: I001  app.environment must stand before torch
 import json
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import app.environment  # noqa: F401
 
-import torch
-
-from app.compose import composed
-from app.data import build_data
-from app.data.corpus import Batch
-from app.data.module import TokenDataModule
-from app.data.sources import SPLITS, Split
-from app.data.steps import HeldOut, evenly
-from app.errors import exit_on_mistake
-from app.metrics import LanguageMetric
-from app.trained import Trained, load_run
-from app.transformer import Transformer
-
-
-@torch.no_grad()
-def evaluate(model: Transformer, batches: Iterable[Batch], domains: list[str]) -> dict[str, float]:
-    """`nats`, `ppl`, `bpb` and `bpb_DOMAIN` of a model in evaluation mode."""
-    metric = LanguageMetric(domains)
-    for batch in batches:
-        nll, _ = model(batch["tokens"], batch["targets"], batch["valid"], batch["document"])
-        metric.update(nll, batch["targets"], batch["nbytes"], batch["domain"])
-    return {name: value.item() for name, value in metric.compute().items()}
-
-
-def other_data(run: Trained, overrides: list[str]) -> TokenDataModule:
-    """The text that the overrides name, cut as the run's own; the run's own without overrides.
-
-    Raises:
-        UserError: the text cannot be read.
-    """
-    if not overrides:
-        return run.data
-    length = f"data.seq_len={run.data.seq_len}"
-    config = composed([length, *overrides])
-    data = build_data(config["data"], run.tokenizer_config(), run.config["seed"])
-    data.prepare()
-    return data
-
-
-def held_out(data: TokenDataModule, splits: Iterable[Split], rows: int | None = None) -> Iterator[Batch]:
-    """All rows of the splits in batches, or `rows` evenly spaced ones of every domain."""
-    corpus = data.prepare()
-    for split in splits:
-        chosen = evenly(corpus.rows(split, data.seq_len), rows)
-        batches = HeldOut(corpus, split, chosen, data.seq_len, data.micro_batch_size, 0, 1)
-        yield from (batches[i] for i in range(len(batches)))
+from app.analysis.likelihood import evaluate
+from app.config.errors import exit_on_mistake
+from app.data.sources import SPLITS
+from app.runs.read import read_run
 
 
 def main(arguments: list[str]) -> None:
@@ -69,11 +26,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--split", choices=[*SPLITS, "all"], help="default: val of the run's own text, all of another")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
-    run = load_run(asked.run)
-    data = other_data(run, asked.overrides)
+    run = read_run(asked.run)
+    data = run.text(asked.overrides)
     split = asked.split or ("all" if asked.overrides else "val")
     splits = [name for name in SPLITS if split in (name, "all")]
-    values = evaluate(run.model, held_out(data, splits), data.domains)
+    values = evaluate(run.model, data.held_out(splits), data.domains)
     if asked.json:
         print(json.dumps(values, indent=2))
         return

@@ -30,7 +30,7 @@ PACKAGES = {
     "experts": "experts",
     "data": "app.data.sources",
     "tokenizer": "app.data.tokenizers",
-    "schedule": "app.schedules",
+    "schedule": "app.training.schedules",
     "callback": "callbacks",
 }
 T = TypeVar("T", bound=type)
@@ -38,7 +38,7 @@ _parts: dict[str, dict[str, type]] = {kind: {} for kind in PACKAGES}
 
 
 class UserError(Exception):
-    """The user's mistake, told in one line that names key, value and way out; `train.py` prints it and exits with 2."""
+    """The user's mistake, in one line that names key, value and way out; `train.py` prints it and exits with 2."""
 
 
 def register(kind: str, name: str | None = None) -> Callable[[T], T]:
@@ -129,18 +129,22 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
         if value not in get_args(kind):
             raise UserError(f"{key}={value}: must be one of {', '.join(map(str, get_args(kind)))}")
         return value
-    node = make_dataclass("Knob", [("value", kind, MISSING)])
     try:
-        return OmegaConf.to_container(OmegaConf.structured(node(value=value)))["value"]  # type: ignore[index, call-overload]
+        return OmegaConf.to_container(OmegaConf.structured(_knob(kind)(value=value)))["value"]  # type: ignore[index, call-overload]
     except OmegaConfBaseException:
         raise UserError(f"{key}={value}: must be {getattr(kind, '__name__', kind)}") from None
+
+
+@cache
+def _knob(kind: Any) -> type:
+    return make_dataclass("Knob", [("value", kind, MISSING)])
 
 
 def make(kind: str, config: Mapping[str, Any], *sizes: Any, key: str) -> Any:
     """The part that `config["name"]` names, built from its sizes and the other entries of `config`.
 
     Raises:
-        UserError: the name or a knob is wrong; a range check of the constructor is told with its place in the config.
+        UserError: the name or a knob is wrong; a range check of the constructor names its place in the config.
     """
     values = dict(config)
     cls = find(kind, values.pop("name"), key)

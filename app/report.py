@@ -5,84 +5,15 @@ layer, domain x expert, likelihood) and the same numbers as `RUN/report/report.j
 """
 
 import argparse  # noqa: I001  app.environment must stand before torch
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import app.environment  # noqa: F401
 
-import torch
-from torch import Tensor
-
-from app.data.corpus import Batch
-from app.data.tokenizers import Tokenizer
-from app.errors import exit_on_mistake
-from app.evaluate import held_out
-from app.metrics import LanguageMetric, Total, routing_statistics, routing_sums, uniform_multiple
+from app.analysis.report import measure, write_report
+from app.config.errors import exit_on_mistake
 from app.registry import UserError
-from app.specialisation import gates, load_by_label
-from app.trained import Trained, load_run
-from routers.contract import Routing
-
-PAGE = Path(__file__).with_suffix(".html")
-TOP = 3.0  # multiple of 1/E that has the darkest colour
-SHOWN = 8  # experts of a token, at most
-
-
-@torch.no_grad()
-def measure(run: Trained, rows: int) -> dict[str, Any]:
-    """Everything on the page, of `rows` held-out rows of every domain."""
-    data, total = run.data, Total()
-    samples: dict[str, dict[str, Any]] = {}
-    domains = data.domains
-    metric = LanguageMetric(domains)
-    for batch in held_out(data, ["val"], rows):
-        nll, routings = run.model(batch["tokens"], batch["targets"], batch["valid"], batch["document"])
-        metric.update(nll, batch["targets"], batch["nbytes"], batch["domain"])
-        by_domain = [load_by_label(routing, batch["domain"], len(domains)) for routing in routings]
-        total.add(routing_sums(routings) | {"by_domain": torch.stack(by_domain)})
-        name = domains[int(batch["domain"][0, 0])]
-        samples.setdefault(name, _sample(name, batch, routings, data.tokenizer))
-    sums = total.take()
-    return {
-        "run": str(run.checkpoint.parent.parent),
-        "about": f"{run.checkpoint.name}, {int(sums['tokens']):,} tokens of held-out text.",
-        "top": TOP,
-        "num_experts": run.model.num_experts,
-        "domains": domains,
-        "samples": list(samples.values()),
-        "statistics": {name: value.tolist() for name, value in routing_statistics(sums).items()},
-        "by_domain": uniform_multiple(sums["by_domain"]).tolist(),
-        "values": {name: value.item() for name, value in metric.compute().items()},
-    }
-
-
-def _sample(name: str, batch: Batch, routings: list[Routing], tokenizer: Tokenizer) -> dict[str, Any]:
-    """The first row of a batch: its tokens as text, and for each layer and token its experts by falling gate."""
-    length = int(batch["valid"][0].sum())
-    tokens = batch["tokens"][0, :length].tolist()
-    return {
-        "name": name,
-        "tokens": [tokenizer.decode([token]) or "¶" for token in tokens],
-        "experts": [_experts(gates(routing)[:length]) for routing in routings],
-    }
-
-
-def _experts(gate: Tensor) -> list[list[tuple[int, float]]]:
-    best = gate.topk(min(SHOWN, gate.size(1)), -1)
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [[(e, round(g, 4)) for e, g in zip(*pair, strict=True) if g > 0] for pair in pairs]
-
-
-def write(folder: Path, numbers: dict[str, Any]) -> Path:
-    """Writes page and numbers into a folder; returns the page."""
-    folder.mkdir(exist_ok=True)
-    text = json.dumps(numbers, ensure_ascii=False)
-    page = PAGE.read_text(encoding="utf-8").replace("DATA", text.replace("</", "<\\/"), 1)
-    (folder / "report.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
-    (folder / "index.html").write_text(page, encoding="utf-8")
-    return folder / "index.html"
+from app.runs.read import read_run
 
 
 def main(arguments: list[str]) -> None:
@@ -93,10 +24,10 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_args(arguments)
     if asked.rows < 1:
         raise UserError(f"--rows {asked.rows}: must be at least 1")
-    run = load_run(asked.run)
+    run = read_run(asked.run)
     if not run.model.num_experts:
         raise UserError(f"{asked.run}: is a dense model, it has no experts to report")
-    print(write(asked.run / "report", measure(run, asked.rows)))
+    print(write_report(asked.run / "report", measure(run, asked.rows)))
 
 
 if __name__ == "__main__":

@@ -12,26 +12,22 @@ import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
-from rich.console import Console
 
-from app.budget import Budget
-from app.build import build_callbacks, build_logger, build_module, build_trainer_config
-from app.checkpoints import newest, read
+from app.config.build import build_callbacks, build_logger, build_module, build_trainer_config
+from app.cost.budget import Budget
+from app.cost.match import matched
 from app.data import TokenDataModule, build_data
 from app.data.cache import NO_WRITE
-from app.match import matched
-from app.parallel import require_dealable
+from app.model.upcycle import upcycle_from
 from app.registry import UserError
-from app.runfolder import open_folder, settle
-from app.summary import summarize
-from app.trainer import make_trainer, refuse_sweep_with_children
-from app.training import LanguageModel
-from app.upcycle import upcycle_from
-
-console = Console(stderr=True, soft_wrap=True, highlight=False)
-say = rank_zero_only(console.print)
+from app.runs.folder import open_folder, resolve
+from app.runs.resume import resumable_checkpoint
+from app.runs.summary import summarize
+from app.training.expert_parallel import check_expert_parallel
+from app.training.messages import say
+from app.training.module import LanguageModel
+from app.training.trainer import make_trainer, refuse_sweep_with_children
 
 
 def run(composed: DictConfig) -> None:
@@ -41,13 +37,12 @@ def run(composed: DictConfig) -> None:
         UserError: something in the config is wrong; nothing was written then.
     """
     overrides = list(HydraConfig.get().overrides.task)
-    config, folder, told = settle(composed, overrides)
+    config, folder, messages = resolve(composed, overrides)
     check_config(config)
     if not (folder / "config.yaml").exists():  # a saved config is matched already
         config = matched(config, overrides)
-    trainer_config = build_trainer_config(config)
-    trainer = make_trainer(trainer_config, folder, build_logger(folder), build_callbacks(config))
-    for line in told:
+    trainer = make_trainer(build_trainer_config(config), folder, build_logger(folder), build_callbacks(config))
+    for line in messages:
         say(f"resume: {line}")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         refuse_sweep_with_children(trainer)
@@ -57,30 +52,6 @@ def run(composed: DictConfig) -> None:
         data.prepare()  # unusable text leaves no folder behind
         open_folder(folder, config)
         train(config, folder, trainer, data)
-
-
-@contextmanager
-def one_line_for_the_machine(folder: Path) -> Iterator[None]:
-    """Tells a full disk, a folder that cannot be written and a process that is gone in one line.
-
-    Raises:
-        UserError: one of these happened.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_WRITE:
-            raise
-        where = error.filename or folder
-        raise UserError(f"{where}: cannot be written ({error.strerror}); checkpoints in {folder} are whole") from error
-    except RuntimeError as error:
-        text = " ".join(str(error).split())
-        if not re.search("Connection (closed|reset)|Timed out waiting|timed out|remote process exited", text):
-            raise
-        raise UserError(
-            f"another process of the run has ended or hung ({text[-120:]}); resume=true goes on from the newest "
-            f"checkpoint in {folder}"
-        ) from error
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -97,7 +68,7 @@ def check_config(config: dict[str, Any]) -> None:
     build_callbacks(config)
     with torch.device("meta"):
         module = build_module(config, vocab_size=1, domains=["text"])
-    require_dealable(module.model, trainer_config.ep_size)
+    check_expert_parallel(module.model, trainer_config.ep_size)
 
 
 def train(config: dict[str, Any], folder: Path, trainer: lightning.Trainer, data: TokenDataModule) -> None:
@@ -108,46 +79,52 @@ def train(config: dict[str, Any], folder: Path, trainer: lightning.Trainer, data
     module.corpus = data.corpus_fingerprint
     budget = Budget.of(module.model, data.seq_len)
     say(budget.table())
-    if config["trainer"]["compile"]:
-        module.compile_blocks()
-    checkpoint = _resumable(module, config, folder)
+    checkpoint = resumable_checkpoint(module, config, folder)
     if checkpoint is None and config["upcycle"]["checkpoint"] is not None:
         upcycle_from(module.model, config["upcycle"], config["seed"])
+    if config["trainer"]["compile"]:
+        module.compile_blocks()
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.global_step % config["trainer"]["val_every"]:
         trainer.validate(module, datamodule=data, verbose=False)
-    summary = summarize(trainer, module) | budget.summary()
-    summary |= {
-        "wall_s": time.monotonic() - started,
-        "corpus_fingerprint": data.corpus_fingerprint,
-        "seed": config["seed"],
-    }
+    finish(trainer, module, folder, budget.summary() | about(config, data) | {"wall_s": time.monotonic() - started})
+
+
+def about(config: dict[str, Any], data: TokenDataModule) -> dict[str, Any]:
+    """What tells two runs apart, or shows that they compare."""
+    return {"seed": config["seed"], "corpus_fingerprint": data.corpus_fingerprint}
+
+
+def finish(trainer: lightning.Trainer, module: LanguageModel, folder: Path, known: dict[str, Any]) -> None:
+    """Writes the summary, with what is `known` of the run beside what the training has measured."""
+    summary = summarize(trainer, module) | known
     if trainer.is_global_zero:
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     say(f"{summary['val_bpb']:.3f} bits per byte. The run lies in {folder}; look at its experts with")
     say(f"  tensorboard --logdir {folder.parent}")
 
 
-def _resumable(module: LanguageModel, config: dict[str, Any], folder: Path) -> Path | None:
-    """The newest checkpoint of the run, if its parameters are those of the model and its text is this one.
+@contextmanager
+def one_line_for_the_machine(folder: Path) -> Iterator[None]:
+    """Tells a full disk, a folder that cannot be written and a process that is gone in one line.
 
     Raises:
-        UserError: it is of another architecture, or of other text.
+        UserError: one of these happened.
     """
-    path, damaged = newest(folder / "checkpoints")
-    for line in damaged:
-        say(f"resume: {line}")
-    if path is None:
-        if config["resume"]:
-            say(f"resume: {folder} has no checkpoint: starting afresh")
-        return None
-    checkpoint = read(path)
-    if checkpoint.get("corpus", module.corpus) != module.corpus:
-        raise UserError(f"{path} was trained on other text: the files of data={config['data']['source']} have changed; "
-                        "restore them, or start anew with another run=NAME")  # fmt: skip
-    saved, mine = checkpoint["state_dict"], module.state_dict()
-    for name in sorted(saved.keys() | mine.keys()):
-        here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (mine, saved))
-        if here != there:
-            raise UserError(f"{path} is of another model: {name} is {there} there and {here} here")
-    return path
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_WRITE:
+            raise
+        where = error.filename or folder
+        raise UserError(
+            f"{where}: cannot be written ({error.strerror}); checkpoints in {folder} are undamaged"
+        ) from error
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if not re.search("Connection (closed|reset)|Timed out waiting|timed out|remote process exited", text):
+            raise
+        raise UserError(
+            f"another process of the run has ended or hung ({text[-120:]}); resume=true goes on from the newest "
+            f"checkpoint in {folder}"
+        ) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import layer, step
-from experts.grouped import is_native
+from experts.grouped.device import is_native
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

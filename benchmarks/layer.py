@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from experts import grouped
+from experts.grouped.device import is_native
 
 FIRST = 20  # steps reported as "first"
 
@@ -36,8 +37,8 @@ Layer = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def ours(x: Tensor, expert: Tensor, gate: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
     token = torch.arange(len(x)).repeat_interleave(expert.shape[1])
-    call_rows = grouped.call_rows(x, w_in[0].numel() + w_out[0].numel())
-    plan = grouped.plan(expert.flatten(), token, len(w_in), len(x), call_rows)
+    worth = grouped.rows_worth_a_product(x, w_in[0].numel() + w_out[0].numel())
+    plan = grouped.plan(expert.flatten(), token, len(w_in), len(x), worth)
     y = grouped.swiglu(grouped.dispatch(x, plan), plan.ends, w_in, w_out)
     return grouped.combine(y, gate.flatten(), plan)
 
@@ -142,7 +143,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     warm_up, steps = (3, 8) if quick else (60, 20)
     rows: list[dict[str, Any]] = []
     for dtype in (torch.float32, torch.bfloat16):
-        if not grouped.is_native(dtype):
+        if not is_native(dtype):
             print(f"{dtype}: not native on this CPU, a dense product takes 100 times its float32 time; left out")
             continue
         for shape in shapes:

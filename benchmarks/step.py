@@ -9,12 +9,10 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from app.build import build_model
-from app.errors import CONF
-from app.runfolder import plain
+from app.config.compose import composed
+from app.model.assemble import build_model
 
 
 class Sizes(NamedTuple):
@@ -36,8 +34,7 @@ def ours(sizes: Sizes, layout: list[str]) -> tuple[nn.Module, Loss]:
     """Our model with some layout, and its loss on rows of tokens (B, S+1) with a balance term."""
     overrides = [f"model.num_layers={sizes.layers}", f"model.dim={sizes.dim}", f"model.num_heads={sizes.heads}",
                  f"model.num_kv_heads={sizes.heads}", "balance=aux", "model.cross_documents=true"]  # fmt: skip
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        model = build_model(plain(compose("config", overrides + layout)), sizes.vocab)
+    model = build_model(composed([*overrides, *layout]), sizes.vocab)
 
     def loss(tokens: Tensor) -> Tensor:
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -82,13 +79,7 @@ def measure(sizes: Sizes, dtype: torch.dtype, warm_up: int, steps: int) -> list[
     for _ in range(warm_up + steps):
         tokens = torch.randint(0, sizes.vocab, (sizes.rows, sizes.length + 1))
         for name, (_, loss) in contenders.items():
-            start = time.perf_counter()
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                value = loss(tokens)
-            value.backward()
-            optimizers[name].step()
-            optimizers[name].zero_grad()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(_seconds(loss, tokens, optimizers[name], dtype))
     dense = median(seconds["dense"][warm_up:])
     return [
         {
@@ -100,3 +91,14 @@ def measure(sizes: Sizes, dtype: torch.dtype, warm_up: int, steps: int) -> list[
         }
         for name, times in seconds.items()
     ]
+
+
+def _seconds(loss: Loss, tokens: Tensor, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> float:
+    """How long one optimizer step takes."""
+    start = time.perf_counter()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        value = loss(tokens)
+    value.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return time.perf_counter() - start

@@ -1,25 +1,42 @@
 """Which experts work together? After every `every`-th validation, on all of its tokens and ranks.
 
-    specialisation/co_activation    image: for each layer, the share of the row expert's tokens that the other one has
-
-The diagonal is left empty (it is 1). OLMoE (Muennighoff et al. 2024, arXiv 2409.02060, section 5.2).
+OLMoE (Muennighoff et al. 2024, arXiv 2409.02060, section 5.2).
 """
 
 import lightning
 import torch
 
-from app.metrics import Total
+from app.analysis.specialisation import co_activation
 from app.registry import register, require
-from app.specialisation import co_activation
-from app.training import Batch
+from app.training.metrics import Total
+from app.training.module import Batch
+from app.training.tags import Tag
 from callbacks import draw
-from callbacks.watcher import Watcher, event_writer
+from callbacks.routing_callback import RoutingCallback
+from callbacks.writing import event_writer
 from routers.contract import Routing
 
 
 @register("callback")
-class CoActivation(Watcher):
-    """Raises ValueError if `every` (validations) is not positive or `top` (end of the colour scale) not in 0..1."""
+class CoActivation(RoutingCallback):
+    """Draws which experts share their tokens, layer by layer.
+
+    Args:
+        every: validations between two pictures; at least 1.
+        top: share of an expert's tokens at the end of the colour scale; above 0, at most 1.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
+
+    tags = (
+        Tag(
+            "specialisation/co_activation",
+            "share of the row expert's tokens that the other one has, layer by layer; the diagonal is left empty",
+            "0..1",
+            "image",
+        ),
+    )
 
     def __init__(self, *, every: int, top: float) -> None:
         require("every", every, every >= 1, "must be at least 1")
@@ -27,7 +44,7 @@ class CoActivation(Watcher):
         self.every, self.top, self.looks = every, top, 0
         self.total = Total()
 
-    def watch_validation(self, routings: list[Routing], batch: Batch) -> None:
+    def on_validation_routings(self, routings: list[Routing], batch: Batch) -> None:
         if self.looks % self.every == 0:
             self.total.add({"pairs": torch.stack([co_activation(routing) for routing in routings])})
 

@@ -1,10 +1,6 @@
 """What the controllers of the balance hold: the biases of loss_free, thresholds, lambda, ...; every `every` steps.
 
-    controllers/TERM_BUFFER_min|mean|max    over experts, mean over layers; controllers_by_layer/.../LAYER
-    controllers/TERM_BUFFER/LAYER           histogram over the experts
-
-for every float buffer (L, ...) of a balance term; a buffer without layers is written as `controllers/TERM_BUFFER`. The
-state after the last update, the same on all ranks.
+Every float buffer (L, ...) of a balance term, after its last update; the same on all ranks.
 """
 
 from collections.abc import Iterator
@@ -15,13 +11,29 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from app.training import LanguageModel
-from callbacks.watcher import event_writer, write, write_by_layer
+from app.training.module import LanguageModel
+from app.training.tags import Tag
+from callbacks.writing import event_writer, write, write_by_layer
 
 
 @register("callback")
 class Controllers(lightning.Callback):
-    """Raises ValueError if `every` (steps) is not positive."""
+    """Writes what the controllers of the balance hold.
+
+    Args:
+        every: steps between two points; at least 1.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
+
+    tags = (
+        Tag("controllers/TERM_BUFFER_min", "smallest over the experts", "of the buffer", by_layer=True),
+        Tag("controllers/TERM_BUFFER_mean", "mean over the experts", "of the buffer", by_layer=True),
+        Tag("controllers/TERM_BUFFER_max", "largest over the experts", "of the buffer", by_layer=True),
+        Tag("controllers/TERM_BUFFER", "a buffer of one value, or one a layer", "of the buffer", by_layer=True),
+        Tag("controllers/TERM_BUFFER/LAYER", "all experts", "of the buffer", "histogram"),
+    )
 
     def __init__(self, *, every: int) -> None:
         require("every", every, every >= 1, "must be at least 1")

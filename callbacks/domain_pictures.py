@@ -1,29 +1,52 @@
-"""Which expert serves which kind of text, as pictures; after a validation, on all of its tokens and ranks.
-
-    specialisation/experts_by_domain  image: domain x expert for each layer
-    specialisation/experts_by_topic   image: topic x expert, the layers side by side; for tokens that have a topic
-    specialisation/domain_information scalar, and specialisation_by_layer/domain_information/LAYER: mutual information
-                                      of domain and expert in nats; 0 where every domain has the same experts
-
-A cell is the share of the expert in the load of that text, as a multiple of 1/E. All are global.
-"""
+"""Which expert serves which kind of text, as pictures; after a validation, on all of its tokens and ranks."""
 
 import lightning
 import torch
 from torch import Tensor
 
-from app.metrics import Total, uniform_multiple
+from app.analysis.specialisation import load_by_label, mutual_information
 from app.registry import register, require
-from app.specialisation import load_by_label, mutual_information
-from app.training import Batch
+from app.training.metrics import Total, uniform_multiple
+from app.training.module import Batch
+from app.training.tags import Tag
 from callbacks import draw
-from callbacks.watcher import Watcher, event_writer, labels_of, write_by_layer
+from callbacks.routing_callback import RoutingCallback
+from callbacks.writing import event_writer, labels_of, write_by_layer
 from routers.contract import Routing
 
 
 @register("callback")
-class DomainPictures(Watcher):
-    """Raises ValueError if `every` (validations) or `top` (end of the colour scale) is not positive."""
+class DomainPictures(RoutingCallback):
+    """Draws which domain and which topic goes to which expert, and writes how much one tells of the other.
+
+    Args:
+        every: validations between two pictures; at least 1.
+        top: multiple of 1/E at the end of the colour scale; above 0.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
+
+    tags = (
+        Tag(
+            "specialisation/experts_by_domain",
+            "share of each expert in a domain's load, layer by layer",
+            "multiples of 1/E",
+            "image",
+        ),
+        Tag(
+            "specialisation/experts_by_topic",
+            "the same by topic, for tokens that have one",
+            "multiples of 1/E",
+            "image",
+        ),
+        Tag(
+            "specialisation/domain_information",
+            "mutual information of domain and expert; 0: every domain has the same experts",
+            "nats",
+            by_layer=True,
+        ),
+    )
 
     def __init__(self, *, every: int, top: float) -> None:
         require("every", every, every >= 1, "must be at least 1")
@@ -36,7 +59,7 @@ class DomainPictures(Watcher):
         self.total = Total()
         self.names = {kind: list(labels_of(trainer, f"{kind}s")) for kind in ("domain", "topic")}
 
-    def watch_validation(self, routings: list[Routing], batch: Batch) -> None:
+    def on_validation_routings(self, routings: list[Routing], batch: Batch) -> None:
         for kind, names in self.names.items():
             if names:
                 each = [load_by_label(routing, batch[kind], len(names)) for routing in routings]

@@ -1,11 +1,6 @@
 """Which expert of which layer works how much, as pictures; every `every` steps, on all training tokens since the last.
 
-    experts/load            image: layer x expert
-    experts/load_over_time  image: step x expert for each layer, from the start of the run
-    experts/load/LAYER      histogram over the experts
-
-Load is global (all ranks and micro-batches, before the drop), as a multiple of the even load, and coloured from 0 to
-`top` in every picture.
+Load is counted before the drop, and coloured from 0 to `top` in every picture.
 """
 
 from typing import Any
@@ -13,19 +8,41 @@ from typing import Any
 import lightning
 import torch
 
-from app.metrics import Total, uniform_multiple
 from app.registry import register, require
-from app.training import Batch
+from app.training.metrics import Total, uniform_multiple
+from app.training.module import Batch
+from app.training.tags import Tag
 from callbacks import draw
-from callbacks.watcher import Watcher, event_writer
-from routers.contract import Routing, load
+from callbacks.routing_callback import RoutingCallback
+from callbacks.writing import event_writer
+from routers.assignments import expert_load
+from routers.contract import Routing
 
 COLUMNS = 256  # of the history; where it is full, every second one is left out
 
 
 @register("callback")
-class ExpertPictures(Watcher):
-    """Raises ValueError if `every` (steps) or `top` (end of the colour scale) is not positive."""
+class ExpertPictures(RoutingCallback):
+    """Draws the load of every expert, now and since the start of the run.
+
+    Args:
+        every: steps between two pictures; at least 1.
+        top: multiple of the even load at the end of the colour scale; above 0.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
+
+    tags = (
+        Tag("experts/load", "load by layer and expert", "multiples of the even load", "image"),
+        Tag(
+            "experts/load_over_time",
+            "load by step and expert for each layer, from the start of the run",
+            "multiples of the even load",
+            "image",
+        ),
+        Tag("experts/load/LAYER", "load of all experts", "multiples of the even load", "histogram"),
+    )
 
     def __init__(self, *, every: int, top: float) -> None:
         require("every", every, every >= 1, "must be at least 1")
@@ -35,8 +52,8 @@ class ExpertPictures(Watcher):
         self.steps: list[int] = []
         self.history: list[torch.Tensor] = []  # (L, E) each
 
-    def watch_training(self, routings: list[Routing], batch: Batch) -> None:
-        self.total.add({"load": load(routings)})
+    def on_training_routings(self, routings: list[Routing], batch: Batch) -> None:
+        self.total.add({"load": expert_load(routings)})
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object) -> None:

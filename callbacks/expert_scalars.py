@@ -1,40 +1,49 @@
-"""How even is the load and how sure are the routers, as numbers.
+"""How even is the load and how sure are the routers, as numbers; every `trainer.log_every` steps.
 
-Written every `trainer.log_every` steps, over all ranks and micro-batches, as the mean over layers (`experts/NAME`) and
-for each layer (`experts_by_layer/NAME/LAYER`). What is said of the load is of all training tokens since the last time,
-what is said of scores and logits is of the tokens of the step that is written.
-
-    load_min load_median load_max   of an expert, as multiples of the even load
-    load_cv  importance_cv          standard deviation over mean; importance is the sum of an expert's gates
-    importance_max                  as a multiple of the mean
-    load_entropy effective_experts  nats, and its exponential
-    maxvio                          largest over mean load, minus 1
-    maxvio_micro                    the same inside one micro-batch: a mean over micro-batches; all others are global
-    dead                            experts without a token
-    drop_rate                       share of the assignments that a full expert did not compute
-    router/mean_k                   experts of a token, before the drop
-    router/token_entropy            nats of a token's normalised scores
-    router/margin                   between its two largest
-    router/logit_rms  router/z      size of the logits; mean square of their log-sum-exp
-    val_experts/maxvio  val_experts/dead    of the last validation
+What is said of the load is of all training tokens since the last time, what is said of scores and logits is of the
+tokens of the step that is written. `val_experts/...` is of the last validation.
 """
 
 import lightning
 import torch
 from torch import Tensor
 
-from app.metrics import Total, dead_experts, load_sums, max_violation, routing_statistics, token_sums
 from app.registry import register
-from app.training import Batch, LanguageModel
-from callbacks.watcher import Watcher, logs, write_by_layer
+from app.training.metrics import Total, dead_experts, load_sums, max_violation, routing_statistics, token_sums
+from app.training.module import Batch, LanguageModel
+from app.training.tags import Tag
+from callbacks.routing_callback import RoutingCallback
+from callbacks.writing import logs, write_by_layer
 from routers.contract import Routing
 
 ROUTER = ("mean_k", "token_entropy", "margin", "logit_rms", "z")  # written under `router/`
 
 
 @register("callback")
-class ExpertScalars(Watcher):
-    """Nothing to choose: `trainer.log_every` says when."""
+class ExpertScalars(RoutingCallback):
+    """Writes how even the load is and how sure the routers are, every `trainer.log_every` steps."""
+
+    tags = (
+        Tag("experts/load_min", "load of the least loaded expert", "multiples of the even load", by_layer=True),
+        Tag("experts/load_median", "load of the median expert", "multiples of the even load", by_layer=True),
+        Tag("experts/load_max", "load of the most loaded expert", "multiples of the even load", by_layer=True),
+        Tag("experts/load_cv", "standard deviation of the load over its mean", by_layer=True),
+        Tag("experts/load_entropy", "entropy of the load", "nats", by_layer=True),
+        Tag("experts/effective_experts", "exponential of the entropy of the load", "experts", by_layer=True),
+        Tag("experts/importance_max", "largest sum of an expert's gates", "multiples of the mean", by_layer=True),
+        Tag("experts/importance_cv", "standard deviation of these sums over their mean", by_layer=True),
+        Tag("experts/maxvio", "largest over mean load, minus 1", by_layer=True),
+        Tag("experts/maxvio_micro", "the same inside one micro-batch", scope="mean over micro-batches", by_layer=True),
+        Tag("experts/dead", "experts without a token", "experts", by_layer=True),
+        Tag("experts/drop_rate", "share of the assignments that a full expert did not compute", "0..1", by_layer=True),
+        Tag("router/mean_k", "experts of a token, before the drop", "experts", by_layer=True),
+        Tag("router/token_entropy", "entropy of a token's normalised scores", "nats", by_layer=True),
+        Tag("router/margin", "between a token's two largest normalised scores", by_layer=True),
+        Tag("router/logit_rms", "root mean square of the logits", by_layer=True),
+        Tag("router/z", "mean square of the logits' log-sum-exp", by_layer=True),
+        Tag("val_experts/maxvio", "largest over mean load, minus 1", by_layer=True),
+        Tag("val_experts/dead", "experts without a token", "experts", by_layer=True),
+    )
 
     def __init__(self) -> None:
         self.total = Total()
@@ -45,7 +54,7 @@ class ExpertScalars(Watcher):
     ) -> None:
         self.due = logs(trainer, trainer.global_step + 1)
 
-    def watch_training(self, routings: list[Routing], batch: Batch) -> None:
+    def on_training_routings(self, routings: list[Routing], batch: Batch) -> None:
         self.total.add(load_sums(routings))
         if self.due:
             self.total.add(token_sums(routings))

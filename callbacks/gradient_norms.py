@@ -1,8 +1,6 @@
-"""Which parts learn? Norms of the gradients after clipping, every `trainer.log_every` steps; global.
+"""Which parts learn? Norms of the gradients after clipping, every `trainer.log_every` steps.
 
-    gradient/router  gradient/experts  gradient/rest
-
-`experts` are the layouts with their shared experts; `train/grad_norm` is the norm of everything before clipping.
+`train/grad_norm` is the norm of everything before clipping.
 """
 
 from typing import Any
@@ -13,17 +11,24 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from app.moe import MoE
+from app.model.moe import MoE
+from app.model.transformer import Transformer
 from app.registry import register
-from app.training import LanguageModel
-from app.transformer import Transformer
-from callbacks.watcher import logs, write
-from routers.contract import rank_sum
+from app.training.module import LanguageModel
+from app.training.tags import Tag
+from callbacks.writing import logs, write
+from routers.collectives import rank_sum
 
 
 @register("callback")
 class GradientNorms(lightning.Callback):
-    """Nothing to choose: `trainer.log_every` says when."""
+    """Writes the norms of the gradients of routers, experts and the rest, every `trainer.log_every` steps."""
+
+    tags = (
+        Tag("gradient/router", "norm of the gradient of the routers"),
+        Tag("gradient/experts", "norm of the gradient of the layouts, with their shared experts"),
+        Tag("gradient/rest", "norm of the gradient of all else"),
+    )
 
     @torch.no_grad()
     def on_before_optimizer_step(

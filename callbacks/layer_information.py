@@ -1,11 +1,7 @@
-"""Does a layer's choice tell the choice of another? After every `every`-th validation; mutual information in nats.
+"""Does a layer's choice tell the choice of another? After every `every`-th validation.
 
-    specialisation/layer_information        of the first choices of two layers, over tokens; mean over pairs of layers
-    specialisation/rmoe_layer_information   RMoE's definition, over the experts of one token (`app.specialisation`)
-    specialisation/layer_information        image: layer x layer, coloured from 0 to ln E
-
-Global over ranks. The first takes all validation tokens; with few of them it is biased upwards by about (E-1)^2 / 2T.
-The second takes the first `rows` rows of every batch. Neither measures quality: it is high for routers that are worse.
+The first measure takes all validation tokens; with few of them it is biased upwards by about (E-1)^2 / 2T. RMoE's takes
+the first `rows` rows of every batch. Neither measures quality: it is high for routers that are worse.
 """
 
 import math
@@ -14,18 +10,42 @@ from itertools import combinations
 import lightning
 import torch
 
-from app.metrics import Total
+from app.analysis.specialisation import first_choice, joint_choice, mutual_information, rmoe_information
 from app.registry import register, require
-from app.specialisation import first_choice, joint_choice, mutual_information, rmoe_information
-from app.training import Batch
+from app.training.metrics import Total
+from app.training.module import Batch
+from app.training.tags import Tag
 from callbacks import draw
-from callbacks.watcher import Watcher, event_writer, write
+from callbacks.routing_callback import RoutingCallback
+from callbacks.writing import event_writer, write
 from routers.contract import Routing
 
 
 @register("callback")
-class LayerInformation(Watcher):
-    """Raises ValueError if `every` (validations) or `rows` is not positive."""
+class LayerInformation(RoutingCallback):
+    """Writes and draws what the choice of one layer tells of another's.
+
+    Args:
+        every: validations between two points; at least 1.
+        rows: of each validation batch that RMoE's definition is computed on; at least 1.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
+
+    tags = (
+        Tag(
+            "specialisation/layer_information",
+            "mutual information of the first choices of two layers; mean over pairs",
+            "nats",
+        ),
+        Tag(
+            "specialisation/rmoe_layer_information",
+            "RMoE's definition, over the experts of one token; mean over pairs",
+            "nats",
+        ),
+        Tag("specialisation/layer_information", "layer x layer, coloured from 0 to ln E", "nats", "image"),
+    )
 
     def __init__(self, *, every: int, rows: int) -> None:
         require("every", every, every >= 1, "must be at least 1")
@@ -33,7 +53,7 @@ class LayerInformation(Watcher):
         self.every, self.rows, self.looks = every, rows, 0
         self.total = Total()
 
-    def watch_validation(self, routings: list[Routing], batch: Batch) -> None:
+    def on_validation_routings(self, routings: list[Routing], batch: Batch) -> None:
         if self.looks % self.every or len(routings) < 2:
             return
         num_experts = routings[0].logits.size(1)

@@ -1,16 +1,19 @@
-"""`train/lr`: the learning rate of the step that comes next, every `trainer.log_every` steps; the same on all ranks."""
+"""The learning rate of the step that comes next, every `trainer.log_every` steps."""
 
 from typing import Any
 
 import lightning
 
 from app.registry import register
-from callbacks.watcher import logs, write
+from app.training.tags import Tag
+from callbacks.writing import logs, write
 
 
 @register("callback")
 class LearningRate(lightning.Callback):
-    """Nothing to choose: `trainer.log_every` says when."""
+    """Writes the learning rate, every `trainer.log_every` steps."""
+
+    tags = (Tag("train/lr", "learning rate of the next step"),)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
         if logs(trainer):

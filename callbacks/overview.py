@@ -12,17 +12,48 @@ from omegaconf import OmegaConf
 from torch.utils.tensorboard.summary import hparams
 
 from app.registry import register
-from callbacks.watcher import event_writer, labels_of
+from callbacks.writing import event_writer, labels_of
 
 FINAL = ("val/bpb", "val/nats", "val/ppl", "train/loss", "experts/maxvio", "experts/dead", "speed/tokens_per_s")
 PARTS = ("data", "forward", "backward", "optimizer")  # of a step
 UNLISTED = ("callbacks", "run", "resume", "hydra", "experiment", "trainer", "allow_non_causal")
 Layout = dict[str, dict[str, list[Any]]]
+LINES, MARGIN = "Multiline", "Margin"
+CHARTS: dict[str, dict[str, tuple[str, list[str]]]] = {
+    "1 Language model": {
+        "loss, nats per token": (LINES, ["train/loss", "val/nats"]),
+        "bits per byte": (LINES, ["val/bpb"]),
+        "gradient norm": (LINES, ["train/grad_norm"]),
+        "learning rate": (LINES, ["train/lr"]),
+    },
+    "2 Even load": {
+        "load of an expert, multiples of the even load": (
+            MARGIN,
+            ["experts/load_median", "experts/load_min", "experts/load_max"],
+        ),
+        "MaxVio": (LINES, ["experts/maxvio", "experts/maxvio_micro", "val_experts/maxvio"]),
+        "effective number of experts": (LINES, ["experts/effective_experts"]),
+        "dead experts": (LINES, ["experts/dead", "val_experts/dead"]),
+        "drop rate": (LINES, ["experts/drop_rate"]),
+        "balance terms": (LINES, ["balance/.*"]),
+    },
+    "3 Routers": {
+        "entropy of a token's scores, nats": (LINES, ["router/token_entropy"]),
+        "margin of the first expert": (LINES, ["router/margin"]),
+        "experts per token": (LINES, ["router/mean_k"]),
+        "size of the logits": (LINES, ["router/logit_rms"]),
+        "information of domain and expert, nats": (LINES, ["specialisation/domain_information"]),
+    },
+    "4 Speed": {
+        "tokens per second": (LINES, ["speed/tokens_per_s"]),
+        "time of a step, ms": (LINES, [f"speed/{part}_ms" for part in PARTS]),
+    },
+}
 
 
 @register("callback")
 class Overview(lightning.Callback):
-    """Nothing to choose."""
+    """Writes the layout of TensorBoard's first page and the settings of the run, once."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         writer = event_writer(trainer)
@@ -36,37 +67,11 @@ class Overview(lightning.Callback):
 
 
 def layout(domains: list[str]) -> Layout:
-    """Charts by category."""
-    lines = "Multiline"
+    """Charts by category; the bits per byte of every domain in one chart."""
+    by_domain = [f"val/bpb_{domain}" for domain in domains]
     return {
-        "1 Language model": {
-            "loss, nats per token": [lines, ["train/loss", "val/nats"]],
-            "bits per byte": [lines, ["val/bpb", *(f"val/bpb_{domain}" for domain in domains)]],
-            "gradient norm": [lines, ["train/grad_norm"]],
-            "learning rate": [lines, ["train/lr"]],
-        },
-        "2 Even load": {
-            "load of an expert, multiples of the even load": [
-                "Margin",
-                ["experts/load_median", "experts/load_min", "experts/load_max"],
-            ],
-            "MaxVio": [lines, ["experts/maxvio", "experts/maxvio_micro", "val_experts/maxvio"]],
-            "effective number of experts": [lines, ["experts/effective_experts"]],
-            "dead experts": [lines, ["experts/dead", "val_experts/dead"]],
-            "drop rate": [lines, ["experts/drop_rate"]],
-            "balance terms": [lines, ["balance/.*"]],
-        },
-        "3 Routers": {
-            "entropy of a token's scores, nats": [lines, ["router/token_entropy"]],
-            "margin of the first expert": [lines, ["router/margin"]],
-            "experts per token": [lines, ["router/mean_k"]],
-            "size of the logits": [lines, ["router/logit_rms"]],
-            "information of domain and expert, nats": [lines, ["specialisation/domain_information"]],
-        },
-        "4 Speed": {
-            "tokens per second": [lines, ["speed/tokens_per_s"]],
-            "time of a step, ms": [lines, [f"speed/{part}_ms" for part in PARTS]],
-        },
+        category: {title: [kind, tags + by_domain * ("val/bpb" in tags)] for title, (kind, tags) in charts.items()}
+        for category, charts in CHARTS.items()
     }
 
 

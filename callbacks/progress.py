@@ -15,12 +15,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from app.registry import register, require
-from app.training import LanguageModel
+from app.training.module import LanguageModel
 
 
 @register("callback")
 class ProgressLine(ProgressBar):
-    """Raises ValueError if `every` (steps) is not positive."""
+    """Tells on the terminal how far the run is.
+
+    Args:
+        every: steps between two lines, or two readings of the loss; at least 1.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def __init__(self, *, every: int) -> None:
         super().__init__()

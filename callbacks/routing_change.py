@@ -1,26 +1,41 @@
 """Do tokens still change their experts? After every validation, against the one before, on the same tokens.
 
-    specialisation/routing_change   share of the assignments that the validation before did not have: 0 settled, and
-                                    1 - K/E for a routing that has forgotten everything
-
-Global over ranks; the mean over layers, and `specialisation_by_layer/routing_change/LAYER`. Of every validation batch
-the first `rows` rows are remembered.
+Of every validation batch the first `rows` rows are remembered.
 """
 
 import lightning
 import torch
 from torch import Tensor
 
+from app.analysis.specialisation import chosen
 from app.registry import register, require
-from app.specialisation import chosen
-from app.training import Batch
-from callbacks.watcher import Watcher, write_by_layer
-from routers.contract import Routing, rank_sum
+from app.training.module import Batch
+from app.training.tags import Tag
+from callbacks.routing_callback import RoutingCallback
+from callbacks.writing import write_by_layer
+from routers.collectives import rank_sum
+from routers.contract import Routing
 
 
 @register("callback")
-class RoutingChange(Watcher):
-    """Raises ValueError if `rows` is not positive."""
+class RoutingChange(RoutingCallback):
+    """Writes how many tokens have changed their experts since the validation before.
+
+    Args:
+        rows: of each validation batch that are remembered; at least 1.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
+
+    tags = (
+        Tag(
+            "specialisation/routing_change",
+            "share of the assignments that the validation before did not have; 1 - K/E: all is forgotten",
+            "0..1",
+            by_layer=True,
+        ),
+    )
 
     def __init__(self, *, rows: int) -> None:
         require("rows", rows, rows >= 1, "must be at least 1")
@@ -28,7 +43,7 @@ class RoutingChange(Watcher):
         self.now: list[Tensor] = []
         self.before: list[Tensor] = []  # (L, T, E) bool for each validation batch
 
-    def watch_validation(self, routings: list[Routing], batch: Batch) -> None:
+    def on_validation_routings(self, routings: list[Routing], batch: Batch) -> None:
         tokens = self.rows * batch["tokens"].size(1)
         self.now.append(torch.stack([chosen(routing)[:tokens] for routing in routings]))
 

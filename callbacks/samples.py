@@ -1,7 +1,5 @@
 """How does the model write? It continues each prompt every `every` steps.
 
-    samples/continuation    text: one row a prompt
-
 Tokens are drawn with a generator of this callback's own and inside a fork of torch's, in evaluation mode, so training
 goes on as if nothing had been asked. Under FSDP2 all ranks take part, otherwise the first alone; FSDP is left out.
 """
@@ -16,19 +14,28 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from app.generate import continuation
+from app.analysis.continuation import continuation
 from app.registry import register, require
-from app.training import LanguageModel
-from callbacks.watcher import event_writer, table
+from app.training.module import LanguageModel
+from app.training.tags import Tag
+from callbacks.writing import event_writer, table
 
 
 @register("callback")
 class Samples(lightning.Callback):
-    """`num_tokens` tokens a prompt at a `temperature` (0: always the likeliest).
+    """Writes how the model continues some prompts.
+
+    Args:
+        every: steps between two samples; at least 1.
+        prompts: at least one.
+        num_tokens: of a continuation; at least 1.
+        temperature: at least 0; 0: always the likeliest token.
 
     Raises:
-        ValueError: a number is out of range, or there is no prompt.
+        ValueError: a knob is out of its range.
     """
+
+    tags = (Tag("samples/continuation", "one row a prompt", "text", "text", "rank 0"),)
 
     def __init__(self, *, every: int, prompts: list[str], num_tokens: int, temperature: float) -> None:
         require("every", every, every >= 1, "must be at least 1")

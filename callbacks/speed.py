@@ -1,16 +1,8 @@
-"""How fast is training, and where does the time go? Written every `trainer.log_every` steps, over the steps since.
+"""How fast is training, and where does the time go? Every `trainer.log_every` steps, means over the steps since.
 
-    speed/tokens_per_s   training tokens of all ranks; validation, checkpoints and pictures do not count as time
-    speed/step_ms        one optimizer step of this rank
-    speed/data_ms        waiting for the batch
-    speed/forward_ms     of it all micro-batches, with the losses
-    speed/backward_ms
-    speed/optimizer_ms   clipping, optimizer, controllers
-    speed/mfu            tokens/s * FLOPs per token in training / (peak FLOPs/s of a device * ranks), the FLOPs of the
-                         active parameters as in the budget (`app.budget`); where the peak is unknown a text says so
-
-Means over steps of the first rank. On a GPU the parts are timed by events on the stream: no step waits for the device.
-The first of the callbacks, so that it does not time the others.
+On a GPU the parts are timed by events on the stream: no step waits for the device. MFU is tokens per second * FLOPs per
+token in training / (peak FLOPs of a device * ranks), with the FLOPs of `app.cost.budget`. The first of the callbacks,
+so that it does not time the others.
 """
 
 import time
@@ -20,10 +12,11 @@ import lightning
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 
-from app.budget import Budget
+from app.cost.budget import Budget
 from app.registry import register, require
-from app.training import LanguageModel
-from callbacks.watcher import event_writer, logs, write
+from app.training.module import LanguageModel
+from app.training.tags import Tag
+from callbacks.writing import event_writer, logs, write
 
 Mark = float | torch.cuda.Event
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -31,11 +24,29 @@ PARTS = ("data", "forward", "backward", "optimizer")
 
 @register("callback")
 class Speed(lightning.Callback):
-    """`peak_flops` of one device per second, null: what Lightning knows of it.
+    """Writes tokens per second, where the time of a step goes, and the share of the device's FLOPs.
+
+    Args:
+        peak_flops: of one device per second; above 0, or null: what Lightning knows of it.
 
     Raises:
-        ValueError: `peak_flops` is not positive.
+        ValueError: a knob is out of its range.
     """
+
+    tags = (
+        Tag(
+            "speed/tokens_per_s",
+            "training tokens; validation, checkpoints and pictures do not count as time",
+            "tokens/s",
+        ),
+        Tag("speed/step_ms", "one optimizer step", "ms", scope="rank 0"),
+        Tag("speed/data_ms", "waiting for the batch", "ms", scope="rank 0"),
+        Tag("speed/forward_ms", "all micro-batches, with the losses", "ms", scope="rank 0"),
+        Tag("speed/backward_ms", "all micro-batches", "ms", scope="rank 0"),
+        Tag("speed/optimizer_ms", "clipping, optimizer, controllers", "ms", scope="rank 0"),
+        Tag("speed/mfu", "share of the devices' peak FLOPs", "0..1"),
+        Tag("speed/mfu", "why it is unknown", "text", "text", "rank 0"),
+    )
 
     def __init__(self, *, peak_flops: float | None) -> None:
         require("peak_flops", peak_flops, peak_flops is None or peak_flops > 0, "must be positive, or null")

@@ -1,30 +1,46 @@
 """Which tokens does each expert like? After every `every`-th validation, as text.
 
-    specialisation/typical_tokens/LAYER     text: for each expert its most typical tokens, the first one in its context
-
-Of the first rank's first `rows` rows of every validation batch; what typical means is said in `app.specialisation`.
+Of the first `rows` rows of every validation batch; `app.analysis.specialisation` says what is typical.
 """
 
 import lightning
 import torch
 from torch import Tensor
 
+from app.analysis.specialisation import chosen, typical_tokens
 from app.registry import register, require
-from app.specialisation import chosen, typical_tokens
-from app.training import Batch
-from callbacks.watcher import Watcher, event_writer, table
+from app.training.module import Batch
+from app.training.tags import Tag
+from callbacks.routing_callback import RoutingCallback
+from callbacks.writing import event_writer, table
 from routers.contract import Routing
 
 AROUND = 8  # tokens of context on either side
 
 
 @register("callback")
-class TypicalTokens(Watcher):
-    """`number` tokens an expert, in `layers` (negative ones count from the last; null: all).
+class TypicalTokens(RoutingCallback):
+    """Writes the most typical tokens of every expert.
+
+    Args:
+        every: validations between two texts; at least 1.
+        rows: of each validation batch that are looked at; at least 1.
+        number: of tokens per expert; at least 1.
+        layers: which; negative ones count from the last; null: all.
 
     Raises:
-        ValueError: `every` (validations), `rows` or `number` is not positive.
+        ValueError: a knob is out of its range.
     """
+
+    tags = (
+        Tag(
+            "specialisation/typical_tokens/LAYER",
+            "the most typical tokens of every expert, the first one in its context",
+            "text",
+            "text",
+            "rank 0",
+        ),
+    )
 
     def __init__(self, *, every: int, rows: int, number: int, layers: list[int] | None) -> None:
         for name, value in (("every", every), ("rows", rows), ("number", number)):
@@ -39,7 +55,7 @@ class TypicalTokens(Watcher):
         self.active = trainer.is_global_zero and self.tokenizer is not None and self.looks % self.every == 0
         self.looks += 1
 
-    def watch_validation(self, routings: list[Routing], batch: Batch) -> None:
+    def on_validation_routings(self, routings: list[Routing], batch: Batch) -> None:
         if self.active:
             tokens = batch["tokens"][: self.rows].flatten()
             self.tokens.append(tokens)

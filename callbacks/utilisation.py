@@ -1,9 +1,6 @@
 """The spread of the load and of the number of experts per token, every `trainer.log_every` steps.
 
-    experts/load_p10 load_p25 load_p75 load_p90   percentiles over the experts, multiples of the even load
-    router/k_p5 k_p50 k_p95 k_max                 percentiles over tokens of a token's number of experts
-
-Global, over the training tokens since the last time; the mean over layers, and `..._by_layer/NAME/LAYER`.
+Over the training tokens since the last time.
 """
 
 from typing import Any
@@ -11,26 +8,44 @@ from typing import Any
 import lightning
 import torch
 
-from app.metrics import Total, uniform_multiple
+from app.analysis.specialisation import quantile_of_counts, tokens_by_k
 from app.registry import register
-from app.specialisation import quantile_of_counts, tokens_by_k
-from app.training import Batch
-from callbacks.watcher import Watcher, logs, write_by_layer
-from routers.contract import Routing, load
+from app.training.metrics import Total, uniform_multiple
+from app.training.module import Batch
+from app.training.tags import Tag
+from callbacks.routing_callback import RoutingCallback
+from callbacks.writing import logs, write_by_layer
+from routers.assignments import expert_load
+from routers.contract import Routing
 
 LOAD = {"load_p10": 0.1, "load_p25": 0.25, "load_p75": 0.75, "load_p90": 0.9}
 EXPERTS = {"k_p5": 0.05, "k_p50": 0.5, "k_p95": 0.95, "k_max": 1.0}
 
 
 @register("callback")
-class Utilisation(Watcher):
-    """Nothing to choose: `trainer.log_every` says when."""
+class Utilisation(RoutingCallback):
+    """Writes the spread of the load over experts and of the experts per token, every `trainer.log_every` steps."""
+
+    tags = (
+        *(
+            Tag(
+                f"experts/{name}", f"{q:.0%} of the experts have less load", "multiples of the even load", by_layer=True
+            )
+            for name, q in LOAD.items()
+        ),
+        *(
+            Tag(f"router/{name}", f"{q:.0%} of the tokens have at most so many experts", "experts", by_layer=True)
+            for name, q in EXPERTS.items()
+        ),
+    )
 
     def __init__(self) -> None:
         self.total = Total()
 
-    def watch_training(self, routings: list[Routing], batch: Batch) -> None:
-        self.total.add({"load": load(routings), "k": torch.stack([tokens_by_k(routing) for routing in routings])})
+    def on_training_routings(self, routings: list[Routing], batch: Batch) -> None:
+        self.total.add(
+            {"load": expert_load(routings), "k": torch.stack([tokens_by_k(routing) for routing in routings])}
+        )
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:

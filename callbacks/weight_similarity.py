@@ -1,9 +1,4 @@
-"""How alike are the weights of the experts? Every `every` steps; the same on all ranks.
-
-    specialisation/weight_similarity    1 for equal experts, 0 for orthogonal ones (RMoE's measure, rescaled)
-
-The mean over layers, and `specialisation_by_layer/weight_similarity/LAYER`.
-"""
+"""How alike are the weights of the experts? Every `every` steps."""
 
 from typing import Any
 
@@ -11,16 +6,33 @@ import lightning
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
-from app.moe import MoE
+from app.analysis.specialisation import weight_similarity
+from app.model.moe import MoE
 from app.registry import register, require
-from app.specialisation import weight_similarity
-from app.training import LanguageModel
-from callbacks.watcher import write_by_layer
+from app.training.module import LanguageModel
+from app.training.tags import Tag
+from callbacks.writing import write_by_layer
 
 
 @register("callback")
 class WeightSimilarity(lightning.Callback):
-    """Raises ValueError if `every` (steps) is not positive. Under FSDP, whose weights are cut up, it writes nothing."""
+    """Writes how alike the weights of a layer's experts are; under FSDP, whose weights are cut up, nothing.
+
+    Args:
+        every: steps between two points; at least 1.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
+
+    tags = (
+        Tag(
+            "specialisation/weight_similarity",
+            "1 for equal experts, 0 for orthogonal ones (RMoE's measure, rescaled)",
+            "-1..1",
+            by_layer=True,
+        ),
+    )
 
     def __init__(self, *, every: int) -> None:
         require("every", every, every >= 1, "must be at least 1")

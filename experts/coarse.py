@@ -10,7 +10,16 @@ from experts.contract import Routed
 
 @register("experts")
 class Coarse(Routed):
-    """`num_experts` N of width `hidden_dim`, `top_k` K of them for each token."""
+    """N equal experts, K of them for each token.
+
+    Args:
+        num_experts: N, at least 1.
+        top_k: K, experts per token; in 1..num_experts.
+        hidden_dim: F, width of an expert; at least 1.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def __init__(self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int) -> None:
         super().__init__(dim, num_experts, top_k, hidden_dim)

@@ -6,8 +6,11 @@ A layout owns the number of routed experts and how many of them a token takes. L
 F is the width inside one expert, Z the width that the experts see (D in most layouts), C the experts that compute.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from app.registry import require
@@ -28,7 +31,7 @@ class Experts(nn.Module):
     def assign(self, token: Tensor, expert: Tensor, gate: Tensor, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         """The assignments (A',) that are computed for those that were routed (A,): token, expert in 0..C, gate.
 
-        `expert` comes with E for nobody and leaves with C for nobody. Called before `forward`.
+        An unassigned `expert` comes as E and leaves as C. Called before `forward`.
         """
         return token, expert, gate
 
@@ -39,7 +42,7 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """Outputs (A, Z) of rows x (A, Z) sorted by expert; expert e owns rows ends[e-1] to ends[e] of ends (C,) int32.
 
-        Rows after the last end belong to nobody; what comes back there is not used.
+        Rows after the last end belong to no expert; what comes back there is not used.
         """
         raise NotImplementedError
 
@@ -74,6 +77,17 @@ class FeedForward(nn.Module):
         return self.w_out(functional.silu(gate) * up)
 
 
+class Dispatcher:
+    """Brings the rows of a stack to the processes that hold its experts: here, all of them are this one's.
+
+    Expert parallelism gives every stack a dispatcher that exchanges rows (`app.training.expert_parallel`).
+    """
+
+    def __call__(self, x: Tensor, ends: Tensor, compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Outputs (A, D) of rows x (A, D) sorted by expert; `compute` gives those of this process' own experts."""
+        return compute(x, ends)
+
+
 class Stack(nn.Module):
     """E SwiGLU networks of one width, their weights stacked so that an idle expert still has a gradient."""
 
@@ -81,11 +95,15 @@ class Stack(nn.Module):
         super().__init__()
         self.w_in = nn.Parameter(torch.empty(num_experts, dim, 2 * hidden_dim))
         self.w_out = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
-        self.compute = grouped.swiglu  # expert parallelism puts its exchange here
+        self.dispatcher = Dispatcher()
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """Outputs (A, D) of rows x (A, D) sorted by expert."""
-        return self.compute(x, ends, self.w_in, self.w_out)
+        return self.dispatcher(x, ends, self.compute)
+
+    def compute(self, x: Tensor, ends: Tensor) -> Tensor:
+        """Outputs of rows that are all for experts of this process."""
+        return grouped.swiglu(x, ends, local(self.w_in), local(self.w_out))
 
     def params(self) -> list[int]:
         """Number of parameters of each network."""
@@ -160,6 +178,11 @@ def segment(hidden_dim: int, segments: int) -> int:
     """
     require("segments", segments, segments >= 1 and hidden_dim % segments == 0, f"must divide hidden_dim={hidden_dim}")
     return hidden_dim // segments
+
+
+def local(weight: Tensor) -> Tensor:
+    """This process' part of a weight that is divided over processes; the weight itself elsewhere."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def row_expert(x: Tensor, ends: Tensor) -> Tensor:

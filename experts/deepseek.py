@@ -14,10 +14,17 @@ from experts.contract import FeedForward, Routed, require_pool, segment
 
 @register("experts")
 class DeepSeek(Routed):
-    """N, K and F as in the coarse layout, `segments` m, `num_shared` Ks (counted in segments; 0: none).
+    """Fine-grained experts, some of which are shared: they serve every token.
+
+    Args:
+        num_experts: N, before the segmentation.
+        top_k: K, before the segmentation; in 1..num_experts.
+        hidden_dim: F, before the segmentation.
+        segments: m, parts that every expert is split into; divides `hidden_dim`.
+        num_shared: Ks, shared experts, counted in segments; in 0..segments * top_k - 1.
 
     Raises:
-        ValueError: `segments` does not divide `hidden_dim`, or no routed expert would be left for a token.
+        ValueError: a knob is out of its range.
     """
 
     def __init__(

@@ -8,7 +8,14 @@ from experts.contract import Experts, FeedForward
 
 @register("experts")
 class Dense(Experts):
-    """Raises ValueError if `hidden_dim` is below 1."""
+    """One feed-forward network for every token, without a router.
+
+    Args:
+        hidden_dim: F, width of the network; at least 1.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     num_experts = 0
     top_k = 0

@@ -12,10 +12,16 @@ from experts.contract import Routed, require_pool, segment
 
 @register("experts")
 class FineGrained(Routed):
-    """N, K and F as in the coarse layout, `segments` m.
+    """The experts of the coarse layout, each split into m.
+
+    Args:
+        num_experts: N, before the segmentation.
+        top_k: K, before the segmentation; in 1..num_experts.
+        hidden_dim: F, before the segmentation.
+        segments: m, parts that every expert is split into; divides `hidden_dim`.
 
     Raises:
-        ValueError: `segments` does not divide `hidden_dim`.
+        ValueError: a knob is out of its range.
     """
 
     def __init__(self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int, segments: int) -> None:

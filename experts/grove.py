@@ -18,10 +18,18 @@ from experts.contract import Experts, Stacks, require_pool
 
 @register("experts")
 class Grove(Experts):
-    """E, K and F of the routed experts, `group_size` of them in a group, an adjugate of width `adjugate_dim` for each.
+    """Routed experts in groups, each group with a small expert of its own that works once per token.
+
+    Args:
+        num_experts: E, routed experts.
+        top_k: K, routed experts per token; in 1..num_experts.
+        hidden_dim: F, width of a routed expert; at least 1.
+        group_size: consecutive experts that share an adjugate; divides `num_experts`.
+        adjugate_dim: width of an adjugate; at least 1.
+        adjugate_scale: factor on what the adjugates return; above 0.
 
     Raises:
-        ValueError: `group_size` does not divide `num_experts`, or a number is out of range.
+        ValueError: a knob is out of its range.
     """
 
     def __init__(
@@ -51,14 +59,14 @@ class Grove(Experts):
         return self.num_experts + self.num_groups
 
     def assign(self, token: Tensor, expert: Tensor, gate: Tensor, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-        nobody = expert == self.num_experts
+        unassigned = expert == self.num_experts
         group = (expert // self.group_size).clamp(max=self.num_groups - 1)
-        place = (token * self.num_groups + group).masked_fill(nobody, num_tokens * self.num_groups)  # (A,)
+        place = (token * self.num_groups + group).masked_fill(unassigned, num_tokens * self.num_groups)  # (A,)
         order, table = torch.arange(len(token), device=token.device), num_tokens * self.num_groups + 1
         first = order.new_full((table,), len(token)).scatter_reduce(0, place, order, "amin")[place] == order
         gates = gate.new_zeros(table).index_add(0, place, gate)[place]
-        adjugate = (group + self.num_experts).masked_fill(nobody | ~first, self.num_computed)
-        expert = expert.masked_fill(nobody, self.num_computed)
+        adjugate = (group + self.num_experts).masked_fill(unassigned | ~first, self.num_computed)
+        expert = expert.masked_fill(unassigned, self.num_computed)
         return torch.cat((token, token)), torch.cat((expert, adjugate)), torch.cat((gate, self.scale * gates))
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:

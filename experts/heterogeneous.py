@@ -16,10 +16,14 @@ from experts.contract import Experts, Stacks, require_pool
 
 @register("experts")
 class Heterogeneous(Experts):
-    """One expert for each entry of `hidden_dims`, which is its width; K of them per token.
+    """Experts of different widths, K of them for each token.
+
+    Args:
+        hidden_dims: the width of every expert, at least 1; as many experts as entries.
+        top_k: K, experts per token; in 1..number of experts.
 
     Raises:
-        ValueError: a width is below 1, there is none, or `top_k` exceeds their number.
+        ValueError: a knob is out of its range.
     """
 
     def __init__(self, dim: int, *, hidden_dims: list[int], top_k: int) -> None:

@@ -14,10 +14,17 @@ from experts.contract import FeedForward, Routed
 
 @register("experts")
 class Latent(Routed):
-    """E, K and F of the routed experts, `shrink` D / Z of their space, width `shared_dim` (0: none).
+    """Experts that work in a narrower space than the model's, between one projection down and one up.
+
+    Args:
+        num_experts: E, routed experts.
+        top_k: K, routed experts per token; in 1..num_experts.
+        hidden_dim: F, width of a routed expert; at least 1.
+        shrink: D / Z, the width of the model over that of their space; divides the former.
+        shared_dim: width of a shared expert in the full space; at least 0, 0: none.
 
     Raises:
-        ValueError: `shrink` does not divide the width of the model, or `shared_dim` is negative.
+        ValueError: a knob is out of its range.
     """
 
     def __init__(

@@ -15,10 +15,16 @@ from experts.contract import Routed, require_pool, row_expert
 
 @register("experts")
 class LongCat(Routed):
-    """`num_ffn` experts of width F and `num_identity` that cost nothing; K of the whole pool per token.
+    """Feed-forward experts and experts that cost nothing in one pool.
+
+    Args:
+        num_ffn: N, feed-forward experts; at least 1.
+        num_identity: Z, experts that return their input; at least 0.
+        top_k: K, experts per token, of the whole pool.
+        hidden_dim: F, width of a feed-forward expert; at least 1.
 
     Raises:
-        ValueError: a number is out of range, or `top_k` exceeds the pool.
+        ValueError: a knob is out of its range.
     """
 
     def __init__(self, dim: int, *, num_ffn: int, num_identity: int, top_k: int, hidden_dim: int) -> None:

@@ -17,10 +17,18 @@ from experts.contract import Routed, require_pool, row_expert
 
 @register("experts")
 class MoEPlusPlus(Routed):
-    """`num_ffn` experts of width F, then `num_zero`, `num_copy` and `num_constant` cheap ones; K of them all per token.
+    """Feed-forward experts and three kinds of cheap ones in one pool.
+
+    Args:
+        num_ffn: feed-forward experts; at least 1.
+        num_zero: experts that return 0; at least 0.
+        num_copy: experts that return their input; at least 0.
+        num_constant: experts that return a mix of their input and a learned vector; at least 0.
+        top_k: K, experts per token, of the whole pool.
+        hidden_dim: F, width of a feed-forward expert; at least 1.
 
     Raises:
-        ValueError: a number is negative, there is no feed-forward expert, or `top_k` exceeds the pool.
+        ValueError: a knob is out of its range.
     """
 
     def __init__(

@@ -15,10 +15,16 @@ from experts.contract import FeedForward, Routed
 
 @register("experts")
 class Residual(Routed):
-    """E, K and F of the routed experts, and the width `dense_dim` of the network that every token sees (0: none).
+    """Coarse experts beside a dense network that every token sees.
+
+    Args:
+        num_experts: E, routed experts.
+        top_k: K, routed experts per token; in 1..num_experts.
+        hidden_dim: F, width of a routed expert; at least 1.
+        dense_dim: width of the dense network; at least 0, 0: none.
 
     Raises:
-        ValueError: `dense_dim` is negative.
+        ValueError: a knob is out of its range.
     """
 
     def __init__(self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int, dense_dim: int) -> None:

@@ -14,10 +14,16 @@ from experts.contract import FeedForward, Routed
 
 @register("experts")
 class SharedGated(Routed):
-    """E, K and F of the routed experts, and the width `shared_dim` of the shared one.
+    """Coarse experts beside a shared one behind a gate of its own.
+
+    Args:
+        num_experts: E, routed experts.
+        top_k: K, routed experts per token; in 1..num_experts.
+        hidden_dim: F, width of a routed expert; at least 1.
+        shared_dim: width of the shared expert; at least 1.
 
     Raises:
-        ValueError: `shared_dim` is below 1.
+        ValueError: a knob is out of its range.
     """
 
     def __init__(self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int, shared_dim: int) -> None:

@@ -23,7 +23,7 @@ class Balancer(nn.Module):
         require("balance", steering, len(steering) <= 1, "only one term may offset the choice")
         self.terms = nn.ModuleDict(terms)
 
-    def fits(self, score: Score) -> None:
+    def check_score(self, score: Score) -> None:
         """Asks every term whether the model's scores tell what it needs.
 
         Raises:
@@ -31,7 +31,7 @@ class Balancer(nn.Module):
         """
         for name, term in self._each().items():
             try:
-                term.fits(score)
+                term.check_score(score)
             except ValueError as error:
                 raise ValueError(f"{name}.{error}") from error
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from app.registry import require
+from routers.assignments import assigned, expert_load, per_token
 
 Causal = Literal["always", "eval", "never"]
 Scope = Literal["token", "sequence", "batch"]
@@ -46,9 +47,9 @@ class Routing(NamedTuple):
     """What flows out: expert[a] computes token[a], its output weighted by gate[a]."""
 
     token: Tensor  # (A,) int64
-    expert: Tensor  # (A,) int64 in 0..E; E means nobody
-    gate: Tensor  # (A,) float32, 0 for nobody
-    kept: Tensor  # (A,) bool, False for nobody and where the capacity dropped the assignment
+    expert: Tensor  # (A,) int64 in 0..E; E: unassigned
+    gate: Tensor  # (A,) float32, 0 where unassigned
+    kept: Tensor  # (A,) bool, False where unassigned and where the capacity dropped the assignment
     logits: Tensor  # (T, E) float32, before the activation
     scores: Tensor  # (T, E) float32, after the activation, without the offset
     valid: Tensor  # (B, S) bool
@@ -126,11 +127,11 @@ class Select(nn.Module):
         raise NotImplementedError
 
 
-class Choice(NamedTuple):
+class Selected(NamedTuple):
     """What was chosen, before anything is dropped."""
 
     token: Tensor  # (A,) int64
-    expert: Tensor  # (A,) int64 in 0..E; E means nobody
+    expert: Tensor  # (A,) int64 in 0..E; E: unassigned
     gate: Tensor  # (A,) float32
     scores: Tensor  # (T, E) float32
     valid: Tensor  # (B, S) bool
@@ -147,8 +148,8 @@ class Drop(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
 
-    def forward(self, choice: Choice) -> Tensor:
-        """Which assignments are computed: (A,) bool, False for nobody."""
+    def forward(self, selected: Selected) -> Tensor:
+        """Which assignments are computed: (A,) bool, False where unassigned."""
         raise NotImplementedError
 
 
@@ -157,8 +158,8 @@ class Balance(nn.Module):
 
     weight: float = 1.0  # of the loss in the total
 
-    def fits(self, score: Score) -> None:
-        """Called when the model is built.
+    def check_score(self, score: Score) -> None:
+        """Refuses a score that this term cannot work with; called when the model is built.
 
         Raises:
             ValueError: the score does not tell what this term needs.
@@ -177,7 +178,7 @@ class Balance(nn.Module):
 
     def observe(self, routings: Sequence[Routing]) -> Tensor:
         """Statistics of one micro-batch that add up over micro-batches and ranks; by default the load (L, E)."""
-        return load(routings)
+        return expert_load(routings)
 
     def update(self, total: Tensor, num_tokens: Tensor) -> None:
         """Called once after every optimizer step with the sum of `observe` and the number of valid tokens."""
@@ -192,89 +193,18 @@ class Balance(nn.Module):
         return self
 
 
-def load(routings: Sequence[Routing]) -> Tensor:
-    """Assignments per layer and expert (L, E) float32, before the drop, without padding."""
-    return torch.stack([count(r.expert, r.logits.size(1)) for r in routings])
+class LossTerm(Balance):
+    """A balance term that is nothing but a loss.
 
+    Args:
+        sizes: of the router.
+        weight: of the loss in the total; at least 0.
 
-def count(expert: Tensor, num_experts: int) -> Tensor:
-    """How often each expert occurs in expert (A,): (E,) float32; nobody (E) is not counted."""
-    ones = torch.ones_like(expert, dtype=torch.float32)
-    return ones.new_zeros(num_experts + 1).scatter_add_(0, expert, ones)[:num_experts]
+    Raises:
+        ValueError: `weight` is negative.
+    """
 
-
-def distribution(scores: Tensor) -> Tensor:
-    """Scores (..., E) normalised over the experts: the P of the f.P losses is the mean of this."""
-    return scores / scores.sum(-1, keepdim=True).clamp_min(1e-20)
-
-
-def sequence_load(routing: Routing) -> Tensor:
-    """Assignments per sequence and expert (B, E) float32, before the drop, without padding."""
-    num_sequences, length = routing.valid.shape
-    num_experts = routing.logits.size(1)
-    sequence = routing.token // length  # (A,)
-    index = (sequence * num_experts + routing.expert).masked_fill(
-        routing.expert == num_experts, num_sequences * num_experts
-    )
-    return count(index, num_sequences * num_experts).view(num_sequences, num_experts)
-
-
-def sequence_sum(values: Tensor, valid: Tensor) -> Tensor:
-    """Sum over the valid tokens of each sequence, of values (T, E): (B, E)."""
-    return torch.einsum("bs,bse->be", valid.to(values.dtype), values.view(*valid.shape, -1))
-
-
-def rank_sum(values: Tensor) -> Tensor:
-    """Sum over all ranks, without gradient; the values themselves where there is one process."""
-    if distributed.is_available() and distributed.is_initialized():
-        values = values.detach().clone()
-        distributed.all_reduce(values)
-    return values
-
-
-def num_ranks() -> int:
-    """How many processes train together."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def assigned(scores: Tensor, token: Tensor, expert: Tensor) -> Tensor:
-    """Scores (T, E) at the assignments: (A,), 0 where expert is E."""
-    num_experts = scores.size(1)
-    index = token * num_experts + expert.clamp(max=num_experts - 1)
-    return scores.flatten().gather(0, index) * (expert < num_experts)
-
-
-def per_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
-    """Sum of values (A,) over the assignments of each token, given back to each assignment: (A,)."""
-    return values.new_zeros(num_tokens).index_add(0, token, values)[token]
-
-
-def rank_in_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
-    """Place of each assignment among those of its token by descending values (A,): (A,) int64 from 0."""
-    order = values.argsort(descending=True, stable=True)
-    order = order[token[order].argsort(stable=True)]  # by token, then by value
-    number = token.new_zeros(num_tokens).scatter_add_(0, token, torch.ones_like(token))
-    place = torch.arange(len(token), device=token.device) - (number.cumsum(0) - number)[token[order]]
-    return torch.empty_like(token).scatter(0, order, place)
-
-
-def assignments(routing: Routing) -> Tensor:
-    """How many experts each token has (T,) int64, before the drop; 0 on padding."""
-    served = (routing.expert < routing.logits.size(1)).long()
-    return served.new_zeros(len(routing.logits)).scatter_add_(0, routing.token, served)
-
-
-def entropy(probabilities: Tensor) -> Tensor:
-    """Entropy in nats over the last dimension; the logarithm is clamped, so the gradient is finite at 0."""
-    return -(probabilities * probabilities.clamp_min(1e-20).log()).sum(-1)
-
-
-def squared_variation(values: Tensor) -> Tensor:
-    """Squared coefficient of variation over the last dimension, var / mean^2; 0 where all values are 0."""
-    mean = values.mean(-1, keepdim=True)
-    return (values - mean).square().mean(-1) / mean.squeeze(-1).square().clamp_min(1e-20)
-
-
-def frozen(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Weights that are never trained: (rows, columns + 1), the bias last, uniform in +-1/sqrt(columns)."""
-    return (2 * torch.rand(rows, columns + 1, generator=generator, device="cpu") - 1) * columns**-0.5
+    def __init__(self, sizes: Sizes, *, weight: float) -> None:
+        super().__init__()
+        require("weight", weight, weight >= 0, "must not be negative")
+        self.weight = weight

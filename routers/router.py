@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from app.registry import require
-from routers.contract import Choice, Context, Drop, Routing, Score, Scored, Select, Sizes, Weigh
+from routers.contract import Context, Drop, Routing, Score, Scored, Select, Selected, Sizes, Weigh
 
 
 class Router(nn.Module):
@@ -31,7 +31,7 @@ class Router(nn.Module):
             token, expert = self._choose(logits, scores, context)  # (A,)
             gate = self.weigh(scores, token, expert)  # (A,)
             with torch.no_grad():
-                kept = self.drop(Choice(token, expert, gate, scores, context.valid, self.top_k, context.seed))  # (A,)
+                kept = self.drop(Selected(token, expert, gate, scores, context.valid, self.top_k, context.seed))  # (A,)
             rows = self.score.directions()  # (E, D')
         return Routing(
             token, expert, gate, kept, logits, scores, context.valid, scored.state, scored.clean, scored.noise_std, rows
@@ -44,5 +44,5 @@ class Router(nn.Module):
         token, expert = self.select(scores, choice, context.valid)
         num_experts = logits.size(1)
         index = token * num_experts + expert.clamp(max=num_experts - 1)
-        nobody = forbidden.flatten()[index] | ~context.valid.flatten()[token]
-        return token, expert.masked_fill(nobody, num_experts)
+        unassigned = forbidden.flatten()[index] | ~context.valid.flatten()[token]
+        return token, expert.masked_fill(unassigned, num_experts)

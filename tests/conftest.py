@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import app.environment  # noqa: F401
-from app.runfolder import plain
+from app.config.compose import as_dict
 
 ROOT = Path(__file__).parent.parent
 NANO = ("model=nano", "tokenizer=bytes", "data.seq_len=32", "data.batch_size=4", "data.micro_batch_size=2",
@@ -37,7 +37,7 @@ def compose(text: Path) -> Callable[..., dict[str, Any]]:
 
     def composed(*overrides: str) -> dict[str, Any]:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return plain(compose("config", ["data=text", f"data.path={text}", *NANO, *overrides]))
+            return as_dict(compose("config", ["data=text", f"data.path={text}", *NANO, *overrides]))
 
     return composed
 

@@ -2,6 +2,9 @@
 
 import ast
 import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,46 +12,145 @@ import pytest
 from app.registry import PACKAGES, find, knobs, names
 
 ROOT = Path(__file__).parent.parent
-LAYERS = {  # who may import whom: the registry first, train.py last
-    "routers": {"routers", "app.registry"},
-    "experts": {"experts", "app.registry"},
-    "app": {"app", "routers", "experts"},
-    "callbacks": {"callbacks", "app", "routers", "experts"},
+ORDER = {  # every folder, and all that it may import beside itself: of those above it only, so there is no circle
+    "app.registry": [],
+    "app.environment": [],
+    "routers": ["app.registry"],
+    "experts": ["app.registry"],
+    "app.model": ["app.registry", "routers", "experts"],
+    "app.data": ["app.registry"],
+    "app.training": ["app.registry", "routers", "experts", "app.model"],
+    "app.config": ["app.registry", "routers", "app.model", "app.training"],
+    "app.runs": ["app.registry", "app.model", "app.data", "app.training", "app.config"],
+    "app.cost": ["app.registry", "experts", "app.model", "app.config", "app.runs"],
+    "app.analysis": ["routers", "experts", "app.model", "app.data", "app.training", "app.runs"],
+    "app.pages": ["app.registry", "app.environment", "routers", "app.model", "app.training", "app.config", "app.cost"],
+    "callbacks": ["app.registry", "routers", "app.model", "app.training", "app.cost", "app.analysis"],
 }
+COMMANDS = {f"app.{path.stem}" for path in (ROOT / "app").glob("*.py")} - ORDER.keys() - {"app.__init__"}
+SOURCES = ("app", "routers", "experts", "callbacks", "benchmarks")
+LONGEST_FILE, LONGEST_FUNCTION, MOST_FUNCTIONS = 250, 30, 15  # lines; the last: of 90 % of the functions
 
 
-def imported(path: Path) -> set[str]:
-    nodes = ast.walk(ast.parse(path.read_text()))
+def files(*folders: str) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+def imported(source: str) -> set[str]:
     found: set[str] = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module else set()
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return {name for name in found if name.split(".")[0] in LAYERS}
+    return {name for name in found if name.split(".")[0] in {"app", "routers", "experts", "callbacks", "benchmarks"}}
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_imports_go_one_way(layer: str) -> None:
-    for path in (ROOT / layer).rglob("*.py"):
-        for name in imported(path):
-            assert any(f"{name}.".startswith(f"{allowed}.") for allowed in LAYERS[layer]), f"{path} imports {name}"
+def inside(name: str, folder: str) -> bool:
+    return f"{name}.".startswith(f"{folder}.")
+
+
+def wrong_imports(source: str, folder: str) -> list[str]:
+    allowed = [folder, *ORDER[folder]]
+    return sorted(name for name in imported(source) if not any(inside(name, each) for each in allowed))
+
+
+@pytest.mark.parametrize("folder", ORDER)
+def test_a_folder_imports_only_what_stands_above_it(folder: str) -> None:
+    path = ROOT / folder.replace(".", "/")
+    for file in [path.with_suffix(".py")] if path.with_suffix(".py").exists() else files(folder.replace(".", "/")):
+        assert not wrong_imports(file.read_text(), folder), f"{file} imports {wrong_imports(file.read_text(), folder)}"
+
+
+def test_the_order_has_no_circle_and_names_every_folder() -> None:
+    known: set[str] = set()
+    for folder, allowed in ORDER.items():
+        assert set(allowed) <= known, f"{folder} may import what stands below it"
+        known.add(folder)
+    folders = {f"app.{path.name}" for path in (ROOT / "app").iterdir() if (path / "__init__.py").exists()}
+    assert folders | {"routers", "experts", "callbacks"} <= known
+
+
+@pytest.mark.parametrize(
+    ("source", "folder", "wrong"),
+    [
+        ("from app.training.module import LanguageModel", "app.model", "app.training.module.LanguageModel"),
+        ("import app.run", "app.runs", "app.run"),
+        ("from app.model.moe import MoE", "routers", "app.model.moe.MoE"),
+        ("def f():\n    from callbacks import draw", "app.analysis", "callbacks.draw"),
+    ],
+)
+def test_a_planted_wrong_import_is_found(source: str, folder: str, wrong: str) -> None:
+    assert wrong_imports(source, folder) == [wrong]
+
+
+def test_nothing_but_train_imports_a_command() -> None:
+    for file in files(*SOURCES):
+        used = {name for name in imported(file.read_text()) for command in COMMANDS if inside(name, command)}
+        assert not used, f"{file} imports the command {used}"
+
+
+def test_the_model_needs_no_lightning() -> None:
+    code = "import sys, app.model.assemble, app.model.upcycle; sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_app_fits_on_a_screen() -> None:
+    inner = [path for path in (ROOT / "app").iterdir() if path.name != "__pycache__"]
+    assert sum(path.is_file() for path in inner) <= 10
+    assert sum(path.is_dir() for path in inner) <= 10
+
+
+def lengths() -> list[tuple[int, str]]:
+    """Lines of every function, its docstring among them, and where it stands."""
+    return [
+        ((node.end_lineno or 0) - node.lineno + 1, f"{file.relative_to(ROOT)}:{node.lineno} {node.name}")
+        for file in [ROOT / "train.py", *files(*SOURCES)]
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+
+def test_files_and_functions_are_short() -> None:
+    for file in [ROOT / "train.py", *files(*SOURCES)]:
+        assert len(file.read_text().splitlines()) <= LONGEST_FILE, file
+    functions = sorted(lengths())
+    assert functions[-1][0] <= LONGEST_FUNCTION, functions[-1]
+    assert functions[int(0.9 * len(functions))][0] <= MOST_FUNCTIONS
+
+
+def test_everything_is_typed() -> None:
+    for file in [ROOT / "train.py", *files(*SOURCES)]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                untyped = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+                assert node.returns is not None and not untyped, f"{file}:{node.lineno} {node.name} {untyped}"
 
 
 def test_no_file_is_a_drawer() -> None:
-    drawers = {"utils.py", "common.py", "helpers.py", "misc.py"}
-    assert not [path for layer in LAYERS for path in (ROOT / layer).rglob("*.py") if path.name in drawers]
+    drawers = {"utils.py", "common.py", "helpers.py", "misc.py", "base.py"}
+    assert not [file for file in files(*SOURCES) if file.name in drawers]
 
 
-def test_every_part_is_found_by_the_name_of_its_file() -> None:
-    for kind in PACKAGES:
-        for name in names(kind):
-            assert find(kind, name).__module__.endswith(f".{name}"), f"{kind} {name}"
+def parts() -> list[tuple[str, str]]:
+    return [(kind, name) for kind in PACKAGES for name in names(kind)]
 
 
-def test_no_knob_has_a_default_in_python() -> None:
-    for kind in PACKAGES:
-        for name in names(kind):
-            cls = find(kind, name)
-            parameters = inspect.signature(cls).parameters
-            assert all(parameters[knob].default is inspect.Parameter.empty for knob in knobs(cls))
+@pytest.mark.parametrize(("kind", "name"), parts())
+def test_a_part_has_the_name_of_its_file_and_no_default_in_python(kind: str, name: str) -> None:
+    cls = find(kind, name)
+    parameters = inspect.signature(cls).parameters
+    assert cls.__module__.endswith(f".{name}")
+    assert all(parameters[knob].default is inspect.Parameter.empty for knob in knobs(cls))
+
+
+@pytest.mark.parametrize(("kind", "name"), parts())
+def test_a_part_says_what_it_does_then_what_its_knobs_mean_then_what_it_raises(kind: str, name: str) -> None:
+    cls = find(kind, name)
+    text = cls.__doc__ or ""
+    order = [text.find(heading) for heading in ("Args:", "Raises:") if heading in text]
+    assert text and not text.startswith("Raises"), f"help({cls.__name__}) does not say what it is"
+    assert order == sorted(order)
+    assert [knob for knob in knobs(cls) if f"\n        {knob}: " not in text] == []

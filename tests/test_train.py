@@ -68,8 +68,8 @@ def test_resuming_passes_over_a_damaged_checkpoint(train: Train, capsys: pytest.
     newest = folder / "checkpoints/step_2.ckpt"
     newest.write_bytes(newest.read_bytes()[:-100])
     train("trainer.max_steps=3", "resume=true")
-    told = capsys.readouterr().err
-    assert "step_2.ckpt is damaged" in told
+    said = capsys.readouterr().err
+    assert "step_2.ckpt is damaged" in said
 
 
 def test_a_checkpoint_of_another_architecture_names_the_parameter(
@@ -96,8 +96,8 @@ MISTAKES = {
     "trainer.precision=fp8": ("trainer.precision=fp8", "bf16-mixed"),
     "seed=-1": ("seed=-1", "4294967295"),
     "seed=0.5": ("seed=0.5", "whole"),
-    "trainer.spike_deviations=-1": ("trainer.spike_deviations=-1", "positive"),
-    "trainer.dead_steps=0": ("trainer.dead_steps=0", "at least 1"),
+    "callbacks=brief callbacks.warnings.spike_deviations=-1": ("callbacks.warnings.spike_deviations=-1", "positive"),
+    "callbacks=brief callbacks.warnings.dead_steps=0": ("callbacks.warnings.dead_steps=0", "at least 1"),
     "trainer.precision=bf16-true": ("trainer.precision=bf16-true", "bf16-mixed"),
     "trainer=ep experts.num_shared=1": ("trainer.ep_size=2", "must divide 15"),
     "trainer=ep experts=dense": ("trainer.ep_size=2", "no stacked experts"),

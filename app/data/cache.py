@@ -40,7 +40,7 @@ def open_corpus(source: Source, tokenizer: Tokenizer, cache_dir: Path) -> Corpus
         with _writing(cache_dir), FileLock(f"{folder}.lock"):
             if not _complete(folder):  # another process may have built it meanwhile
                 _build(source, tokenizer, folder)
-    tokenizer.load(folder)
+    tokenizer.read(folder)
     return Corpus(folder)
 
 

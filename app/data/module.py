@@ -1,6 +1,6 @@
 """The LightningDataModule: one training batch is what this rank does in one optimizer step."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from app.data.order import Order
 from app.data.sources import SPLITS, Source, Split
 from app.data.steps import Endless, HeldOut, TrainSteps, evenly
 from app.data.tokenizers import Tokenizer
-from app.registry import UserError, check, find, knobs, make, unknown
+from app.registry import UserError, check, find, knobs, make, require, unknown
 
 
 def build_data(data: Mapping[str, Any], tokenizer: Mapping[str, Any], seed: int) -> "TokenDataModule":
@@ -46,7 +46,7 @@ class TokenDataModule(LightningDataModule):
     """Rows of a corpus in batches.
 
     A training batch holds all rows of this rank in one optimizer step, micro-batch after micro-batch. The step's rows
-    are cut into micro-batches before these are dealt to the ranks, so the cut is the same on any number of ranks.
+    are cut into micro-batches before these are shared among the ranks, so the cut is the same on any number of ranks.
 
     Training goes on at the trainer's `global_step`, so there is no state of its own to save. The Trainer needs
     `use_distributed_sampler=False`.
@@ -66,17 +66,12 @@ class TokenDataModule(LightningDataModule):
         cache_dir: str,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("seq_len", seq_len, 1),
-            ("batch_size", batch_size, 1),
-            ("micro_batch_size", micro_batch_size, 1),
-            ("val_rows", 1 if val_rows is None else val_rows, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name}={value}: must be at least {least}")
-        if batch_size % micro_batch_size:
-            raise ValueError(f"batch_size={batch_size}: must be a multiple of data.micro_batch_size={micro_batch_size}")
+        for name, value in (("seq_len", seq_len), ("batch_size", batch_size), ("micro_batch_size", micro_batch_size)):
+            require(name, value, value >= 1, "must be at least 1")
+        require("val_rows", val_rows, val_rows is None or val_rows >= 1, "must be at least 1, or null")
+        require("num_workers", num_workers, num_workers >= 0, "must be at least 0")
+        multiple = f"must be a multiple of data.micro_batch_size={micro_batch_size}"
+        require("batch_size", batch_size, batch_size % micro_batch_size == 0, multiple)
         self.source, self.tokenizer, self.seed = source, tokenizer, seed
         self.seq_len, self.batch_size, self.micro_batch_size = seq_len, batch_size, micro_batch_size
         self.val_rows, self.num_workers, self.cache_dir = val_rows, num_workers, Path(cache_dir)
@@ -129,7 +124,7 @@ class TokenDataModule(LightningDataModule):
         """Micro-batches of one rank in one optimizer step.
 
         Raises:
-            UserError: the batch cannot be dealt evenly.
+            UserError: the batch cannot be shared evenly.
         """
         if self.batch_size % (self.micro_batch_size * ranks):
             raise UserError(
@@ -151,6 +146,14 @@ class TokenDataModule(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._held_out("test", None)
+
+    def held_out(self, splits: Iterable[Split], rows: int | None = None) -> Iterator[Batch]:
+        """All rows of the splits in batches, or `rows` evenly spaced ones of every domain; on this process alone."""
+        corpus = self.prepare()
+        for split in splits:
+            chosen = evenly(corpus.rows(split, self.seq_len), rows)
+            batches = HeldOut(corpus, split, chosen, self.seq_len, self.micro_batch_size, 0, 1)
+            yield from (batches[i] for i in range(len(batches)))
 
     def _rank(self) -> tuple[int, int]:
         """This rank's number among those with different data, and how many these are."""

@@ -15,27 +15,30 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from app.registry import register, require
-from routers.contract import (
-    Balance,
-    Routing,
-    Sizes,
-    distribution,
-    num_ranks,
-    rank_sum,
-    sequence_load,
-    sequence_sum,
-)
+from app.registry import register
+from routers.assignments import sequence_load
+from routers.collectives import num_ranks, rank_sum
+from routers.contract import LossTerm, Routing, Sizes
+from routers.distributions import distribution, sequence_sum
 
 
 @register("balance")
-class Aux(Balance):
-    """Raises ValueError if `weight` is negative. A weight w here is w/L per layer where a paper sums over L layers."""
+class Aux(LossTerm):
+    """The balance loss of GShard, Switch and DeepSeekMoE: 1.0 at uniform load, larger where the load is uneven.
+
+    Args:
+        weight: of the term in the total loss; at least 0. A weight w is w/L per layer where a paper sums over its L
+            layers.
+        scope: the tokens over which f and P are formed: `micro` (the micro-batch of a rank), `sequence` or `global`
+            (the batch).
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def __init__(self, sizes: Sizes, *, weight: float, scope: Literal["micro", "sequence", "global"]) -> None:
-        super().__init__()
-        require("weight", weight, weight >= 0, "must not be negative")
-        self.weight, self.scope = weight, scope
+        super().__init__(sizes, weight=weight)
+        self.scope = scope
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
         tokens = routings[0].valid.sum(1)  # (B,)

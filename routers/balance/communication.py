@@ -17,7 +17,17 @@ from routers.contract import Routing
 
 @register("balance")
 class Communication(Device):
-    """As the device-level loss, but with tokens sent instead of assignments."""
+    """The device-level loss of tokens sent instead of assignments: it evens out what travels between devices.
+
+    Args:
+        weight: of the term in the total loss; at least 0.
+        scope: the tokens over which f and P are formed: `micro` (the micro-batch of a rank), `sequence` or `global`
+            (the batch).
+        num_groups: D, devices with equally many experts; divides the number of experts.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def loads(self, routing: Routing) -> Tensor:
         num_experts = routing.logits.size(1)

@@ -18,7 +18,17 @@ from routers.contract import Routing, Sizes
 
 @register("balance")
 class Device(Aux):
-    """Raises ValueError if `num_groups` (D) does not divide the number of experts, or `weight` is negative."""
+    """The balance loss over groups of neighbouring experts: it leaves the experts inside a group free.
+
+    Args:
+        weight: of the term in the total loss; at least 0.
+        scope: the tokens over which f and P are formed: `micro` (the micro-batch of a rank), `sequence` or `global`
+            (the batch).
+        num_groups: D, devices with equally many experts; divides the number of experts.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def __init__(
         self, sizes: Sizes, *, weight: float, scope: Literal["micro", "sequence", "global"], num_groups: int

@@ -12,18 +12,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from app.registry import register, require
-from routers.contract import Balance, Routing, Sizes, squared_variation
+from app.registry import register
+from routers.contract import LossTerm, Routing
+from routers.distributions import squared_variation
 
 
 @register("balance")
-class Importance(Balance):
-    """Raises ValueError if `weight` is negative."""
+class Importance(LossTerm):
+    """Evens out the experts' summed gates, whatever their load.
 
-    def __init__(self, sizes: Sizes, *, weight: float) -> None:
-        super().__init__()
-        require("weight", weight, weight >= 0, "must not be negative")
-        self.weight = weight
+    Args:
+        weight: of the term in the total loss; at least 0.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
         return squared_variation(torch.stack([self._importance(r) for r in routings])).mean()

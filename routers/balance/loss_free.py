@@ -19,7 +19,17 @@ from routers.contract import Balance, Sizes
 
 @register("balance")
 class LossFree(Balance):
-    """Raises ValueError if `rate` (u, in units of a score) is not positive or `freeze_step` is negative."""
+    """Steers the choice by a bias per expert that follows the sign of its violation; adds no loss, so no gradient.
+
+    Args:
+        rate: u, change of a bias per step, in units of a score; above 0.
+        rule: `sign`, or `proportional` to the violation (for softmax scores).
+        recenter: whether the mean bias of a layer is kept at 0.
+        freeze_step: the step from which the biases stay as they are; at least 0, or null: never.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     bias: Tensor
     step: Tensor

@@ -16,7 +16,16 @@ from routers.contract import Balance, Sizes
 
 @register("balance")
 class MomentumBias(Balance):
-    """Raises ValueError if `rate` (u) or `sharpness` (c) is not positive, or `momentum` (a) is not in 0..1."""
+    """Steers the choice by a bias per expert whose change has momentum: smoother than the sign rule.
+
+    Args:
+        rate: u, largest change of a bias per step, in units of a score; above 0.
+        sharpness: c, factor on the violation before tanh; above 0.
+        momentum: a, share of the old change; in 0..1, 1 excluded.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     bias: Tensor
     velocity: Tensor

@@ -12,18 +12,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from app.registry import register, require
-from routers.contract import Balance, Routing, Sizes, distribution, entropy
+from app.registry import register
+from routers.contract import LossTerm, Routing
+from routers.distributions import distribution, entropy
 
 
 @register("balance")
-class MutualInformation(Balance):
-    """Raises ValueError if `weight` is negative."""
+class MutualInformation(LossTerm):
+    """Makes each token sure of its experts and all experts equally likely over the tokens.
 
-    def __init__(self, sizes: Sizes, *, weight: float) -> None:
-        super().__init__()
-        require("weight", weight, weight >= 0, "must not be negative")
-        self.weight = weight
+    Args:
+        weight: of the term in the total loss; at least 0.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
         share = routings[0].valid.flatten() / routings[0].valid.sum().clamp_min(1)  # (T,)

@@ -13,19 +13,21 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import Balance, Routing, Score, Sizes
+from routers.contract import LossTerm, Routing, Score
 
 
 @register("balance")
-class Orthogonality(Balance):
-    """Raises ValueError if `weight` is negative, or if the score's experts have no learned direction."""
+class Orthogonality(LossTerm):
+    """Keeps the experts' directions orthonormal; needs a score that has learned directions.
 
-    def __init__(self, sizes: Sizes, *, weight: float) -> None:
-        super().__init__()
-        require("weight", weight, weight >= 0, "must not be negative")
-        self.weight = weight
+    Args:
+        weight: of the term in the total loss; at least 0.
 
-    def fits(self, score: Score) -> None:
+    Raises:
+        ValueError: a knob is out of its range.
+    """
+
+    def check_score(self, score: Score) -> None:
         name, learned = type(score).__name__, score.directions() is not None
         require("score", name, learned, "has no learned direction per expert; set router/score=linear")
 

@@ -18,7 +18,17 @@ from routers.contract import Balance, Sizes
 
 @register("balance")
 class PID(Balance):
-    """Raises ValueError if `integral` is not positive, another gain is negative or `memory` (m) is not in 0..1."""
+    """Steers the choice by a bias per expert that a PID controller moves.
+
+    Args:
+        proportional: P, gain on the violation, in units of a score; at least 0.
+        integral: I, gain on its sum over the steps; above 0.
+        derivative: D, gain on its change; at least 0.
+        memory: m, share of the old violation in the smoothed one; in 0..1, 1 excluded.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     bias: Tensor
     errors: Tensor

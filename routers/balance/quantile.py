@@ -16,12 +16,22 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import Balance, Routing, Sizes, assignments
+from routers.assignments import experts_per_token
+from routers.contract import Balance, Routing, Sizes
 
 
 @register("balance")
 class Quantile(Balance):
-    """Raises ValueError if `bins` is below 2, `span` is not positive or `memory` is not in 0..1."""
+    """Steers the choice by the bias that would have made the last step's load even.
+
+    Args:
+        bins: of the histogram of an expert; at least 2.
+        span: largest score; above 0. Softmax scores of many experts need less, for finer bins.
+        memory: share of the old bias in the new one; in 0..1, 1 excluded.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     bias: Tensor
 
@@ -56,7 +66,7 @@ class Quantile(Balance):
     def _count(self, routing: Routing, bias: Tensor) -> Tensor:
         num_experts = len(bias)
         choice = (routing.scores + bias).masked_fill(routing.logits == -torch.inf, -torch.inf)  # (T, E)
-        k = assignments(routing)[:, None]  # (T, 1)
+        k = experts_per_token(routing)[:, None]  # (T, 1)
         alpha = choice.sort(-1, descending=True).values.gather(1, k.clamp(max=num_experts - 1))  # (T, 1)
         low, width = self._range(bias)
         bin_ = ((alpha - routing.scores - low) / width).clamp(0, self.bins - 1).long()  # (T, E)

@@ -15,12 +15,22 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import Balance, Routing, Sizes, load
+from routers.assignments import expert_load
+from routers.contract import Balance, Routing, Sizes
 
 
 @register("balance")
 class ReLULambda(Balance):
-    """Raises ValueError if `start` (lambda before the first step) is not positive or `rate` (a) is not above 1."""
+    """Holds the number of experts per token, with the selection `positive`, at the layout's K on average.
+
+    Args:
+        start: lambda before the first step; above 0.
+        rate: a, factor on lambda per step; above 1.
+        balanced: whether the scores of an expert with more load weigh more.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     coefficient: Tensor
 
@@ -36,7 +46,7 @@ class ReLULambda(Balance):
         num_tokens = valid.sum().clamp_min(1)
         each = torch.stack([(r.scores * valid).sum(0) for r in routings]) / num_tokens  # (L, E)
         if self.balanced:
-            each = each * load(routings) / (self.share * num_tokens)
+            each = each * expert_load(routings) / (self.share * num_tokens)
         return self.coefficient.clone() * each.sum(-1).mean()
 
     def update(self, total: Tensor, num_tokens: Tensor) -> None:

@@ -13,12 +13,20 @@ from torch import Tensor
 
 from app.registry import register
 from routers.balance.aux import Aux
-from routers.contract import Routing, Sizes, sequence_sum
+from routers.contract import Routing, Sizes
+from routers.distributions import sequence_sum
 
 
 @register("balance")
 class SeqV3(Aux):
-    """Raises ValueError if `weight` is negative."""
+    """DeepSeek-V3's guard against uneven sequences, beside a bias that evens out the batch.
+
+    Args:
+        weight: of the term in the total loss; at least 0.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def __init__(self, sizes: Sizes, *, weight: float) -> None:
         super().__init__(sizes, weight=weight, scope="sequence")

@@ -14,19 +14,23 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import Balance, Routing, Score, Sizes, assignments, squared_variation
+from routers.assignments import experts_per_token
+from routers.contract import LossTerm, Routing, Score
+from routers.distributions import squared_variation
 
 
 @register("balance")
-class SmoothLoad(Balance):
-    """Raises ValueError if `weight` is negative, or if the score adds no noise."""
+class SmoothLoad(LossTerm):
+    """Evens out the expected load through the noise of the score; needs a score that adds noise.
 
-    def __init__(self, sizes: Sizes, *, weight: float) -> None:
-        super().__init__()
-        require("weight", weight, weight >= 0, "must not be negative")
-        self.weight = weight
+    Args:
+        weight: of the term in the total loss; at least 0.
 
-    def fits(self, score: Score) -> None:
+    Raises:
+        ValueError: a knob is out of its range.
+    """
+
+    def check_score(self, score: Score) -> None:
         name = type(score).__name__
         require("score", name, score.noisy, "adds no noise to its logits, as smooth_load needs; set router/score=noisy")
 
@@ -35,7 +39,7 @@ class SmoothLoad(Balance):
 
     def _load(self, routing: Routing) -> Tensor:
         assert routing.clean is not None and routing.noise_std is not None, "a noisy score tells both in training"
-        k = assignments(routing)[:, None]  # (T, 1)
+        k = experts_per_token(routing)[:, None]  # (T, 1)
         ordered = routing.logits.sort(-1, descending=True).values  # (T, E)
         ordered = torch.cat([ordered, ordered.new_full((len(ordered), 1), -torch.inf)], -1)  # (T, E+1)
         inside = routing.logits > ordered.gather(1, k)  # (T, E): among the k best

@@ -20,7 +20,15 @@ from routers.contract import Balance, Routing, Sizes
 
 @register("balance")
 class Threshold(Balance):
-    """Raises ValueError if `memory` (m) is not in 0..1."""
+    """Gives every expert a threshold on its scores, a running quantile; needs the selection `positive`.
+
+    Args:
+        memory: m, share of the old threshold in the new one; in 0..1, 1 excluded.
+        start: tau before the first step, in units of a score.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     tau: Tensor
     step: Tensor

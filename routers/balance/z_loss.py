@@ -10,18 +10,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from app.registry import register, require
-from routers.contract import Balance, Routing, Sizes
+from app.registry import register
+from routers.contract import LossTerm, Routing
 
 
 @register("balance")
-class ZLoss(Balance):
-    """Raises ValueError if `weight` is negative (the paper uses 0.001)."""
+class ZLoss(LossTerm):
+    """Keeps the logits small; balances nothing by itself.
 
-    def __init__(self, sizes: Sizes, *, weight: float) -> None:
-        super().__init__()
-        require("weight", weight, weight >= 0, "must not be negative")
-        self.weight = weight
+    Args:
+        weight: of the term in the total loss; at least 0 (0.001 in the paper).
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
         valid = routings[0].valid.flatten()  # (T,)

@@ -17,12 +17,24 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import Choice, Drop, Sizes, assigned, count, rank_in_token
+from routers.assignments import assigned, count, rank_in_token
+from routers.contract import Drop, Selected, Sizes
 
 
 @register("drop")
 class Capacity(Drop):
-    """Raises ValueError if `factor` is not positive or `exempt` is not in 0..1."""
+    """Drops the assignments of an expert beyond its capacity, a constant of the shape.
+
+    Args:
+        factor: places of an expert, in units of its mean load; above 0.
+        order: who is served first: `position` (causal), `choice` (first choices first) or `score` (highest scores
+            first).
+        exempt: share of the training sequences that is never dropped; in 0..1.
+        eval: whether it drops at evaluation too.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     scope = "batch"
 
@@ -41,30 +53,30 @@ class Capacity(Drop):
         self.factor, self.order, self.exempt, self.at_eval = factor, order, exempt, eval
         self.causal = "always" if order == "position" else "never" if eval else "eval"
 
-    def forward(self, choice: Choice) -> Tensor:
-        num_tokens, num_experts = choice.scores.shape
-        served = choice.expert < num_experts
+    def forward(self, selected: Selected) -> Tensor:
+        num_tokens, num_experts = selected.scores.shape
+        served = selected.expert < num_experts
         if not (self.training or self.at_eval):
             return served
-        capacity = math.ceil(self.factor * num_tokens * choice.top_k / num_experts)
-        first = self._key(choice).argsort(stable=True)
-        first = first[choice.expert[first].argsort(stable=True)]  # by expert, then by who comes first
-        load = count(choice.expert, num_experts + 1).long()
-        place = torch.arange(len(first), device=first.device) - (load.cumsum(0) - load)[choice.expert[first]]
+        capacity = math.ceil(self.factor * num_tokens * selected.top_k / num_experts)
+        first = self._key(selected).argsort(stable=True)
+        first = first[selected.expert[first].argsort(stable=True)]  # by expert, then by who comes first
+        load = count(selected.expert, num_experts + 1).long()
+        place = torch.arange(len(first), device=first.device) - (load.cumsum(0) - load)[selected.expert[first]]
         fits = torch.empty_like(served).scatter(0, first, place < capacity)
-        return served & (fits | self._exempted(choice))
+        return served & (fits | self._exempted(selected))
 
-    def _key(self, choice: Choice) -> Tensor:
+    def _key(self, selected: Selected) -> Tensor:
         """What is served first has the lowest key: (A,)."""
-        num_sequences, length = choice.valid.shape
+        num_sequences, length = selected.valid.shape
         if self.order == "position":
-            return choice.token % length * num_sequences + choice.token // length
-        score = assigned(choice.scores, choice.token, choice.expert)
+            return selected.token % length * num_sequences + selected.token // length
+        score = assigned(selected.scores, selected.token, selected.expert)
         if self.order == "score":
             return -score
-        return rank_in_token(score, choice.token, len(choice.scores)) * len(choice.scores) + choice.token
+        return rank_in_token(score, selected.token, len(selected.scores)) * len(selected.scores) + selected.token
 
-    def _exempted(self, choice: Choice) -> Tensor:
-        num_sequences, length = choice.valid.shape
-        drawn = torch.rand(num_sequences, generator=torch.Generator().manual_seed(choice.seed))
-        return (drawn.to(choice.token.device) < (self.exempt if self.training else 0))[choice.token // length]
+    def _exempted(self, selected: Selected) -> Tensor:
+        num_sequences, length = selected.valid.shape
+        drawn = torch.rand(num_sequences, generator=torch.Generator().manual_seed(selected.seed))
+        return (drawn.to(selected.token.device) < (self.exempt if self.training else 0))[selected.token // length]

@@ -3,12 +3,12 @@
 from torch import Tensor
 
 from app.registry import register
-from routers.contract import Choice, Drop
+from routers.contract import Drop, Selected
 
 
 @register("drop")
 class NoDrop(Drop):
-    """Keeps all."""
+    """Keeps every assignment, however uneven the load."""
 
-    def forward(self, choice: Choice) -> Tensor:
-        return choice.expert < choice.scores.size(1)  # (A,)
+    def forward(self, selected: Selected) -> Tensor:
+        return selected.expert < selected.scores.size(1)  # (A,)

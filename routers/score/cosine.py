@@ -19,7 +19,16 @@ EPS = 1e-6  # a token shorter than this counts as having no direction
 
 @register("score")
 class Cosine(Score):
-    """Raises ValueError if `proj_dim` (P) is below 1, or not 0 < `min_tau` <= `tau` (its first value)."""
+    """Scores by the angle between a token and an expert's embedding, over a learned temperature.
+
+    Args:
+        proj_dim: P, width in which the angle is taken; at least 1, or null: the model's, without a projection.
+        tau: first value of the temperature.
+        min_tau: below which the temperature never acts; above 0 and at most `tau`.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def __init__(self, sizes: Sizes, *, proj_dim: int | None, tau: float, min_tau: float) -> None:
         super().__init__()

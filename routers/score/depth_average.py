@@ -16,7 +16,14 @@ from routers.contract import Context, Score, Scored, Sizes
 
 @register("score")
 class DepthAverage(Score):
-    """Raises ValueError if `state_dim` (P; 256 in ZAYA1) is below 1."""
+    """Scores a state that averages the tokens' projections over the layers below.
+
+    Args:
+        state_dim: P, width of the state; at least 1 (256 in ZAYA1).
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def __init__(self, sizes: Sizes, *, state_dim: int) -> None:
         super().__init__()

@@ -40,7 +40,19 @@ class Recurrence(nn.Module):
 
 @register("score")
 class GRU(Score):
-    """Raises ValueError if `state_dim` (P; the paper uses 128) is below 1 or `residual` is negative."""
+    """Scores a recurrent state that runs over the layers; all layers share its cell.
+
+    Args:
+        state_dim: P, width of the state; at least 1 (128 in the paper).
+        cell: `gru`, `rnn` or `lstm`.
+        shared_projection: whether all layers share one projection D -> P.
+        stateless: whether every layer starts at h = 0.
+        detach: whether the gradient to the layers below is cut.
+        residual: factor on the logits of the layer below, added to a layer's own; at least 0.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def __init__(
         self,

@@ -20,7 +20,17 @@ from routers.contract import Context, Score, Scored, Sizes
 
 @register("score")
 class Hash(Score):
-    """Raises ValueError if `k` (experts per id) is not in 1..num_experts."""
+    """Fixes the experts of a token by a table over its id.
+
+    Args:
+        k: experts per id; in 1..num_experts.
+        kind: `random`, or `balanced` over neighbouring ids.
+        learned: whether a linear router weighs the experts of the table.
+        seed: of the tables.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     table: Tensor
 

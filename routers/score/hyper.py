@@ -12,12 +12,21 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from app.registry import register, require
-from routers.contract import Context, Score, Scored, Sizes, frozen
+from routers.contract import Context, Score, Scored, Sizes
+from routers.frozen import frozen
 
 
 @register("score")
 class Hyper(Score):
-    """Raises ValueError if `hidden_dim` (of the fixed network) is below 1."""
+    """Generates a linear router by a fixed random network from a learned embedding.
+
+    Args:
+        hidden_dim: width of the fixed network; at least 1.
+        seed: of the fixed network.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     inner: Tensor
     outer: Tensor

@@ -16,7 +16,15 @@ from routers.score.linear import Linear
 
 @register("score")
 class Jitter(Linear):
-    """As linear, but jittered. Raises ValueError if `eps` is not in 0..1."""
+    """Scores linearly, in training with an input that is jittered.
+
+    Args:
+        bias: whether every expert has a learned constant.
+        eps: the input is multiplied by U(1 - eps, 1 + eps); in 0..1.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def __init__(self, sizes: Sizes, *, bias: bool, eps: float) -> None:
         super().__init__(sizes, bias=bias)

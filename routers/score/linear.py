@@ -11,7 +11,11 @@ from routers.contract import Context, Score, Scored, Sizes
 
 @register("score")
 class Linear(Score):
-    """`bias` adds one constant per expert, as the gates of Shazeer's code and of RMoE's enwik8 runs do."""
+    """Scores by one learned direction per expert.
+
+    Args:
+        bias: whether every expert has a learned constant, as in the gates of Shazeer's code and of RMoE's enwik8 runs.
+    """
 
     def __init__(self, sizes: Sizes, *, bias: bool) -> None:
         super().__init__()

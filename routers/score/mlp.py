@@ -17,7 +17,15 @@ from routers.contract import Context, Score, Scored, Sizes
 
 @register("score")
 class MLP(Score):
-    """Raises ValueError if `hidden_dim` (H) is below 1."""
+    """Scores by a two-layer network without biases.
+
+    Args:
+        hidden_dim: H; at least 1.
+        activation: of the hidden layer: `relu`, `gelu`, `silu` or `tanh`.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def __init__(self, sizes: Sizes, *, hidden_dim: int, activation: Literal["relu", "gelu", "silu", "tanh"]) -> None:
         super().__init__()

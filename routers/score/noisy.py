@@ -17,7 +17,14 @@ from routers.contract import Context, Score, Scored, Sizes
 
 @register("score")
 class Noisy(Score):
-    """Raises ValueError if `min_std` is negative."""
+    """Scores linearly, in training with Gaussian noise of a learned width.
+
+    Args:
+        min_std: added to the width of the noise; at least 0.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     noisy = True
 

@@ -12,12 +12,17 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from app.registry import register
-from routers.contract import Context, Score, Scored, Sizes, frozen
+from routers.contract import Context, Score, Scored, Sizes
+from routers.frozen import frozen
 
 
 @register("score")
 class Random(Score):
-    """Two layers, or two seeds, have different weights."""
+    """Scores by a linear router that is drawn once and never trained.
+
+    Args:
+        seed: of the weights; two layers differ, too.
+    """
 
     weight: Tensor
 

@@ -15,7 +15,7 @@ from routers.contract import Context, Score, Scored, Sizes
 
 @register("score")
 class Residual(Score):
-    """The state is the logits, so its width is E."""
+    """Scores linearly and adds a map of the logits of the layer below; the state is the logits, of width E."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()

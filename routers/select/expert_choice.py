@@ -16,7 +16,14 @@ from routers.contract import Select, Sizes
 
 @register("select")
 class ExpertChoice(Select):
-    """Raises ValueError if `k` (experts per token on average) is not in 1..num_experts."""
+    """Lets every expert take its best tokens; a token gets 0..E experts, and the load is even.
+
+    Args:
+        k: experts per token on average; in 1..num_experts.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     causal = "never"
     scope = "batch"

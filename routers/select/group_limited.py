@@ -21,7 +21,17 @@ from routers.contract import Select, Sizes
 
 @register("select")
 class GroupLimited(Select):
-    """Raises ValueError if `groups` is not in 1..num_experts, or k experts do not fit into `limit` groups."""
+    """Takes the k best experts of a token out of its best groups, so that few devices see it.
+
+    Args:
+        k: experts per token; in 1..num_experts.
+        groups: that the experts are split into; in 1..num_experts.
+        limit: groups that a token may use; they must hold k experts.
+        score: of a group: `max` (DeepSeek-V2) or `top2`, the sum of its two best (V3).
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     members: Tensor
     group: Tensor

@@ -16,7 +16,15 @@ from routers.contract import Select, Sizes
 
 @register("select")
 class Grouped(Select):
-    """Raises ValueError if `groups` does not divide k, or a group has fewer experts than its share."""
+    """Takes the best k / groups experts of every group, so that all devices work alike.
+
+    Args:
+        k: experts per token; in 1..num_experts.
+        groups: that each give k / groups experts; divides k, or null: k groups.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     k: int
 

@@ -15,7 +15,7 @@ from routers.contract import Select, Sizes
 
 @register("select")
 class Positive(Select):
-    """A token without an expert passes the layer by its residual (and shared experts) alone."""
+    """Takes every expert whose score (with its offset) is positive; a token gets 0..E experts."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()

@@ -5,8 +5,8 @@
 
 Wen et al. 2025, arXiv 2511.06494, section 3: every token gets at least one and at most k + 2 experts. The online form
 looks back only, so evaluation is causal and training is not; it never takes back an expert of an earlier token, so its
-mean may differ from k. How `min_k` and `max_k` meet the budget is our reading: a token's best `min_k` pairs come first,
-and those beyond its best `max_k` do not compete.
+mean may differ from k. How `min_k` and `max_k` keep to the budget is our reading: a token's best `min_k` pairs come
+first, and those beyond its best `max_k` do not compete.
 """
 
 import torch
@@ -19,7 +19,16 @@ from routers.contract import Select, Sizes
 
 @register("select")
 class SeqTopK(Select):
-    """Raises ValueError if not 0 <= `min_k` <= `k` <= `max_k` <= num_experts; `max_k` null: k + 2, or all."""
+    """Takes the best pairs of a sequence, k for each token on average.
+
+    Args:
+        k: experts per token on average over a sequence; in 1..num_experts.
+        min_k: experts per token at least; in 0..k.
+        max_k: experts per token at most; in k..num_experts, or null: k + 2, or all.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     causal = "eval"
     scope = "sequence"

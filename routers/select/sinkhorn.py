@@ -18,7 +18,15 @@ from routers.select.top_k import TopK
 
 @register("select")
 class Sinkhorn(TopK):
-    """As top_k, but on balanced scores in training. Raises ValueError if `rounds` is below 1."""
+    """Takes the k best experts, in training by scores that were balanced over the batch.
+
+    Args:
+        k: experts per token; in 1..num_experts.
+        rounds: of scaling columns and rows; at least 1.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     causal = "eval"
     scope = "batch"

@@ -12,7 +12,14 @@ from routers.contract import Select, Sizes
 
 @register("select")
 class TopK(Select):
-    """Raises ValueError if `k` (experts per token) is not in 1..num_experts."""
+    """Takes the k best experts of every token.
+
+    Args:
+        k: experts per token; in 1..num_experts.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     k: int
 

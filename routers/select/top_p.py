@@ -12,12 +12,22 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import Select, Sizes, distribution
+from routers.contract import Select, Sizes
+from routers.distributions import distribution
 
 
 @register("select")
 class TopP(Select):
-    """Raises ValueError if `p` is not in 0..1, or not 1 <= `min_k` <= `max_k` <= num_experts."""
+    """Takes the fewest experts whose probabilities sum to more than p.
+
+    Args:
+        p: probability to be exceeded; in 0..1.
+        min_k: experts per token at least; at least 1.
+        max_k: experts per token at most; in min_k..num_experts, or null: all.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def __init__(self, sizes: Sizes, *, p: float, min_k: int, max_k: int | None) -> None:
         super().__init__()

@@ -13,7 +13,15 @@ from routers.contract import Weigh
 
 @register("weigh")
 class ReLU(Weigh):
-    """Scores are not negative and not bounded."""
+    """Weighs by the positive part of the logit: scores are not negative and not bounded.
+
+    Args:
+        normalize: whether the gates of a token are divided by their sum.
+        scale: factor on every gate; above 0.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.relu()  # (T, E)

@@ -12,7 +12,15 @@ from routers.contract import Weigh
 
 @register("weigh")
 class Sigmoid(Weigh):
-    """Scores lie in 0..1 and have no fixed sum."""
+    """Weighs each expert alone: scores lie in 0..1 and have no fixed sum.
+
+    Args:
+        normalize: whether the gates of a token are divided by their sum.
+        scale: factor on every gate; above 0.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()  # (T, E)

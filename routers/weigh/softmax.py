@@ -13,7 +13,15 @@ from routers.contract import Weigh
 
 @register("weigh")
 class Softmax(Weigh):
-    """Scores of a token sum to 1."""
+    """Weighs by the softmax over all experts: the scores of a token sum to 1.
+
+    Args:
+        normalize: whether the gates of a token are divided by their sum.
+        scale: factor on every gate; above 0.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1)  # (T, E)

@@ -14,12 +14,20 @@ import torch
 from torch import Tensor
 
 from app.registry import register
-from routers.contract import Sizes, Weigh, assigned, rank_in_token
+from routers.assignments import assigned, rank_in_token
+from routers.contract import Sizes, Weigh
 
 
 @register("weigh")
 class SparseMixer(Weigh):
-    """Gates of a token are not normalised over its experts. Raises ValueError if `scale` is not positive."""
+    """Weighs each choice by a softmax over what is left, with the gradient of a sampled choice; never normalised.
+
+    Args:
+        scale: factor on every gate; above 0.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def __init__(self, sizes: Sizes, *, scale: float) -> None:
         super().__init__(sizes, normalize=False, scale=scale)

@@ -14,7 +14,16 @@ from routers.contract import Weigh
 
 @register("weigh")
 class SqrtSoftplus(Weigh):
-    """Scores are positive: about sqrt(logit) for large logits, exp(logit / 2) for small ones."""
+    """Weighs each expert alone, without an upper bound: about sqrt(logit) for large logits, exp(logit / 2) for small
+    ones.
+
+    Args:
+        normalize: whether the gates of a token are divided by their sum.
+        scale: factor on every gate; above 0.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     def scores(self, logits: Tensor) -> Tensor:
         return functional.softplus(logits).clamp_min(1e-12).sqrt()  # (T, E)

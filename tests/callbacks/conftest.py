@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from app.build import build_callbacks, build_logger, build_module
+from app.config.build import build_callbacks, build_logger, build_module
+from app.config.compose import as_dict
 from app.data.module import TokenDataModule
 from app.data.tokenizers.bytes import Bytes
-from app.runfolder import plain
-from app.training import LanguageModel
+from app.training.module import LanguageModel
 from tests.app.data.toy import CONF, Toy
 
 NANO = ("model=nano", "tokenizer=bytes", "schedule.warmup_steps=1")
@@ -24,7 +24,7 @@ NANO = ("model=nano", "tokenizer=bytes", "schedule.warmup_steps=1")
 
 def read_config(*overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return plain(compose("config", overrides=[*NANO, *overrides]))
+        return as_dict(compose("config", overrides=[*NANO, *overrides]))
 
 
 class Run:

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from app.registry import check, find
-from app.training import LanguageModel
+from app.training.module import LanguageModel
 from callbacks.expert_pictures import ExpertPictures
 from callbacks.expert_scalars import ExpertScalars
 from callbacks.progress import ProgressLine, clock
+from callbacks.routing_callback import RoutingCallback
 from callbacks.samples import Samples
-from callbacks.watcher import Watcher, table
+from callbacks.writing import table
 from tests.callbacks.conftest import Start, read_config
 
 OFTEN = ("callbacks.expert_pictures.every=2", "callbacks.samples.every=2", "callbacks.samples.num_tokens=3")
@@ -55,19 +56,19 @@ def test_training_does_not_notice_that_it_is_watched(start: Start, tmp_path) -> 
     parts: list[lightning.Callback] = [samples, ExpertScalars(), ExpertPictures(every=1, top=3.0), watched]
     run = start(callbacks=parts, folder=tmp_path / "watched")
     assert watched.seen == alone.seen
-    assert not run.module.watchers
+    assert not run.module.routing_hooks
 
 
-class Count(Watcher):
+class Count(RoutingCallback):
     """How many tokens were seen, in training and in validation."""
 
     def __init__(self) -> None:
         self.training = self.validation = 0
 
-    def watch_training(self, routings, batch) -> None:
+    def on_training_routings(self, routings, batch) -> None:
         self.training += int(batch["valid"].sum())
 
-    def watch_validation(self, routings, batch) -> None:
+    def on_validation_routings(self, routings, batch) -> None:
         self.validation += int(batch["valid"].sum())
 
 
@@ -146,6 +147,6 @@ def test_the_history_of_the_load_is_resumed() -> None:
     (lambda: ExpertPictures(every=1, top=0.0), "top=0.0: must be positive"),
     (lambda: Samples(every=1, prompts=[], num_tokens=1, temperature=0.0), "prompts"),
 ])  # fmt: skip
-def test_a_knob_out_of_range_is_told(build, line: str) -> None:
+def test_a_knob_out_of_range_is_refused(build, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         build()

@@ -4,7 +4,7 @@ from math import comb
 
 import pytest
 
-from app.cells import DEEPSEEK, NOT_REPRODUCED, counted
+from app.pages.cells import DEEPSEEK, NOT_REPRODUCED, counted
 
 MISSED = [cell for cell in NOT_REPRODUCED if cell.experiment.startswith("deepseek")]
 IDS = {"ids": lambda cell: f"{cell.experiment}-{cell.quantity}-{cell.convention}".replace(" ", "_")}

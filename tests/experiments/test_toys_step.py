@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from app.assemble import build_model
-from app.compose import CONF, composed
+from app.config.compose import CONF, composed
+from app.model.assemble import build_model
 
 TOYS = sorted(path.stem for path in (CONF / "experiment" / "toy").glob("*.yaml"))
 V, B, S = 64, 2, 16

@@ -7,9 +7,12 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from experts import grouped
+from experts.grouped.cpu import bmm_swiglu
+from experts.grouped.cuda import grouped_mm_swiglu
+from experts.grouped.planning import _padded
 
 T, D, E, K, H = 40, 16, 5, 2, 8
-CALL_ROWS = pytest.mark.parametrize("call_rows", [0, 100], ids=["unpadded", "padded"])
+CALL_ROWS = pytest.mark.parametrize("rows_per_product", [0, 100], ids=["unpadded", "padded"])
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +25,7 @@ def fixed_k() -> tuple[Tensor, Tensor]:
 
 
 def any_order() -> tuple[Tensor, Tensor]:
-    """Tokens out of order as in expert choice, some without an expert, some assignments nobody's."""
+    """Tokens out of order as in expert choice, some without an expert, some assignments unassigned."""
     return torch.randint(0, E + 1, (70,)), torch.randint(0, T - 3, (70,))
 
 
@@ -30,7 +33,7 @@ def one_expert() -> tuple[Tensor, Tensor]:
     return torch.full((T,), 3), torch.arange(T)
 
 
-def nobody() -> tuple[Tensor, Tensor]:
+def unassigned() -> tuple[Tensor, Tensor]:
     return torch.full((T,), E), torch.arange(T)
 
 
@@ -44,8 +47,10 @@ def leaves(num_assignments: int, dtype: torch.dtype = torch.float64) -> list[Ten
     return [torch.randn(shape, dtype=dtype).div_(2).requires_grad_() for shape in shapes]
 
 
-def layer(expert: Tensor, token: Tensor, x: Tensor, gate: Tensor, w_in: Tensor, w_out: Tensor, call_rows: int = 0):
-    plan = grouped.plan(expert, token, len(w_in), len(x), call_rows)
+def layer(
+    expert: Tensor, token: Tensor, x: Tensor, gate: Tensor, w_in: Tensor, w_out: Tensor, rows_per_product: int = 0
+):
+    plan = grouped.plan(expert, token, len(w_in), len(x), rows_per_product)
     y = grouped.swiglu(grouped.dispatch(x, plan), plan.ends, w_in, w_out)
     return grouped.combine(y, gate, plan)
 
@@ -63,29 +68,28 @@ def with_gradients(y: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 @CALL_ROWS
-@pytest.mark.parametrize("case", [fixed_k, any_order, one_expert, nobody, no_assignment])
-def test_output_and_all_gradients_equal_the_dense_definition(case, call_rows):
+@pytest.mark.parametrize("case", [fixed_k, any_order, one_expert, unassigned, no_assignment])
+def test_output_and_all_gradients_equal_the_dense_definition(case, rows_per_product):
     expert, token = case()
     inputs = leaves(len(expert))
-    ours = with_gradients(layer(expert, token, *inputs, call_rows), inputs)
+    ours = with_gradients(layer(expert, token, *inputs, rows_per_product), inputs)
     torch.testing.assert_close(ours, with_gradients(dense(expert, token, *inputs), inputs))
 
 
 @CALL_ROWS
-def test_gradients_equal_finite_differences(call_rows):
+def test_gradients_equal_finite_differences(rows_per_product):
     expert, token = any_order()
     assert torch.autograd.gradcheck(
-        lambda *inputs: layer(expert, token, *inputs, call_rows), leaves(len(expert)), fast_mode=True
+        lambda *inputs: layer(expert, token, *inputs, rows_per_product), leaves(len(expert)), fast_mode=True
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cpu_products_equal_grouped_mm_and_nobodys_rows_are_zero(dtype):
-    ends = torch.tensor([7, 7, 20, 31, 33], dtype=torch.int32)  # 7 rows left for nobody
+def test_cpu_products_equal_grouped_mm_and_unassigned_rows_are_zero(dtype):
+    ends = torch.tensor([7, 7, 20, 31, 33], dtype=torch.int32)  # 7 rows left over
     x, _, w_in, w_out = leaves(0, dtype)
     results = [
-        with_gradients(swiglu(x, ends, w_in, w_out), [x, w_in, w_out])
-        for swiglu in (grouped.bmm_swiglu, grouped.grouped_mm_swiglu)
+        with_gradients(swiglu(x, ends, w_in, w_out), [x, w_in, w_out]) for swiglu in (bmm_swiglu, grouped_mm_swiglu)
     ]
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
@@ -93,8 +97,8 @@ def test_cpu_products_equal_grouped_mm_and_nobodys_rows_are_zero(dtype):
         assert y[33:].eq(0).all() and grad_x[33:].eq(0).all()
 
 
-@pytest.mark.parametrize("swiglu", [grouped.bmm_swiglu, grouped.grouped_mm_swiglu])
-def test_what_stands_in_nobodys_rows_reaches_no_weight(swiglu):
+@pytest.mark.parametrize("swiglu", [bmm_swiglu, grouped_mm_swiglu])
+def test_what_stands_in_unassigned_rows_reaches_no_weight(swiglu):
     ends = torch.tensor([7, 7, 20, 31, 33], dtype=torch.int32)
     x, _, w_in, w_out = leaves(0, torch.bfloat16)
     before = with_gradients(swiglu(x, ends, w_in, w_out), [w_in, w_out])[1:]
@@ -103,22 +107,22 @@ def test_what_stands_in_nobodys_rows_reaches_no_weight(swiglu):
 
 
 @CALL_ROWS
-def test_bfloat16_stays_close_to_float64(call_rows):
+def test_bfloat16_stays_close_to_float64(rows_per_product):
     expert, token = any_order()
     inputs = leaves(len(expert))
     low = [t.detach().bfloat16().requires_grad_() for t in inputs]
     reference = with_gradients(dense(expert, token, *inputs), inputs)
-    for ours, exact in zip(with_gradients(layer(expert, token, *low, call_rows), low), reference, strict=True):
+    for ours, exact in zip(with_gradients(layer(expert, token, *low, rows_per_product), low), reference, strict=True):
         assert (ours - exact).norm() < 0.02 * exact.norm()
 
 
 @CALL_ROWS
-def test_the_result_is_bitwise_the_same_twice_and_under_deterministic_algorithms(call_rows):
+def test_the_result_is_bitwise_the_same_twice_and_under_deterministic_algorithms(rows_per_product):
     expert, token = any_order()
     inputs = leaves(len(expert), torch.float32)
 
     def run() -> tuple[Tensor, ...]:
-        return with_gradients(layer(expert, token, *inputs, call_rows), inputs)
+        return with_gradients(layer(expert, token, *inputs, rows_per_product), inputs)
 
     first, second = run(), run()
     torch.use_deterministic_algorithms(True)
@@ -158,10 +162,10 @@ def test_fixed_k_compiles_without_a_graph_break(dtype):
 
 
 @CALL_ROWS
-def test_nobodys_assignments_add_nothing_even_when_an_expert_copies_every_row(call_rows):
+def test_the_unassigned_add_nothing_even_when_an_expert_copies_every_row(rows_per_product):
     expert, token = any_order()
     x, gate, *_ = leaves(len(expert))
-    plan = grouped.plan(expert, token, E, T, call_rows)
+    plan = grouped.plan(expert, token, E, T, rows_per_product)
     ours = with_gradients(grouped.combine(grouped.dispatch(x, plan), gate, plan), [x, gate])
     kept = gate * (expert < E)
     reference = with_gradients(torch.zeros_like(x).index_add(0, token, x[token] * kept[:, None]), [x, gate])
@@ -169,6 +173,6 @@ def test_nobodys_assignments_add_nothing_even_when_an_expert_copies_every_row(ca
 
 
 def test_neighbours_share_a_size_where_that_costs_less_than_a_call():
-    assert grouped._padded([60, 100, 500, 1], call_rows=64) == [128, 128, 512, 64]
-    assert grouped._padded([60, 100, 500, 1], call_rows=10_000) == [512] * 4
-    assert grouped._padded([0, 0, 65], call_rows=0) == [0, 0, 128]
+    assert _padded([60, 100, 500, 1], rows_per_product=64) == [128, 128, 512, 64]
+    assert _padded([60, 100, 500, 1], rows_per_product=10_000) == [512] * 4
+    assert _padded([0, 0, 65], rows_per_product=0) == [0, 0, 128]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from app.moe import MoE
+from app.model.moe import MoE
 from app.registry import find, knobs, names
 from experts import grouped
 from experts.contract import Experts, FeedForward, Stack
@@ -249,10 +249,10 @@ def test_grove_computes_an_adjugate_once_for_a_token_that_has_two_experts_of_its
     token, expert = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1, 0, 4, 3, 6])
     gate = torch.tensor([0.5, 0.25, 0.125, 0.5, 0.25])
     token, expert, gate = layout.assign(token, expert, gate, num_tokens=2)
-    nobody = layout.num_computed
-    assert expert.tolist() == [1, 0, 4, 3, nobody, 6, nobody, 8, 7, nobody]
+    unassigned = layout.num_computed
+    assert expert.tolist() == [1, 0, 4, 3, unassigned, 6, unassigned, 8, 7, unassigned]
     assert token.tolist() == [0, 0, 0, 1, 1] * 2
-    assert gate[expert < nobody].tolist() == [0.5, 0.25, 0.125, 0.5, 0.375, 0.0625, 0.25]
+    assert gate[expert < unassigned].tolist() == [0.5, 0.25, 0.125, 0.5, 0.375, 0.0625, 0.25]
 
 
 def test_grove_counts_the_groups_that_a_token_meets_on_average():

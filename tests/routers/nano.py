@@ -7,10 +7,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from app import zoo
-from app.moe import MoE
+from app.config.parts import build_part, defaults, router_of
+from app.model.config import ModelConfig
+from app.model.moe import MoE
+from app.model.transformer import Transformer
 from app.registry import make
-from app.transformer import ModelConfig, Transformer
 from experts.contract import Experts
 from routers.balancer import Balancer
 from routers.contract import Balance, Context, Routing, Sizes
@@ -25,7 +26,7 @@ CONFIG = ModelConfig(**OmegaConf.to_container(OmegaConf.load("conf/model/tiny.ya
 def layout(name: str = "coarse") -> Experts:
     """A layout with 8 routed experts where its knobs allow that."""
     small = {"num_experts": 8, "top_k": 2, "hidden_dim": 8, "latent_dim": 8, "segments": 1, "num_shared": 1}
-    values = zoo.defaults("experts", name)
+    values = defaults("experts", name)
     if name == "deepseek":
         small |= {"num_experts": 9, "top_k": 3}
     return make("experts", values | {k: v for k, v in small.items() if k in values}, DIM, key="experts")
@@ -33,7 +34,7 @@ def layout(name: str = "coarse") -> Experts:
 
 def router(layer: int = 0, sizes: Sizes = SIZES, **parts: str) -> Router:
     plain = {"score": "linear", "select": "top_k", "weigh": "softmax", "drop": "none"}
-    return zoo.router(sizes._replace(layer=layer), **{**plain, **parts})
+    return router_of(sizes._replace(layer=layer), **{**plain, **parts})
 
 
 def model(
@@ -46,7 +47,7 @@ def model(
     torch.manual_seed(0)
     layouts = [layout(experts) for _ in range(config.num_layers)]
     sizes = SIZES._replace(num_experts=layouts[0].num_experts, top_k=layouts[0].top_k, num_layers=config.num_layers)
-    terms = balance if isinstance(balance, dict) else {name: zoo.build("balance", name, sizes) for name in balance}
+    terms = balance if isinstance(balance, dict) else {name: build_part("balance", name, sizes) for name in balance}
     ffns = [MoE(router(i, sizes, **parts), inner) for i, inner in enumerate(layouts)]
     return Transformer(config, ffns, Balancer(terms), VOCAB)
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app import zoo
 from app.registry import find
 from routers.contract import Context, Score, Scored
 from tests.routers import nano
@@ -55,7 +54,7 @@ class Favoured(Score):
 
 def train(name: str, knobs: dict[str, Any], parts: dict[str, str]) -> list[float]:
     """MaxVio of every step, the mean over the layers."""
-    values = {key: v for key, v in zoo.defaults("balance", name).items() if key != "name"} | knobs
+    values = {key: v for key, v in parts.defaults("balance", name).items() if key != "name"} | knobs
     net = nano.model({name: find("balance", name)(nano.SIZES, **values)}, **parts).train()
     for router in net.routers():
         router.score = Favoured(router.score)

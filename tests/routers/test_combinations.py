@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app import zoo
+from app.pages.refused import refused
 from app.registry import UserError, names
 from tests.routers import nano
 
@@ -58,9 +58,9 @@ def test_two_hundred_random_combinations_train_two_steps_or_are_refused_in_one_l
 
 
 def test_at_most_a_tenth_of_the_pairs_is_refused_each_with_a_reason_in_one_line():
-    refused = list(zoo.refused())
+    pairs_refused = list(refused())
     sizes = [len(names(kind)) for kind in KINDS[:5]]
     pairs = sum(a * b for i, a in enumerate(sizes) for b in sizes[:i])
-    assert len(refused) <= pairs / 10
-    assert all(reason and "\n" not in reason for *_, reason in refused)
-    assert ("score=linear", "balance=smooth_load") in [(first, second) for first, second, _ in refused]
+    assert len(pairs_refused) <= pairs / 10
+    assert all(reason and "\n" not in reason for *_, reason in pairs_refused)
+    assert ("score=linear", "balance=smooth_load") in [(first, second) for first, second, _ in pairs_refused]

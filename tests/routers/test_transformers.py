@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app import zoo
-from app.moe import MoE
+from app.config.parts import build_part, defaults
+from app.model.moe import MoE
 from app.registry import find, make
 from experts.contract import Experts, FeedForward
 from routers.contract import Context, Sizes
@@ -34,10 +34,10 @@ def theirs(folder: str, block: str, config: str, **values: Any) -> nn.Module:
 
 
 def ours(experts: Experts, weigh: dict[str, Any], select: str = "top_k", **knobs: Any) -> MoE:
-    values = {key: v for key, v in zoo.defaults("select", select).items() if key != "name"} | {"k": K} | knobs
+    values = {key: v for key, v in defaults("select", select).items() if key != "name"} | {"k": K} | knobs
     name = weigh.pop("name")
-    parts = find("weigh", name)(SIZES, **weigh), find("select", select)(SIZES, **values)
-    return MoE(Router(zoo.build("score", "linear", SIZES), *parts, zoo.build("drop", "none", SIZES), SIZES), experts)
+    chosen = find("weigh", name)(SIZES, **weigh), find("select", select)(SIZES, **values)
+    return MoE(Router(build_part("score", "linear", SIZES), *chosen, build_part("drop", "none", SIZES), SIZES), experts)
 
 
 def coarse() -> Experts:
@@ -45,7 +45,7 @@ def coarse() -> Experts:
 
 
 def deepseek(num_shared: int) -> Experts:
-    values = zoo.defaults("experts", "deepseek") | {"segments": 1, "hidden_dim": F, "num_shared": num_shared}
+    values = defaults("experts", "deepseek") | {"segments": 1, "hidden_dim": F, "num_shared": num_shared}
     return make("experts", values | {"num_experts": E + num_shared, "top_k": K + num_shared}, D, key="experts")
 
 
@@ -142,7 +142,7 @@ def test_top_1_with_capacity_equals_the_switch_router():
     capacity = find("drop", "capacity")
     drop = capacity(sizes, factor=1.6, order="position", exempt=0.0, eval=True)  # ceil(1.6 * 10 / 8) = 2 places
     weigh = find("weigh", "softmax")(sizes, normalize=False, scale=1.0)
-    made = Router(zoo.build("score", "linear", sizes), weigh, find("select", "top_k")(sizes, k=1), drop, sizes).eval()
+    made = Router(build_part("score", "linear", sizes), weigh, find("select", "top_k")(sizes, k=1), drop, sizes).eval()
     with torch.no_grad():
         made.score.proj.weight.copy_(router.classifier.weight)
     routing = made(x[0], Context(torch.ones(1, 10, dtype=torch.bool)))
@@ -158,7 +158,7 @@ def test_sqrt_softplus_equals_deepseek_v4():
     if "sqrtsoftplus" not in ACT2FN:
         pytest.skip("this version of transformers has no sqrtsoftplus")
     logits = torch.randn(5, E) * 4
-    scores = zoo.build("weigh", "sqrt_softplus", SIZES).scores(logits)
+    scores = build_part("weigh", "sqrt_softplus", SIZES).scores(logits)
     torch.testing.assert_close(scores, ACT2FN["sqrtsoftplus"](logits), rtol=1e-5, atol=1e-5)
 
 
@@ -166,7 +166,7 @@ def test_sparsemixer_equals_phimoe_at_evaluation_when_all_experts_are_candidates
     modeling = pytest.importorskip("transformers.models.phimoe.modeling_phimoe")
     logits = torch.randn(20, E)
     gate, expert = modeling.sparsemixer(logits, 1e9, False)
-    weigh = zoo.build("weigh", "sparsemixer", SIZES)
+    weigh = build_part("weigh", "sparsemixer", SIZES)
     token = torch.arange(20).repeat_interleave(K)
     got = weigh(weigh.scores(logits), token, expert.flatten())
     torch.testing.assert_close(got.view(20, K), gate, rtol=1e-5, atol=1e-5)

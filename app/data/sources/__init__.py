@@ -1,4 +1,4 @@
-"""Where text comes from: a source names its domains and yields its documents, each already dealt to a split."""
+"""Where text comes from: a source names its domains and yields its documents, each already in a split."""
 
 import hashlib
 import logging
@@ -65,7 +65,7 @@ def first_line(error: Exception) -> str:
 
 
 def split_of(document_id: str) -> Split:
-    """Deals a document to a split by a hash of its id: the same on every machine, and when others come or go."""
+    """Assigns a document to a split by a hash of its id: the same on every machine, and when others come or go."""
     place = int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:8]) / 2**64
     return "val" if place < HELD_OUT else "test" if place < 2 * HELD_OUT else "train"
 

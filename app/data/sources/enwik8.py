@@ -11,7 +11,15 @@ from app.registry import UserError, register
 
 @register("data")
 class Enwik8:
-    """One document a split, cut by position; a symbol before it starts it and none ends it."""
+    """Cuts one file into three documents, one a split, by position; no symbol ends a document.
+
+    Args:
+        path: the unpacked file, or .gz.
+        sizes: bytes of train, val and test, in the order of the file; at least 1 each.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     raw = True
     domains = ("enwik8",)

@@ -12,7 +12,20 @@ OWN: dict[str, Split] = {"train": "train", "validation": "val", "valid": "val", 
 
 @register("data")
 class Hub:
-    """The set's own splits where it has them; a missing one is taken out of its training split by hash."""
+    """Reads a data set with its own splits; a missing one is taken out of its training split by hash.
+
+    Args:
+        name: OWNER/NAME on the Hub, or a folder.
+        config: the set's configuration; null: its default.
+        revision: git revision; null: the newest.
+        text_key: the column that holds the text.
+        join_rows: whether the rows are the lines of one running text.
+        streaming: whether it is read over the network without a copy on disk.
+        max_bytes: of text taken from each split of the set; at least 1, or null: all.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     raw = False
     weights = None
@@ -56,9 +69,9 @@ class Hub:
     def _single(self, split: Split, rows: Any, own: set[Split]) -> Iterator[Document]:
         for number, text in enumerate(self._texts(rows)):
             name = f"{split}/{number}"
-            dealt = split_of(name)
-            held_out = split == "train" and dealt not in own
-            yield Document(name, text, self.domains[0], None, dealt if held_out else split)
+            by_hash = split_of(name)
+            held_out = split == "train" and by_hash not in own
+            yield Document(name, text, self.domains[0], None, by_hash if held_out else split)
 
     def _joined(self, split: Split, rows: Any, alone: bool) -> Iterator[Document]:
         text = "".join(self._texts(rows))

@@ -59,7 +59,14 @@ DOMAINS = [*PLACES, "python"]
 
 @register("data")
 class Offline:
-    """Documents of the domains that `weights` names; what is missing is said in one line and left out."""
+    """Reads the domains that `weights` names; one that is missing is left out with a warning.
+
+    Args:
+        weights: the share of each domain in the training rows, any scale; at least 0, not all 0, or null: all, by size.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     raw = False
 

@@ -17,7 +17,12 @@ KINDS = (".txt", *LOADERS)
 
 @register("data")
 class Text:
-    """A single or long .txt is split 94/3/3 in order; short files and the rows of .jsonl and .parquet by hash."""
+    """Reads .txt, .jsonl and .parquet, each also .gz; a single or long .txt is split 94/3/3 in order, all else by hash.
+
+    Args:
+        path: a file, a folder or a glob.
+        text_key: the column of .jsonl and .parquet that holds the text.
+    """
 
     raw = False
     domains = ("text",)

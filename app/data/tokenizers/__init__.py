@@ -29,16 +29,16 @@ class Tokenizer(Protocol):
 
     raw: bool  # encodes bytes as they are, UTF-8 or not
     learns: bool  # `fit` needs text
-    vocab_size: int  # including the separator; what was asked for until `fit` or `load` knows better
+    vocab_size: int  # including the separator; what was asked for until `fit` or `read` knows better
     separator: int
 
     def fingerprint(self) -> str:
         """Changes whenever the tokens of the same text would."""
 
     def fit(self, texts: Iterable[str], folder: Path) -> None:
-        """Learns from the training text, and writes into the folder what `load` needs."""
+        """Learns from the training text, and writes into the folder what `read` needs."""
 
-    def load(self, folder: Path) -> None:
+    def read(self, folder: Path) -> None:
         """Becomes the tokenizer that `fit` wrote there."""
 
     def encode(self, texts: Sequence[str | bytes]) -> list[Encoded]:

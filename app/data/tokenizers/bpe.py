@@ -17,7 +17,14 @@ FILE = "tokenizer.json"
 
 @register("tokenizer")
 class Bpe:
-    """At most `vocab_size` tokens: 256 bytes, merges in the order of their counts, and the separator."""
+    """Learns 256 bytes, merges in the order of their counts, and the separator.
+
+    Args:
+        vocab_size: of tokens at most, with the separator; at least 257.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
 
     raw = False
     learns = True
@@ -42,7 +49,7 @@ class Bpe:
         (folder / FILE).write_text(model.to_str(), encoding="utf-8")
         self._use(model)
 
-    def load(self, folder: Path) -> None:
+    def read(self, folder: Path) -> None:
         self._use(Tokenizer.from_str((folder / FILE).read_text(encoding="utf-8")))
 
     def encode(self, texts: Sequence[str | bytes]) -> list[Encoded]:

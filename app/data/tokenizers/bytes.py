@@ -24,7 +24,7 @@ class Bytes:
     def fit(self, texts: Iterable[str], folder: Path) -> None:
         pass
 
-    def load(self, folder: Path) -> None:
+    def read(self, folder: Path) -> None:
         pass
 
     def encode(self, texts: Sequence[str | bytes]) -> list[Encoded]:

@@ -15,7 +15,15 @@ from app.registry import UserError, register
 
 @register("tokenizer")
 class File:
-    """Bytes of a token: those of the text from the end of the token before it to its own end."""
+    """Reads a tokenizer; the bytes of a token are those of the text from the token before it to its own end.
+
+    Args:
+        path: of a `tokenizer.json`.
+        separator: a token of the file that separates documents; null: one more of our own.
+
+    Raises:
+        ValueError: there is no path, or the separator is no token of the file.
+    """
 
     raw = False
     learns = False
@@ -32,7 +40,7 @@ class File:
     def fit(self, texts: Iterable[str], folder: Path) -> None:
         pass
 
-    def load(self, folder: Path) -> None:
+    def read(self, folder: Path) -> None:
         pass
 
     def encode(self, texts: Sequence[str | bytes]) -> list[Encoded]:

@@ -25,8 +25,8 @@ def test_ranks_share_the_micro_batches_of_one_global_cut(toy, monkeypatch, ranks
     whole = steps(toy())
     for step in range(3):
         parts = [steps(as_rank(toy(), rank, ranks, monkeypatch))[step]["tokens"].split(2) for rank in range(ranks)]
-        dealt = [parts[g % ranks][g // ranks] for g in range(4)]
-        assert torch.equal(torch.cat(dealt), whole[step]["tokens"])
+        shared = [parts[g % ranks][g // ranks] for g in range(4)]
+        assert torch.equal(torch.cat(shared), whole[step]["tokens"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

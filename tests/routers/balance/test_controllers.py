@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from app import zoo
+from app.config.parts import build_part
 from app.registry import names
 from routers.balancer import Balancer
 from routers.contract import Routing
 from tests.routers.balance.test_laws import routing, sizes, term
 
 L, E, K, T = 2, 8, 2, 400
-STEERING = [name for name in names("balance") if zoo.build("balance", name).offset() is not None]
+STEERING = [name for name in names("balance") if build_part("balance", name).offset() is not None]
 
 
 def loads(seed: int) -> Tensor:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import routers.balance.aux
-from app import zoo
+from app.config.parts import defaults
 from app.registry import find, names
-from routers.contract import Balance, Routing, Score, Sizes, num_ranks, rank_sum
+from routers.collectives import num_ranks, rank_sum
+from routers.contract import Balance, Routing, Score, Sizes
 
 FAMILY = ("aux", "device", "communication", "seq_v3")  # f.P
 SCOPES = ("micro", "sequence", "global")
@@ -20,7 +21,7 @@ def sizes(num_experts: int, top_k: int) -> Sizes:
 
 
 def term(name: str, size: Sizes, **knobs: object) -> Balance:
-    values = {key: value for key, value in zoo.defaults("balance", name).items() if key != "name"}
+    values = {key: value for key, value in defaults("balance", name).items() if key != "name"}
     return find("balance", name)(size, **values | knobs)
 
 
@@ -98,7 +99,7 @@ def test_entropy_of_one_hot_probabilities_is_zero_with_a_finite_gradient():
 def test_the_losses_that_need_more_say_so_when_the_model_is_built():
     for name in ("smooth_load", "orthogonality"):
         with pytest.raises(ValueError, match="set router/score="):
-            term(name, sizes(8, 2)).fits(Score())
+            term(name, sizes(8, 2)).check_score(Score())
 
 
 # Gradient laws: rows are 4 sequences, cut as the training step cuts them

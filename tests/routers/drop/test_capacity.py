@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from app.registry import find
-from routers.contract import Choice, Drop
+from routers.contract import Drop, Selected
 from tests.routers.nano import SIZES
 
 E, K = 4, 2
@@ -18,7 +18,7 @@ def drop(order: str = "position", **knobs: object) -> Drop:
     return find("drop", "capacity")(SIZES._replace(num_experts=E), order=order, **values).train()
 
 
-def choice(seed: int, rows: int = 3, length: int = 7) -> Choice:
+def choice(seed: int, rows: int = 3, length: int = 7) -> Selected:
     torch.manual_seed(seed)
     scores = torch.rand(rows * length, E)
     scores[:, 0] += 0.7  # crowded
@@ -27,10 +27,10 @@ def choice(seed: int, rows: int = 3, length: int = 7) -> Choice:
     token = torch.arange(rows * length).repeat_interleave(K)
     expert = expert.masked_fill(~valid.flatten()[token], E)
     mixed = torch.randperm(len(token))  # in any order
-    return Choice(token[mixed], expert[mixed], torch.ones(len(token)), scores, valid, K, seed)
+    return Selected(token[mixed], expert[mixed], torch.ones(len(token)), scores, valid, K, seed)
 
 
-def loop(order: str, factor: float, made: Choice) -> Tensor:
+def loop(order: str, factor: float, made: Selected) -> Tensor:
     rows, length = made.valid.shape
     places = {e: math.ceil(factor * rows * length * K / E) for e in range(E)}
     pairs = [(int(t), int(e), i) for i, (t, e) in enumerate(zip(made.token, made.expert, strict=True)) if e < E]

@@ -8,7 +8,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from app.assemble import build_router
+from app.model.assemble import build_router
 from routers.contract import Sizes
 from routers.router import Router
 

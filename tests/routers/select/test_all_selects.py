@@ -82,5 +82,5 @@ class TestSelect:
 def test_only_a_fixed_k_is_declared() -> None:
     sizes = Sizes(dim=8, num_experts=8, top_k=2, num_layers=1, vocab_size=16)
     fixed = {name for name in names("select") if build(name, sizes).k is not None}
-    assert {"top_k", "group_limited", "grouped", "sinkhorn", "base"} <= fixed
+    assert {"top_k", "group_limited", "grouped", "sinkhorn", "base_layer"} <= fixed
     assert not fixed & {"top_p", "positive", "expert_choice", "seq_top_k"}

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from routers.select.base import Base, assign
+from routers.select.base_layer import Base, assign
 from routers.select.expert_choice import ExpertChoice
 from routers.select.seq_top_k import SeqTopK, full_rank, prefix_rank
 from routers.select.sinkhorn import Sinkhorn

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from app import zoo
+from app.config.parts import build_part
 from routers.router import Router
 from tests.routers.nano import SIZES
 
@@ -21,7 +21,7 @@ FORMULAS = {
 def test_scores_and_their_gradient_equal_the_formula(name):
     torch.manual_seed(0)
     logits = 3 * torch.randn(6, 8, dtype=torch.float64)
-    weigh = zoo.build("weigh", name, SIZES)
+    weigh = build_part("weigh", name, SIZES)
     np.testing.assert_allclose(weigh.scores(logits), FORMULAS[name](logits.numpy()), rtol=1e-9)
     assert torch.autograd.gradcheck(weigh.scores, logits.requires_grad_())
 
@@ -29,21 +29,21 @@ def test_scores_and_their_gradient_equal_the_formula(name):
 @pytest.mark.parametrize("name", FORMULAS)
 def test_forbidden_and_huge_logits_have_finite_scores_and_gradients(name):
     logits = torch.tensor([[1e4, -1e4, 0.0, 1.0]], requires_grad=True)
-    scores = zoo.build("weigh", name, SIZES).scores(logits)
+    scores = build_part("weigh", name, SIZES).scores(logits)
     assert scores.isfinite().all()
     assert torch.autograd.grad(scores.sum(), logits)[0].isfinite().all()
     forbidden = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]])
-    assert zoo.build("weigh", name, SIZES).scores(forbidden)[:, [0, 3]].abs().max() < 1e-5
+    assert build_part("weigh", name, SIZES).scores(forbidden)[:, [0, 3]].abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "sqrt_softplus", "relu"])
 def test_a_constant_gate_is_refused_and_says_what_to_do(name):
     sizes = SIZES._replace(top_k=1)
-    weigh = zoo.build("weigh", name, sizes)
+    weigh = build_part("weigh", name, sizes)
     weigh.normalize = True
-    select = zoo.build("select", "top_k", SIZES)
+    select = build_part("select", "top_k", SIZES)
     select.k = 1
-    score, drop = zoo.build("score", "linear", sizes), zoo.build("drop", "none", sizes)
+    score, drop = build_part("score", "linear", sizes), build_part("drop", "none", sizes)
     with pytest.raises(ValueError, match="normalize=false"):
         Router(score, weigh, select, drop, sizes)
     weigh.normalize = False

@@ -2,11 +2,11 @@
 
 import torch
 
-from app import zoo
+from app.config.parts import build_part
 from tests.routers.nano import SIZES
 
 T, E, K = 30, 8, 3
-WEIGH = zoo.build("weigh", "sparsemixer", SIZES)
+WEIGH = build_part("weigh", "sparsemixer", SIZES)
 
 
 def transcription(logits: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,7 +50,7 @@ def test_only_a_choice_that_was_not_the_likeliest_is_halved():
     torch.testing.assert_close(gate, torch.tensor([0.2 / 0.5 / 2, 0.5]))
 
 
-def test_nobody_has_gate_zero_and_takes_no_mass():
+def test_the_unassigned_have_gate_zero_and_take_no_mass():
     scores = torch.tensor([[0.5, 0.3, 0.2]])
     gate = WEIGH(scores, torch.tensor([0, 0]), torch.tensor([3, 0]))
     torch.testing.assert_close(gate, torch.tensor([0.0, 0.5]))

@@ -207,7 +207,7 @@ def local(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_hub_sets_own_splits_are_used_and_a_missing_one_is_dealt(local, streaming):
+def test_the_hub_sets_own_splits_are_used_and_a_missing_one_is_taken_out_by_hash(local, streaming):
     documents = list(Hub(name=local, **HUB | {"streaming": streaming}).documents())
     counts = Counter((d.id.split("/")[0], d.split) for d in documents)
     assert counts["val", "val"] == 5

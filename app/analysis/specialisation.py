@@ -1,0 +1,145 @@
+"""What does each expert do? Measures of who works with whom, on what, and how alike the experts are.
+
+Pure functions of routings and weights; all but `typical_tokens` stay on the device.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn import functional
+
+from experts.contract import Stack
+from routers.assignments import count
+from routers.contract import Routing
+from routers.distributions import distribution
+
+
+def load_by_label(routing: Routing, label: Tensor, num_labels: int) -> Tensor:
+    """Assignments per label and expert (labels, E), of label (B, S); tokens with a negative one are not counted."""
+    num_experts = routing.logits.size(1)
+    of = label.flatten()[routing.token]  # (A,)
+    uncounted = (routing.expert == num_experts) | (of < 0)
+    index = (of * num_experts + routing.expert).masked_fill(uncounted, num_labels * num_experts)
+    return count(index, num_labels * num_experts).view(num_labels, num_experts)
+
+
+def chosen(routing: Routing) -> Tensor:
+    """Which experts each token has (T, E) bool, before the drop; none on padding."""
+    return gates(routing._replace(gate=torch.ones_like(routing.gate))) > 0
+
+
+def gates(routing: Routing) -> Tensor:
+    """The gate of every token and expert (T, E), 0 where it was not chosen."""
+    num_tokens, num_experts = routing.logits.shape
+    index = routing.token * (num_experts + 1) + routing.expert
+    flat = routing.gate.new_zeros(num_tokens * (num_experts + 1)).scatter_(0, index, routing.gate)
+    return flat.view(num_tokens, num_experts + 1)[:, :num_experts]
+
+
+def first_choice(routing: Routing) -> Tensor:
+    """The expert with the largest gate of each token (T,), -1 where it has none."""
+    best = (gates(routing) + chosen(routing)).max(-1)  # a chosen expert may have gate 0
+    return best.indices.masked_fill(best.values <= 0, -1)
+
+
+def tokens_by_k(routing: Routing) -> Tensor:
+    """How many real tokens have 0, 1, ..., E experts: (E + 1,) float32."""
+    k = chosen(routing).sum(-1)
+    padding = routing.logits.size(1) + 1
+    return count(k.masked_fill(~routing.valid.flatten(), padding), padding)
+
+
+def quantile_of_counts(counts: Tensor, q: float) -> Tensor:
+    """The smallest value v with at least a share q of the counts (..., V) at 0..v: (...,)."""
+    share = counts.double().cumsum(-1) / counts.sum(-1, keepdim=True).clamp_min(1)
+    return (share < q - 1e-9).sum(-1)
+
+
+def co_activation(routing: Routing) -> Tensor:
+    """How many tokens have both experts (E, E); the diagonal is the load."""
+    have = chosen(routing).float()
+    return have.T @ have
+
+
+def mutual_information(joint: Tensor) -> Tensor:
+    """Mutual information in nats of the two labels of the counts joint (..., X, Y): (...,)."""
+    p = joint.double() / joint.sum((-2, -1), keepdim=True).clamp_min(1e-20)
+    independent = p.sum(-1, keepdim=True) * p.sum(-2, keepdim=True)
+    return torch.xlogy(p, p / independent.clamp_min(1e-300)).sum((-2, -1))
+
+
+def joint_choice(below: Tensor, above: Tensor, num_experts: int) -> Tensor:
+    """How many tokens have this first choice in one layer and that one in the other (E, E), of first choices (T,)."""
+    uncounted = (below < 0) | (above < 0)
+    index = (below * num_experts + above).masked_fill(uncounted, num_experts**2)
+    return count(index, num_experts**2).view(num_experts, num_experts)
+
+
+def rmoe_information(below: Routing, above: Routing, bins: int = 100) -> Tensor:
+    """RMoE's mutual information of two layers in nats, its sum over the real tokens, a scalar.
+
+    The samples are the *experts of one token*, not tokens: their probabilities in either layer are put into the bins of
+    linspace(0, 1, 100), and the information of the two bins is taken over the E experts. It rises with the number of
+    occupied bins. Qiu et al. 2024, arXiv 2408.06793, appendix A.4.2.
+    """
+    edges = torch.linspace(0, 1, bins, dtype=torch.float64, device=below.scores.device)
+    labels = [torch.bucketize(distribution(r.scores).double(), edges, right=True) for r in (below, above)]  # (T, E)
+    one, other = (label[:, :, None] == label[:, None, :] for label in labels)  # (T, E, E)
+    information = _label_entropy(one) + _label_entropy(other) - _label_entropy(one & other)  # (T,)
+    return (information * below.valid.flatten()).sum()
+
+
+def _label_entropy(same: Tensor) -> Tensor:
+    """Entropy in nats of labels over E samples, of which samples share theirs (T, E, E): (T,)."""
+    return -(same.double().mean(-1)).log().mean(-1)
+
+
+def weight_similarity(experts: nn.Module) -> Tensor | None:
+    """How alike the experts of a layer are, a scalar: 1 for equal ones, 0 for orthogonal ones; None for fewer than two.
+
+    Each weight matrix is averaged over the width F, normalised, and compared between experts: the mean over the pairs
+    of different experts and the three matrices. RMoE's figure (arXiv 2408.06793, appendix A.4.3) sums the matrices and
+    counts every expert with itself, so it is 3 for equal experts and 3/E for orthogonal ones; this is rescaled.
+    """
+    stacks = [module for module in experts.modules() if isinstance(module, Stack)]
+    pieces = [torch.cat(parts) for parts in zip(*map(_pieces, stacks), strict=True)]  # 3 times (E, D)
+    if not pieces or len(pieces[0]) < 2:
+        return None
+    num_experts = len(pieces[0])
+    grams = torch.stack([piece @ piece.T for piece in pieces])  # (3, E, E)
+    off_diagonal = grams.sum((-2, -1)) - grams.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return (off_diagonal / (num_experts * (num_experts - 1))).mean()
+
+
+def _pieces(stack: Stack) -> tuple[Tensor, Tensor, Tensor]:
+    w_in, w_out = (w.full_tensor() if isinstance(w, DTensor) else w for w in (stack.w_in, stack.w_out))
+    gate, up = w_in.detach().float().chunk(2, -1)  # (E, D, F)
+    means = gate.mean(-1), up.mean(-1), w_out.detach().float().mean(-2)  # (E, D)
+    one, other, out = (functional.normalize(mean, dim=-1) for mean in means)
+    return one, other, out
+
+
+def typical_tokens(have: Tensor, tokens: Tensor, number: int) -> list[list[int]]:
+    """The places of the most typical tokens of every expert, most typical first; one place a token id.
+
+    Typical is what the expert has often and more often than others: n log(n / expected), where n counts the occurrences
+    of a token id at the expert and `expected` is what an expert that does not choose would have.
+
+    Args:
+        have: (T, E) bool.
+        tokens: (T,) int64.
+        number: of tokens an expert.
+    """
+    ids, which, times = tokens.unique(return_inverse=True, return_counts=True)
+    table = have.new_zeros(len(ids), have.size(1), dtype=torch.float64).index_add_(0, which, have.double())  # (U, E)
+    expected = times[:, None] * have.double().mean(0)
+    weight = torch.xlogy(table, table / expected.clamp_min(1e-12))
+    best = weight.topk(min(number, len(ids)), 0)
+    return [
+        [_place(have[:, e], which, u) for u, w in zip(best.indices[:, e], best.values[:, e], strict=True) if w > 0]
+        for e in range(have.size(1))
+    ]
+
+
+def _place(has: Tensor, which: Tensor, unique: Tensor) -> int:
+    return int((has & (which == unique)).nonzero()[0])

@@ -1,0 +1,199 @@
+"""What a model costs before anything is trained: parameters, floating-point operations per token, bytes.
+
+Parameters are exact. FLOPs are training's 3 x forward, and forward counts one of these conventions:
+
+    real        2 (active matrix parameters) + 4 L H S: what torch counts; attention over the full row of S positions
+    causal      2 (active matrix parameters) + 2 L H S: the causal half of the attention
+    paper       2 (4 L D^2 + N_ffn + V D) + 4 L D S: DeepSeekMoE's tables (arXiv 2401.06066), without norms and routers,
+                with D^2 for each of the four matrices of an attention, and with nominal widths: the simplest fraction
+                of 8 D / 3 that the real, rounded width stands for
+    paper_real  the same with the real widths
+
+H is the width of all heads, S the length of a row. Active parameters are those that a token meets: all but the experts
+that were not chosen for it.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import hydra
+import torch
+from rich.table import Table
+from torch import nn
+
+from app.cost.memory import Memory, optimizer_states
+from app.model.assemble import build_model
+from app.model.moe import MoE
+from app.model.transformer import Block, Transformer
+from app.registry import UserError, find
+from experts.contract import FeedForward, Stack
+
+Convention = Literal["real", "causal", "paper", "paper_real"]
+NEAR = 0.035  # a width is rounded up to a multiple of 64 by at most this share
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Parameters (numbers) and FLOPs (per token) of a model on rows of a given length."""
+
+    total_params: int
+    active_params: int
+    embedding_params: int  # of the input alone, also where the head is tied to it
+    expert_params: int  # routed
+    router_params: int
+    ffn_params: int  # everything in feed-forward parts, routed or not; nominal in the convention `paper`
+    active_ffn_params: int
+    flops_per_token_forward: float
+    seq_len: int
+    convention: str
+
+    @classmethod
+    def of(cls, model: Transformer, seq_len: int, convention: Convention = "real") -> "Budget":
+        """Counts a model, which may lie on the meta device."""
+        layers = [module for module in model.modules() if isinstance(module, MoE)]
+        blocks = [block for block in model.blocks if isinstance(block, Block)]
+        total, routers = _count(model), _count(*model.routers())
+        experts = sum(sum(layer.experts.expert_params()) for layer in layers)
+        active = round(total - experts + sum(map(_chosen, layers)))
+        shape = nominal if convention == "paper" else real
+        ffn, active_ffn = map(sum, zip(*(_ffn_params(block.ffn, shape) for block in blocks), strict=True))
+        return cls(
+            total_params=total,
+            active_params=active,
+            embedding_params=_count(model.embedding),
+            expert_params=experts,
+            router_params=routers + _count(model.shared_score),
+            ffn_params=round(ffn) if convention == "paper" else _count(*(b.ffn for b in blocks)) - routers,
+            active_ffn_params=round(active_ffn),
+            flops_per_token_forward=_forward_flops(model, seq_len, convention, active, active_ffn),
+            seq_len=seq_len,
+            convention=convention,
+        )
+
+    @property
+    def flops_per_token_train(self) -> float:
+        """Forward and backward."""
+        return 3 * self.flops_per_token_forward
+
+    @property
+    def flops_per_sequence_train(self) -> float:
+        """Forward and backward of a whole row."""
+        return self.flops_per_token_train * self.seq_len
+
+    def summary(self) -> dict[str, Any]:
+        """The keys of `summary.json` that are known before training."""
+        return {
+            "total_params": self.total_params,
+            "active_params": self.active_params,
+            "flops_per_token_train": self.flops_per_token_train,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers by name."""
+        train = ("flops_per_token_train", "flops_per_sequence_train")
+        return asdict(self) | {name: getattr(self, name) for name in train}
+
+    def table(self) -> Table:
+        """For the terminal."""
+        table = Table("what", "number", "share of total", title="Budget")
+        for name in ("total", "active", "expert", "router", "embedding"):
+            number = getattr(self, f"{name}_params")
+            table.add_row(f"{name} parameters", f"{number:,}", f"{number / self.total_params:.1%}")
+        table.add_row("FLOPs per token, training", f"{self.flops_per_token_train:,.0f}", "")
+        table.caption = f"FLOPs by the convention `{self.convention}` of app/budget.py, rows of {self.seq_len} tokens"
+        return table
+
+
+def real(width: int, dim: int) -> float:
+    """The width as it is."""
+    return width
+
+
+def nominal(width: int, dim: int) -> float:
+    """The simplest fraction of 8 D / 3 that a width was rounded from; the width itself if none is near."""
+    full = 8 * dim / 3
+    for parts in range(1, 65):
+        value = round(width / full * parts) * full / parts
+        if abs(width - value) <= NEAR * value:
+            return value
+    return width
+
+
+def _ffn_params(ffn: nn.Module, shape: Callable[[int, int], float]) -> tuple[float, float]:
+    """Parameters of one feed-forward part with the widths that `shape` gives, all and active."""
+    shared = sum(_scaled(m, shape) for m in ffn.modules() if isinstance(m, FeedForward))
+    stacks = [m for m in ffn.modules() if isinstance(m, Stack)]
+    if not isinstance(ffn, MoE) or not stacks:
+        return shared, shared
+    routed = sum(_scaled(stack, shape) for stack in stacks)
+    return shared + routed, shared + _chosen(ffn) * routed / _count(*stacks)
+
+
+def _scaled(network: FeedForward | Stack, shape: Callable[[int, int], float]) -> float:
+    """Parameters of a network with the width that `shape` gives."""
+    dim, width = _width(network)
+    return _count(network) * shape(width, dim) / width
+
+
+def _chosen(layer: MoE) -> float:
+    """Parameters of the routed experts that one token meets."""
+    return layer.experts.active_params(layer.router.select.k or layer.experts.top_k)
+
+
+def _width(network: FeedForward | Stack) -> tuple[int, int]:
+    """D and F of a network."""
+    if isinstance(network, Stack):
+        return network.w_out.shape[2], network.w_out.shape[1]
+    return network.w_out.out_features, network.w_out.in_features
+
+
+def _forward_flops(
+    model: Transformer, seq_len: int, convention: Convention, active_params: int, active_ffn: float
+) -> float:
+    """Per token, by the formulas at the top of this file."""
+    config = model.config
+    if convention.startswith("paper"):
+        products = config.num_layers * 4 * config.dim**2 + active_ffn + model.head.weight.numel()
+        return 2 * products + 4 * config.num_layers * config.dim * seq_len
+    looked_up = 0 if config.tie_embeddings else _count(model.embedding)
+    matrices = active_params - looked_up - sum(p.numel() for p in model.parameters() if p.dim() < 2)
+    attention = 4 * config.num_layers * config.num_heads * config.head_width * seq_len
+    return 2 * matrices + attention / (2 if convention == "causal" else 1)
+
+
+def _count(*modules: nn.Module | None) -> int:
+    return sum(p.numel() for module in modules if module is not None for p in module.parameters())
+
+
+def budget_of(config: dict[str, Any], convention: Convention = "real") -> tuple[Budget, Memory]:
+    """What a composed config costs; nothing is allocated and no data is read.
+
+    Raises:
+        UserError: the config is wrong, or the number of tokens is known only when the tokenizer's file is read.
+    """
+    data, trainer, model = config["data"], config["trainer"], on_meta(config)
+    states = optimizer_states(lambda matrices: hydra.utils.instantiate(config["optimizer"], matrices, _convert_="all"))
+    memory = Memory.of(model, data["seq_len"], data["micro_batch_size"], trainer["precision"], states)
+    return Budget.of(model, data["seq_len"], convention), memory
+
+
+def on_meta(config: dict[str, Any]) -> Transformer:
+    """The model of a composed config, without memory.
+
+    Raises:
+        UserError: as `budget_of`.
+    """
+    with torch.device("meta"):
+        return build_model(config, _vocabulary(config))
+
+
+def _vocabulary(config: dict[str, Any]) -> int:
+    """What the tokenizer is asked for; what it finds in the text may be less."""
+    if config["model"]["vocab_size"] is not None:
+        return 1
+    chosen = config["tokenizer"]
+    size = chosen.get("vocab_size") or getattr(find("tokenizer", chosen["name"], "tokenizer"), "vocab_size", None)
+    if not isinstance(size, int):
+        raise UserError("model.vocab_size=null: this tokenizer's size is in its file; state it with model.vocab_size=N")
+    return size

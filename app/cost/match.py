@@ -1,0 +1,146 @@
+"""Equal cost: finds the experts' width (and number) with which a run costs what another one costs.
+
+    match.reference=experts=coarse  match.by=active_flops     the run with these overrides instead
+    match.reference=NAME                                      the run runs/NAME; a path: its config.yaml
+
+FLOPs and parameters are the exact ones of `app.cost.budget`, in its convention `real`. They rise with the width and
+with the number of experts, so both are found by bisection: the width answers for the first cost, the number for the
+second.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, get_args
+
+from app.config.compose import composed, read_config
+from app.cost.budget import Budget, on_meta
+from app.registry import UserError, unknown
+from app.runs.folder import RUNS
+
+By = Literal["active_flops", "total_params", "both"]
+Config = dict[str, Any]
+COSTS: dict[str, Callable[[Budget], float]] = {
+    "active_flops": lambda budget: budget.flops_per_token_forward,
+    "total_params": lambda budget: budget.total_params,
+}
+WIDTHS, NUMBERS = ("hidden_dim", "hidden_dims"), ("num_experts", "num_ffn")
+CLOSE = 0.005
+ALIGNED = 8  # widths that bfloat16 kernels like; given up where steps of 8 are too coarse
+MOST = 8  # times as wide, or as many experts, as in the config
+
+
+def matched(config: Config, overrides: Sequence[str] = ()) -> Config:
+    """The config with the widths that make it cost what `match.reference` costs; itself without a reference.
+
+    Args:
+        config: of this run, resolved.
+        overrides: this run's own, which a reference given as overrides starts from.
+
+    Raises:
+        UserError: the reference does not exist, or no width brings the costs within 0.5 %.
+    """
+    reference, by = config["match"]["reference"], config["match"]["by"]
+    if reference is None:
+        return config
+    if by not in get_args(By):
+        raise UserError(unknown(f"match.by={by}", str(by), get_args(By)))
+    target = _budget(_reference(str(reference), overrides))
+    goals = {name: COSTS[name](target) for name in (COSTS if by == "both" else [by])}
+    for solved in _solutions(config, goals):
+        error, name = _error(solved, goals)
+        if error < CLOSE:
+            return solved
+    raise UserError(
+        f"match.reference={reference}: no width of experts={config['experts']['name']} has its {name} within "
+        f"{CLOSE:.1%}; the nearest has {_cost(solved, name):,.0f}, not {goals[name]:,.0f}"
+    )
+
+
+def _reference(text: str, overrides: Sequence[str]) -> Config:
+    """The config that `match.reference` names."""
+    if "=" in text:
+        kept = [override for override in overrides if not override.startswith("match.")]
+        return composed([*_without(kept, text.split()), *text.split()])
+    path = Path(text) if text.endswith((".yaml", ".yml")) else RUNS / text / "config.yaml"
+    if not path.exists():
+        raise UserError(f"match.reference={text}: {path} does not exist; name a run, a config.yaml or overrides")
+    return read_config(path)
+
+
+def _without(overrides: list[str], stronger: list[str]) -> list[str]:
+    """The overrides without those of groups that are chosen again, and of keys inside these groups."""
+    groups = [override.lstrip("+~").partition("=")[0] for override in stronger]
+    keys = [(override, override.lstrip("+~").partition("=")[0]) for override in overrides]
+    return [
+        override for override, key in keys if not any(key == g or key.startswith((f"{g}.", f"{g}/")) for g in groups)
+    ]
+
+
+def _solutions(config: Config, goals: dict[str, float]) -> Iterator[Config]:
+    """The config as it is, with aligned widths, and with any widths."""
+    yield config
+    for step in (ALIGNED, 1):
+        yield _solved(config, goals, step * config["experts"].get("segments", 1))
+
+
+def _solved(config: Config, goals: dict[str, float], step: int) -> Config:
+    """The config whose costs come nearest with widths that are multiples of `step`."""
+    width, number = (_knob(config, names) for names in (WIDTHS, NUMBERS))
+    if width is None:
+        raise UserError(f"match.reference: experts={config['experts']['name']} has no {' or '.join(WIDTHS)} to solve")
+    cost, *more = goals
+    if not more or number is None:
+        return _with_width(config, width, step, cost, goals[cost])
+    numbers = _numbers(config, number)
+
+    def with_number(experts: int) -> Config:
+        return _with_width(_changed(config, number, experts), width, step, cost, goals[cost])
+
+    place = bisect_left(numbers, goals[more[0]], key=lambda n: _cost(with_number(n), more[0]))
+    near = numbers[max(0, place - 2) : place + 2]  # the width's steps bend the cost a little
+    return min(map(with_number, near), key=lambda solved: _error(solved, goals)[0])
+
+
+def _with_width(config: Config, width: str, step: int, cost: str, goal: float) -> Config:
+    """The config with the width, a multiple of `step`, whose cost comes nearest to the goal."""
+    value = config["experts"][width]
+    mean = fmean(value) if isinstance(value, list) else value
+
+    def at(units: int) -> Config:
+        if not isinstance(value, list):
+            return _changed(config, width, units * step)
+        return _changed(config, width, [max(1, round(part * units / mean)) * step for part in value])
+
+    units = range(1, max(2, round(MOST * mean / step)) + 1)
+    place = bisect_left(units, goal, key=lambda u: _cost(at(u), cost))
+    return min(map(at, units[max(0, place - 1) : place + 1]), key=lambda solved: abs(_cost(solved, cost) / goal - 1))
+
+
+def _numbers(config: Config, number: str) -> range:
+    """The numbers of experts to choose from: whole groups, and as many as a token takes."""
+    group = config["experts"].get("group_size", 1)
+    fewest = config["experts"]["top_k"] if number == "num_experts" else 1
+    return range(-(-fewest // group) * group, MOST * config["experts"][number] + 1, group)
+
+
+def _knob(config: Config, names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if name in config["experts"]), None)
+
+
+def _changed(config: Config, knob: str, value: int | list[int]) -> Config:
+    return config | {"experts": config["experts"] | {knob: value}}
+
+
+def _error(config: Config, goals: dict[str, float]) -> tuple[float, str]:
+    """The largest relative difference, and of which cost."""
+    return max((abs(_cost(config, name) / goal - 1), name) for name, goal in goals.items())
+
+
+def _cost(config: Config, name: str) -> float:
+    return COSTS[name](_budget(config))
+
+
+def _budget(config: Config) -> Budget:
+    return Budget.of(on_meta(config), config["data"]["seq_len"])

@@ -1,0 +1,110 @@
+"""From the composed config to the model; without Lightning, which takes longer to import than a model to build."""
+
+import logging
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from app.model.config import ModelConfig
+from app.model.moe import MoE, Unrouted
+from app.model.transformer import Transformer
+from app.registry import UserError, check, make
+from routers.balancer import Balancer
+from routers.contract import Sizes
+from routers.router import Router
+
+log = logging.getLogger(__name__)
+Config = Mapping[str, Any]
+
+
+def build_model(config: Config, vocab_size: int) -> Transformer:
+    """The transformer with its routers, experts and balance terms.
+
+    Raises:
+        UserError: a part or a value does not exist or does not fit.
+    """
+    model = model_config(config)
+    vocab_size = _vocabulary(model, vocab_size)
+    layouts = [_layout(config, model) if model.is_moe(i) else _dense(model) for i in range(model.num_layers)]
+    routed = [layout for layout in layouts if layout.num_experts]
+    num_experts, top_k = (routed[0].num_experts, routed[0].top_k) if routed else (0, 0)
+    sizes = Sizes(model.dim, num_experts, top_k, len(routed), vocab_size)
+    ffns: list[nn.Module] = [
+        MoE(build_router(config, sizes._replace(layer=routed.index(layout))), layout)
+        if layout.num_experts
+        else Unrouted(layout)
+        for layout in layouts
+    ]
+    balancer = build_balancer(config, sizes)
+    return ranged("balance", lambda: Transformer(model, ffns, balancer, vocab_size))
+
+
+def model_config(config: Config) -> ModelConfig:
+    """The sizes of the transformer, checked."""
+    return ranged("model", lambda: ModelConfig(**check(ModelConfig, config["model"], "model")))
+
+
+def build_router(config: Config, sizes: Sizes) -> Router:
+    """The router of one MoE layer."""
+    parts = {kind: _part(kind, config["router"][kind], sizes) for kind in ("score", "weigh", "select", "drop")}
+    router = ranged("router", lambda: Router(**parts, sizes=sizes))
+    _refuse_look_ahead(router, config)
+    return router
+
+
+def build_balancer(config: Config, sizes: Sizes) -> Balancer:
+    """All chosen balance terms; none for a model without experts."""
+    terms = config["balance"] if sizes.num_experts else {}
+    for key, term in terms.items():
+        if "name" not in term:
+            raise UserError(f"balance.{key}: has values but was not chosen; add it with balance=[...,{key}]")
+    return ranged("", lambda: Balancer({k: make("balance", t, sizes, key=f"balance.{k}") for k, t in terms.items()}))
+
+
+def _layout(config: Config, model: ModelConfig) -> Any:
+    return make("experts", config["experts"], model.dim, key="experts")
+
+
+def _dense(model: ModelConfig) -> Any:
+    return make("experts", {"name": "dense", "hidden_dim": model.hidden_dim}, model.dim, key="model")
+
+
+def _vocabulary(model: ModelConfig, vocab_size: int) -> int:
+    """The model's own number of tokens where the config states one, else the tokenizer's."""
+    if model.vocab_size is not None and model.vocab_size < vocab_size:
+        raise UserError(f"model.vocab_size={model.vocab_size}: must be at least {vocab_size}, the tokenizer's; or null")
+    return model.vocab_size or vocab_size
+
+
+def _part(kind: str, entry: Config, sizes: Sizes) -> Any:
+    if "k" in entry and entry["k"] is None:  # follows the layout
+        entry = {**entry, "k": sizes.top_k}
+    return make(kind, entry, sizes, key=f"router.{kind}")
+
+
+def _refuse_look_ahead(router: Router, config: Config) -> None:
+    for kind, part in (("select", router.select), ("drop", router.drop)):
+        name = config["router"][kind]["name"]
+        if part.causal == "never" and not config["allow_non_causal"]:
+            raise UserError(
+                f"router.{kind}.name={name}: a token's choice depends on later tokens, so a language model would see "
+                "its targets; set allow_non_causal=true to train it all the same"
+            )
+        if part.causal == "eval":
+            _warn_of_look_ahead(f"router.{kind}.name={name}")
+
+
+@cache
+def _warn_of_look_ahead(part: str) -> None:
+    """Once for all layers."""
+    log.warning(f"{part}: looks at later tokens in training (not in evaluation)")
+
+
+def ranged(key: str, build: Any) -> Any:
+    """What `build` returns; a range check that fails there names its place in the config."""
+    try:
+        return build()
+    except ValueError as error:
+        raise UserError(f"{key}.{error}" if key else str(error)) from error

@@ -1,0 +1,60 @@
+"""Causal self-attention with rotary positions (Su et al. 2021, arXiv 2104.09864) and grouped queries (2305.13245)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from app.model.config import ModelConfig
+from routers.contract import Context
+
+
+class Where(NamedTuple):
+    """What every layer needs to know of the positions of a batch."""
+
+    context: Context
+    mask: Tensor | None  # (B, 1, S, S) bool, True where a position may look; None: causal over the whole row
+    cos: Tensor  # (S, H) of the rotary angles, H the width of a head
+    sin: Tensor
+
+
+class Attention(nn.Module):
+    """Causal self-attention."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_width
+        self.sizes = [heads * self.head_dim for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+        self.qkv = nn.Linear(config.dim, sum(self.sizes), bias=False)
+        self.out = nn.Linear(self.sizes[0], config.dim, bias=False)
+
+    def forward(self, x: Tensor, where: Where) -> Tensor:
+        query, key, value = (
+            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.qkv(x).split(self.sizes, -1)
+        )  # (B, heads, S, H)
+        query, key = rotate(query, where), rotate(key, where)
+        y = functional.scaled_dot_product_attention(
+            query, key, value, where.mask, is_causal=where.mask is None, enable_gqa=key.size(1) < query.size(1)
+        )
+        return self.out(y.transpose(1, 2).flatten(2))  # (B, S, D)
+
+
+def rotate(x: Tensor, where: Where) -> Tensor:
+    """Rotary positions for x (B, heads, S, H): each pair (i, i + H/2) turned by its angle."""
+    left, right = x.chunk(2, -1)
+    return x * where.cos.to(x.dtype) + torch.cat((-right, left), -1) * where.sin.to(x.dtype)
+
+
+def rotary(length: int, config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (S, H) of the rotary angles; only differences of positions act, so a row counts from 0."""
+    width = config.head_width
+    speed = config.rope_theta ** -(torch.arange(0, width, 2, device=device) / width)  # (H/2,)
+    angle = torch.arange(length, device=device)[:, None] * speed.repeat(2)  # (S, H)
+    return angle.cos(), angle.sin()
+
+
+def document_mask(document: Tensor) -> Tensor:
+    """Which positions a position may look at (B, 1, S, S): those of its document that are not later."""
+    same = document[:, :, None] == document[:, None, :]
+    return same.tril()[:, None]

@@ -1,0 +1,49 @@
+"""The mixture-of-experts layer: y = shared(x) + sum over the assignments of a token of gate * expert(x).
+
+A layout may narrow x before the experts and widen their sum, and may add assignments of its own.
+"""
+
+from torch import Tensor, nn
+
+from experts import grouped
+from experts.contract import Experts
+from routers.contract import Context, Routing
+from routers.router import Router
+
+
+class MoE(nn.Module):
+    """A router and a layout. Another layer may take its place: it maps (x, context) to (y, Routing)."""
+
+    def __init__(self, router: Router, experts: Experts) -> None:
+        super().__init__()
+        self.router, self.experts = router, experts
+        self.largest = max(experts.expert_params())  # parameters of the largest expert
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Routing]:
+        """Output (B, S, D) of x (B, S, D), and who computed what."""
+        tokens = x.flatten(0, 1)  # (T, D)
+        routing = self.router(tokens, context)
+        expert = routing.expert.masked_fill(~routing.kept, self.experts.num_experts)
+        token, expert, gate = self.experts.assign(routing.token, expert, routing.gate, len(tokens))
+        worth = grouped.rows_worth_a_product(tokens, self.largest)
+        plan = grouped.plan(expert, token, self.experts.num_computed, len(tokens), worth)
+        rows = grouped.dispatch(self.experts.enter(tokens), plan)  # (R, Z)
+        outputs = self.experts(rows, plan.ends)  # (R, Z); under expert parallelism still on their way back
+        shared = self.experts.shared(tokens)  # meanwhile
+        routed = self.experts.leave(grouped.combine(outputs, gate, plan))  # (T, D)
+        y = routed if shared is None else routed + shared
+        return y.view_as(x), routing
+
+
+class Unrouted(nn.Module):
+    """A layer of which only the shared part exists: the dense layers of a model, and all layers of a dense one."""
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, None]:
+        """Output (B, S, D) of x (B, S, D), and no routing."""
+        y = self.experts.shared(x)
+        assert y is not None, "a layout without routed experts has a shared part"
+        return y, None

@@ -1,0 +1,120 @@
+"""The decoder-only transformer that the experts are plugged into.
+
+Pre-norm blocks with RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), attention with rotary positions, and SwiGLU
+(Shazeer 2020, arXiv 2002.05202).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from app.model.attention import Attention, Where, document_mask, rotary
+from app.model.config import ModelConfig
+from app.model.loss import token_nll
+from routers.balancer import Balancer
+from routers.contract import Context, Routing
+from routers.router import Router
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward part, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, ffn: nn.Module) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.ffn = ffn
+
+    def forward(self, x: Tensor, where: Where) -> tuple[Tensor, Routing | None]:
+        x = x + self.attention(self.attention_norm(x), where)
+        inner = self.ffn_norm(x)
+        y, routing = self.ffn(inner, where.context)
+        return x + y, routing
+
+
+class Transformer(nn.Module):
+    """Embedding, blocks, head; it owns what all its layers share: the scores' common part and the balance terms.
+
+    `ffns` are the feed-forward parts of all layers, each mapping (x, context) to (y, Routing or None).
+    """
+
+    def __init__(self, config: ModelConfig, ffns: list[nn.Module], balancer: Balancer, vocab_size: int) -> None:
+        super().__init__()
+        self.config, self.balancer = config, balancer
+        self.embedding = nn.Embedding(vocab_size, config.dim)
+        self.blocks = nn.ModuleList(Block(config, ffn) for ffn in ffns)
+        self.norm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.head = nn.Linear(config.dim, vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        routers = self.routers()
+        self.shared_score = None
+        if routers:
+            self.shared_score = routers[0].score.shared()
+            balancer.check_score(routers[0].score)
+        self._initialize(config.init_std)
+
+    @property
+    def num_experts(self) -> int:
+        """E of the MoE layers; 0 for a dense model."""
+        routers = self.routers()
+        return routers[0].num_experts if routers else 0
+
+    def routers(self) -> list[Router]:
+        """The routers of the MoE layers, from the bottom up."""
+        return [module for module in self.modules() if isinstance(module, Router)]
+
+    @torch.no_grad()
+    def _initialize(self, std: float) -> None:
+        """Draws every matrix from N(0, std^2); routers keep the initial values that their own classes chose."""
+        own = {p for router in self.routers() for p in router.parameters()}
+        own |= set(self.shared_score.parameters()) if self.shared_score else set()
+        for parameter in self.parameters():
+            if parameter.dim() >= 2 and parameter not in own:
+                parameter.normal_(0, std)
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor, valid: Tensor, document: Tensor, seed: int = 0
+    ) -> tuple[Tensor, list[Routing]]:
+        """Negative log-likelihood in nats of every target (B, S) float32, and the routings of the MoE layers.
+
+        Args:
+            tokens: (B, S) int64.
+            targets: (B, S) int64, -100 where nothing is to be predicted; the likelihood is 0 there.
+            valid: (B, S) bool, False on padding.
+            document: (B, S) int64; positions with different numbers do not see each other.
+            seed: of this micro-batch; noise in layer l is drawn from (seed, l).
+        """
+        hidden, routings = self.hidden(tokens, valid, document, seed)
+        return token_nll(hidden, self.head.weight, targets), routings
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits (B, S, V) of tokens (B, S) that are one document a row."""
+        hidden, _ = self.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(tokens))
+        return self.head(hidden)
+
+    def hidden(self, tokens: Tensor, valid: Tensor, document: Tensor, seed: int = 0) -> tuple[Tensor, list[Routing]]:
+        """The normed output of the last block (B, S, D), and the routings of the MoE layers."""
+        x = self.embedding(tokens)
+        cos, sin = rotary(tokens.size(1), self.config, tokens.device)
+        mask = None if self.config.cross_documents else document_mask(document)
+        context = Context(valid, tokens.flatten(), shared=self.shared_score)
+        offset = self.balancer.offset()
+        routings: list[Routing] = []
+        for block in self.blocks:
+            layer = len(routings)
+            context = context._replace(
+                state=routings[-1].state if routings else None,
+                offset=0.0 if offset is None or layer == len(offset) else offset[layer],
+                seed=seed * 1_000 + layer,
+            )
+            x, routing = self._run(block, x, Where(context, mask, cos, sin))
+            if routing is not None:
+                routings.append(routing)
+        return self.norm(x), routings
+
+    def _run(self, block: nn.Module, x: Tensor, where: Where) -> tuple[Tensor, Routing | None]:
+        if self.config.activation_checkpointing and self.training:
+            return checkpoint(block, x, where, use_reentrant=False)
+        return block(x, where)

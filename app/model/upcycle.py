@@ -1,0 +1,124 @@
+"""A mixture of experts that starts from a dense model of ours, trained before.
+
+    copied    every expert is the dense network (Komatsuzaki et al. 2022, arXiv 2212.05055)
+    granular  expert e is part e mod m of the dense network, its output times m; the m experts of a group start with one
+              score, so that they are chosen together (He et al. 2024, arXiv 2410.07524, section 3, virtual groups)
+    drop      copied, then a share of every expert's hidden units is drawn anew from N(mean, std) of the dense matrix
+              (Nakamura et al. 2025, arXiv 2502.19261, section 3)
+
+With gates that sum to 1 the first forward pass of `copied` and `granular` is that of the dense model. All else is taken
+over as it is; a shared expert starts at 0.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from app.model.moe import MoE
+from app.model.transformer import Block, Transformer
+from app.registry import UserError, require, unknown
+from experts.contract import FeedForward, Routed
+
+How = Literal["copied", "granular", "drop"]
+State = dict[str, Tensor]
+
+
+@torch.no_grad()
+def upcycle(model: Transformer, dense: State, how: How, drop_share: float = 0.5, seed: int = 0) -> None:
+    """Overwrites the weights of a model by those of a dense one.
+
+    Args:
+        dense: state of a `Transformer` without experts; the prefix `model.` of a checkpoint is understood.
+        how: copied, granular or drop.
+        drop_share: of the hidden units that `drop` draws anew.
+        seed: of what is drawn.
+
+    Raises:
+        ValueError: `drop_share` is not in 0..1.
+        UserError: the sizes do not fit, or the layout has no single stack of experts.
+    """
+    require("drop_share", drop_share, 0 <= drop_share <= 1, "must be in 0..1")
+    dense = {name.removeprefix("model."): tensor for name, tensor in dense.items()}
+    random = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if ".ffn." not in name and "shared_score" not in name:
+            _copy(name, parameter, dense.get(name))
+    for index, block in enumerate(block for block in model.blocks if isinstance(block, Block)):
+        prefix = f"blocks.{index}.ffn."
+        w_in, w_out = _dense_weights(dense, f"{prefix}experts.common.")  # (D, 2F), (F, D)
+        if isinstance(block.ffn, MoE):
+            _fill(block.ffn, w_in, w_out, how, drop_share, random)
+        else:
+            for name, parameter in block.ffn.named_parameters():
+                _copy(prefix + name, parameter, dense.get(prefix + name))
+
+
+def _dense_weights(dense: State, prefix: str) -> tuple[Tensor, Tensor]:
+    if f"{prefix}w_in.weight" not in dense:
+        raise UserError(f"the checkpoint has no {prefix}w_in.weight: it is not of a dense model, or has fewer layers")
+    return dense[f"{prefix}w_in.weight"].T, dense[f"{prefix}w_out.weight"].T
+
+
+def _fill(layer: MoE, w_in: Tensor, w_out: Tensor, how: How, drop_share: float, random: torch.Generator) -> None:
+    """The experts of one layer from one dense network."""
+    layout = layer.experts
+    if not isinstance(layout, Routed) or hasattr(layout, "up"):
+        raise UserError(f"{type(layout).__name__} cannot be upcycled: it has no stack of experts in the model's width")
+    parts = len(w_out) // layout.hidden_dim if how == "granular" else 1
+    if parts * layout.hidden_dim != len(w_out) or layout.top_k % max(1, parts):
+        raise UserError(
+            f"experts of width {layout.hidden_dim}, {layout.top_k} per token, cannot start as {how} from a dense width "
+            f"of {len(w_out)}: copied and drop need equal widths, granular a width and a top_k that divide evenly"
+        )
+    for e in range(len(layout.routed.w_in)):
+        units = torch.arange(layout.hidden_dim) + e % parts * layout.hidden_dim
+        layout.routed.w_in[e] = w_in[:, torch.cat((units, units + len(w_out)))]
+        layout.routed.w_out[e] = w_out[units] * parts
+        if how == "drop":
+            _draw_anew(layout.routed.w_in[e], layout.routed.w_out[e], drop_share, random)
+    if parts > 1:
+        for parameter in layer.router.score.parameters():
+            if len(parameter) == layout.num_experts:
+                parameter.copy_(parameter[torch.arange(len(parameter)) // parts * parts])
+    common = getattr(layout, "common", None)
+    if isinstance(common, FeedForward):
+        common.w_out.weight.zero_()
+
+
+def _draw_anew(w_in: Tensor, w_out: Tensor, share: float, random: torch.Generator) -> None:
+    """A share of the hidden units of one expert, in both matrices, by mean and standard deviation of each."""
+    width = len(w_out)
+    units = torch.randperm(width, generator=random)[: round(share * width)]
+    for matrix in (w_in[:, :width], w_in[:, width:], w_out.T):
+        drawn = torch.randn(len(matrix), len(units), generator=random)
+        matrix[:, units] = (matrix.mean() + matrix.std() * drawn).to(matrix.dtype)
+
+
+def upcycle_from(model: Transformer, chosen: Mapping[str, Any], seed: int) -> None:
+    """The same by the config's words: `checkpoint`, `how`, `drop_share`.
+
+    Raises:
+        UserError: the checkpoint cannot be read or does not fit, or a value is not allowed.
+    """
+    path, how = Path(chosen["checkpoint"]), chosen["how"]
+    if how not in get_args(How):
+        raise UserError(unknown(f"upcycle.how={how}", str(how), get_args(How)))
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except (OSError, KeyError, UnpicklingError) as error:
+        raise UserError(f"upcycle.checkpoint={path}: is not a checkpoint of ours ({type(error).__name__})") from error
+    try:
+        upcycle(model, state, how, chosen["drop_share"], seed)
+    except ValueError as error:
+        raise UserError(f"upcycle.{error}") from error
+
+
+def _copy(name: str, parameter: Tensor, saved: Tensor | None) -> None:
+    if saved is None or saved.shape != parameter.shape:
+        there = "nothing" if saved is None else tuple(saved.shape)
+        raise UserError(f"the checkpoint does not fit: {name} is {there} there and {tuple(parameter.shape)} here")
+    parameter.copy_(saved)

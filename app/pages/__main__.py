@@ -1,0 +1,28 @@
+"""`python -m app.pages` (or `make docs`): writes every page, and every table in the README, that code can make."""
+
+import app.environment  # noqa: F401, I001  before torch
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from app.pages import catalogue, cells, layouts, refused, tags
+from app.pages.markers import ROOT, replaced
+
+TABLES: list[tuple[str, str, Callable[[], str]]] = [  # page, marker, what stands between the markers
+    ("README.md", "zoo", catalogue.markdown),
+    ("docs/refused.md", "refused", refused.markdown),
+    ("docs/tags.md", "tags", tags.markdown),
+    ("docs/scale.md", "layouts", layouts.markdown),
+    ("docs/cells.md", "cells", cells.markdown),
+]
+
+
+def pages() -> Iterator[tuple[Path, str]]:
+    """Every page with its tables anew."""
+    for page, marker, table in TABLES:
+        yield ROOT / page, replaced((ROOT / page).read_text(), marker, table())
+
+
+if __name__ == "__main__":
+    for path, text in pages():
+        path.write_text(text)

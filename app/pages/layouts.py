@@ -1,0 +1,77 @@
+"""The layouts on paper in docs/scale.md: what DeepSeekMoE's models would cost on many GPUs, by arithmetic."""
+
+from typing import NamedTuple
+
+import torch
+
+from app.config.compose import composed
+from app.cost.budget import Budget
+from app.cost.memory import Memory
+from app.model.assemble import build_model
+from app.model.moe import MoE
+
+FLOPS = 400e12  # per second that an H100 gives: 40 % of the bfloat16 peak
+NEAR, FAR = 360e9, 40e9  # bytes per second and GPU, inside a node of 8 (NVLink) and between nodes (400 Gb/s)
+STEP_TOKENS = 4608 * 4096  # of an optimizer step, as in the papers
+LAYOUTS = [("deepseekmoe_16b", 8, 8), ("deepseekmoe_16b", 64, 8), ("deepseekmoe_16b", 512, 8),
+           ("deepseekmoe_145b", 8, 8), ("deepseekmoe_145b", 64, 8), ("deepseekmoe_145b", 512, 8)]  # fmt: skip
+
+
+class Layout(NamedTuple):
+    """Of one GPU."""
+
+    held: float  # bytes of parameters, gradients and optimizer
+    activations: float  # bytes of a micro-batch
+    rows: int  # of 4,096 tokens in a micro-batch
+    shard_bytes: float  # in a micro-batch: FSDP2 gathers the parameters twice and scatters the gradients once, float32
+    exchange_bytes: float  # in a micro-batch: there and back, forward and backward, bfloat16
+    compute_s: float  # of a micro-batch
+    communication_s: float
+
+
+def layout(name: str, gpus: int, ep_size: int) -> Layout:
+    """EP inside a node of 8, FSDP2 over all GPUs for the rest and over the nodes for the experts."""
+    config = composed([f"experiment=paper/{name}"])
+    with torch.device("meta"):
+        model = build_model(config, 1)
+    budget, length = Budget.of(model, 4096), 4096
+    layers = [m.experts for m in model.modules() if isinstance(m, MoE)]
+    experts, rest = budget.expert_params, budget.total_params - budget.expert_params
+    rows = 4 if name == "deepseekmoe_145b" else 8
+    activations = Memory.of(model, length, rows, "bf16-mixed", 2).activations
+    nodes = gpus // ep_size
+    near = 12 * rest * (gpus - 1) / gpus  # bytes; the gathers of a ring
+    far = 12 * experts / ep_size * (nodes - 1) / nodes
+    tokens = rows * length
+    exchange = tokens * len(layers) * layers[0].top_k * model.config.dim * 2 * 4 * (ep_size - 1) / ep_size
+    between = NEAR if nodes == 1 else FAR
+    return Layout(
+        held=16 * (rest / gpus + experts / gpus),
+        activations=activations,
+        rows=rows,
+        shard_bytes=near + far,
+        exchange_bytes=exchange,
+        compute_s=tokens * budget.flops_per_token_train / FLOPS,
+        communication_s=near / between + far / FAR + exchange / NEAR,
+    )
+
+
+def _row(name: str, gpus: int, ep_size: int) -> str:
+    """One line of the table."""
+    at = layout(name, gpus, ep_size)
+    micros = STEP_TOKENS / (at.rows * 4096 * gpus)
+    fits = "yes" if at.held + at.activations < 76e9 else "**no**"
+    share = at.communication_s / (at.communication_s + at.compute_s)
+    return (
+        f"| {name} | {gpus} | ep {ep_size} x fsdp2 {gpus // ep_size} "
+        f"| {at.held / 1e9:.0f} + {at.activations / 1e9:.0f} GB "
+        f"| {fits} | {micros:.0f} x {at.rows} rows | {micros * at.shard_bytes / 1e9:,.0f} GB "
+        f"| {micros * at.exchange_bytes / 1e9:,.0f} GB | {micros * at.compute_s:.0f} s | {share:.0%} |"
+    )
+
+
+def markdown() -> str:
+    """The table for docs/scale.md."""
+    head = "| model | GPUs | layout | state + activations of a GPU | fits 80 GB | micro-batches of a step | sharding "
+    head += "| exchange | computing | communication |\n" + "| --- " * 10 + "|\n"
+    return head + "".join(f"{_row(*of)}\n" for of in LAYOUTS)

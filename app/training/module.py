@@ -1,0 +1,205 @@
+"""The training step: one Lightning batch is one optimizer step of this rank, cut into micro-batches.
+
+The language-model loss is the sum over tokens divided by the number of target tokens of the *whole* optimizer step,
+over all micro-batches and ranks, so its gradient does not depend on how the rows are cut. Balance terms are means over
+the micro-batches. Controllers are updated once, after the step, with what was observed over all micro-batches and
+ranks.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from app.model.transformer import Transformer
+from app.training.clipping import clip_gradients, gradient_norm
+from app.training.metrics import LanguageMetric, LoadMetric
+from app.training.nonfinite import BadSteps
+from app.training.sharding import averaged_ranks, hold_gradients, shard
+from app.training.tags import Tag
+from routers.balancer import Observed
+from routers.collectives import num_ranks, rank_sum
+from routers.contract import Routing
+
+Batch = dict[str, Tensor]
+RoutingHook = Callable[[list[Routing], Batch], None]
+
+
+class LanguageModel(lightning.LightningModule):
+    """Trains a transformer.
+
+    Args:
+        model: what is trained.
+        make_optimizer: from parameter groups to an optimizer.
+        schedule: factor on the learning rate at step 0, 1, ...
+        clip_norm: largest norm of the gradient; null does not clip.
+        micro_batch_size: rows of one forward pass.
+        domains: names of the text domains, for the validation metric.
+        seed: of the routers' noise.
+        ep_size: over how many ranks the experts of a layer are split.
+        skip_bad_steps: how many steps may be skipped because their loss or gradient is not finite.
+    """
+
+    automatic_optimization = False
+    tags = (
+        Tag("train/loss", "language-model loss of the step, without any balance term", "nats per token"),
+        Tag("train/grad_norm", "norm of all gradients before clipping"),
+        Tag("balance/TERM", "raw value of a balance term", scope="last micro-batch of rank 0"),
+        Tag("balance/TERM_weighted", "the same times its weight", scope="last micro-batch of rank 0"),
+        Tag("val/nats", "cross entropy of held-out text", "nats per token"),
+        Tag("val/ppl", "perplexity, its exponential"),
+        Tag("val/bpb", "bits per byte, mean over the domains", "bits per byte"),
+        Tag("val/bpb_DOMAIN", "bits per byte of one domain", "bits per byte"),
+    )
+
+    def __init__(
+        self,
+        model: Transformer,
+        make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        schedule: Callable[[int], float],
+        *,
+        clip_norm: float | None,
+        micro_batch_size: int,
+        domains: list[str],
+        seed: int,
+        ep_size: int = 1,
+        skip_bad_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.make_optimizer, self.schedule = make_optimizer, schedule
+        self.clip_norm, self.micro_batch_size = clip_norm, micro_batch_size
+        self.seed, self.ep_size = seed, ep_size
+        self.corpus = ""  # fingerprint of the text, which a resumed run must find again
+        self.bad_steps = BadSteps(skip_bad_steps)
+        self.metric = LanguageMetric(domains)
+        self.load_metric = LoadMetric(len(model.routers()), model.num_experts)
+        self.validation_load = self.load_metric.load  # (L, E) of the last validation
+        self.routing_hooks: list[RoutingHook] = []  # called with the routings and the batch of every forward pass
+        self.tokens_seen = torch.zeros((), dtype=torch.int64)  # in training, on all ranks
+
+    def compile_blocks(self) -> None:
+        """torch.compile for each block: they have the same code, so it is compiled once or twice."""
+        for block in self.model.blocks:
+            block.compile()
+
+    def configure_model(self) -> None:
+        """Shards the model where the strategy has a mesh of devices (FSDP2)."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh, self.ep_size)
+
+    def configure_optimizers(self) -> Any:
+        """Weight decay on matrices only.
+
+        The groups keep the order of the parameters: Lightning numbers the optimizer's state by it under FSDP2, and a
+        checkpoint would hand one parameter's moments to another where the orders differ.
+        """
+        groups = groupby((p for p in self.parameters() if p.requires_grad), key=lambda p: p.dim() >= 2)
+        optimizer = self.make_optimizer(
+            [{"params": list(run)} | ({} if matrix else {"weight_decay": 0.0}) for matrix, run in groups]
+        )
+        return [optimizer], [LambdaLR(optimizer, self.schedule)]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One optimizer step on this rank's rows."""
+        micros = list(self._micro_batches(batch))
+        num_targets = rank_sum((batch["targets"] >= 0).sum()).clamp_min(1)
+        observed: Observed | None = None
+        nats = torch.zeros((), device=self.device)
+        for i, micro in enumerate(micros):
+            with self._hold(i < len(micros) - 1):
+                nll, routings = self._forward(micro, i)
+                terms = self.model.balancer.losses(routings, observed)
+                balance = sum((weight * raw for raw, weight in terms.values()), torch.zeros((), device=self.device))
+                share = nll.sum() / num_targets + balance / (len(micros) * num_ranks())  # of the step's loss
+                self.manual_backward(share * averaged_ranks(self.model))
+            nats += nll.detach().sum()
+            observed = _added(observed, self.model.balancer.observe(routings))
+        assert observed is not None, "a step has at least one micro-batch"
+        loss, norm = rank_sum(nats) / num_targets, gradient_norm(self)
+        num_tokens = rank_sum(batch["valid"].sum())
+        if (loss + norm).isfinite():
+            self._optimizer_step(norm)
+            self.model.balancer.update({name: rank_sum(value) for name, value in observed.items()}, num_tokens)
+        else:
+            self._skip_step(micros)
+        self.tokens_seen = self.tokens_seen.to(num_tokens.device) + num_tokens
+        self._log_step(loss, terms, norm)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Only the likelihood: no balance term, no controller."""
+        nll, routings = self._forward(batch, 0)
+        self.load_metric.update(routings)
+        self.metric.update(nll, batch["targets"], batch["nbytes"], batch["domain"])
+
+    def on_validation_epoch_end(self) -> None:
+        values = {f"val/{name}": value.float() for name, value in self.metric.compute().items()}
+        self.log_dict(values)
+        self.validation_load = self.load_metric.compute()
+        self.metric.reset()
+        self.load_metric.reset()
+
+    def on_train_start(self) -> None:
+        self.tokens_before = int(self.tokens_seen)  # in earlier sessions of this run
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["tokens_seen"] = int(self.tokens_seen)
+        checkpoint["corpus"] = self.corpus
+        checkpoint["bad_steps"] = self.bad_steps.count
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.tokens_seen = torch.tensor(checkpoint["tokens_seen"])
+        self.bad_steps.count = checkpoint.get("bad_steps", 0)
+
+    def _forward(self, batch: Batch, micro: int) -> tuple[Tensor, list[Routing]]:
+        nll, routings = self._forward_without_hooks(batch, micro)
+        with torch.no_grad():
+            for hook in self.routing_hooks:
+                hook(routings, batch)
+        return nll, routings
+
+    def _forward_without_hooks(self, batch: Batch, micro: int) -> tuple[Tensor, list[Routing]]:
+        place = micro * num_ranks() + self.global_rank  # of this micro-batch in the global batch
+        seed = (self.seed * 1_000_003 + self.global_step) * 1_000_003 + place
+        return self.model(batch["tokens"], batch["targets"], batch["valid"], batch["document"], seed)
+
+    def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
+        parts = {name: value.split(self.micro_batch_size) for name, value in batch.items()}
+        for i in range(len(parts["tokens"])):
+            yield {name: part[i] for name, part in parts.items()}
+
+    def _hold(self, hold: bool) -> AbstractContextManager[None]:
+        return hold_gradients(self) if hold else nullcontext()
+
+    def _optimizer_step(self, norm: Tensor) -> None:
+        if self.clip_norm is not None:
+            clip_gradients(list(self.parameters()), norm, self.clip_norm)
+        self._count_step()
+
+    def _skip_step(self, micros: list[Batch]) -> None:
+        """A step without a gradient: torch's optimizers leave such parameters and their state as they are."""
+        again = lambda: [self._forward_without_hooks(m, i) for i, m in enumerate(micros)]  # noqa: E731
+        self.bad_steps.skip(self.model, self.global_step, again)
+        self.optimizers().zero_grad()  # type: ignore[union-attr]
+        self._count_step()
+
+    def _count_step(self) -> None:
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        scheduler.step()  # type: ignore[union-attr]
+
+    def _log_step(self, loss: Tensor, terms: dict[str, tuple[Tensor, float]], norm: Tensor) -> None:
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/grad_norm", norm)
+        for name, (raw, weight) in terms.items():
+            self.log_dict({f"balance/{name}": raw.detach(), f"balance/{name}_weighted": weight * raw.detach()})
+
+
+def _added(total: Observed | None, part: Observed) -> Observed:
+    return part if total is None else {name: total[name] + value for name, value in part.items()}

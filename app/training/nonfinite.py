@@ -1,0 +1,89 @@
+"""A step that is not finite changes nothing: it is skipped, or it ends the run with the name of the culprit.
+
+A skipped step counts as a step: the schedule and the rows go on, so it is neither repeated nor shifts what follows, and
+a resumed run skips the same. Optimizer and controllers keep their state.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from app.model.transformer import Transformer
+from app.registry import UserError
+from app.training.messages import warn
+from app.training.sharding import full_tensor
+
+
+class BadSteps:
+    """Counts the steps that are skipped because their loss or gradient is not finite; `allowed` in a run."""
+
+    def __init__(self, allowed: int) -> None:
+        self.allowed, self.count = allowed, 0
+
+    def skip(self, model: Transformer, step: int, forward_again: Callable[[], Any]) -> None:
+        """Counts one more; `forward_again` repeats the forward passes of the step. Called on all ranks.
+
+        Raises:
+            UserError: too many; the line names what was not finite.
+        """
+        what = culprit(model, forward_again)
+        self.count += 1
+        if self.count > self.allowed:
+            raise UserError(
+                f"step {step}: {what} is not finite; the checkpoints are from before. Lower optimizer.lr, or go on "
+                f"with resume=true trainer.skip_bad_steps={self.count} to skip this step"
+            )
+        warn(f"step {step}: {what} is not finite; skipped ({self.count} of {self.allowed})")
+
+
+@torch.no_grad()
+def culprit(model: nn.Module, forward_again: Callable[[], Any]) -> str:
+    """What was not finite first, a weight, the output of a layer or a gradient; by its name."""
+    weights = _not_finite(dict(model.named_parameters()))
+    gradients = _not_finite({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    outputs = _gathered(_outputs(model, forward_again))
+    if weights:
+        return f"the weight {weights[0]}"
+    if outputs:
+        return f"the output of {outputs[0]}"
+    return f"the gradient of {gradients[-1]}" if gradients else "the loss"  # the last is nearest to the loss
+
+
+def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
+    found = []
+    for name, value in tensors.items():
+        bad = (~full_tensor(value.detach()).isfinite()).nonzero()
+        if len(bad):
+            found.append(f"{name}[{bad[0, 0]}]" if value.dim() == 3 else name)  # which expert of a stack
+    return found
+
+
+def _outputs(model: nn.Module, forward_again: Callable[[], Any]) -> list[str]:
+    """The modules whose output is not finite, in the order of the forward pass."""
+    found: list[str] = []
+
+    def look(name: str, output: Any) -> None:
+        first = output[0] if type(output) is tuple else output  # a Routing may hold -inf: an expert that is forbidden
+        if isinstance(first, Tensor) and first.is_floating_point() and not first.isfinite().all():
+            found.append(name)
+
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: look(name, output))
+        for name, module in model.named_modules()
+        if name
+    ]
+    forward_again()
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _gathered(names: list[str]) -> list[str]:
+    """Those of all ranks, one rank after the other."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return names
+    every: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(every, names)
+    return [name for rank in every for name in rank]

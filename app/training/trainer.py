@@ -1,0 +1,151 @@
+"""From the words of `trainer=...` to Lightning's Trainer."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import lightning
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from app.registry import UserError, require
+from app.training.checkpoints import AtomicCheckpointIO, Checkpoints
+
+COUNTS = ("devices", "num_nodes", "max_steps", "val_every", "log_every", "checkpoint_every", "timeout_s", "ep_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How long, on what and how exactly a run trains.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    accelerator: str
+    strategy: Literal["auto", "ddp", "fsdp", "fsdp2", "ep"]
+    ep_size: int
+    devices: int
+    num_nodes: int
+    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true"]
+    max_steps: int
+    val_every: int
+    log_every: int
+    checkpoint_every: int
+    checkpoint_minutes: float | None
+    keep_checkpoints: int
+    gradient_clip_val: float | None
+    deterministic: bool
+    threads: int | None
+    timeout_s: int
+    compile: bool
+    skip_bad_steps: int
+
+    def __post_init__(self) -> None:
+        for name in COUNTS:
+            require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
+        require("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "must be at least 1")
+        pure = self.precision == "bf16-true"
+        require("precision", self.precision, not pure, "routers compute in float32; use bf16-mixed")
+        require("skip_bad_steps", self.skip_bad_steps, self.skip_bad_steps >= 0, "must be at least 0")
+        for name in ("checkpoint_minutes", "gradient_clip_val"):
+            value = getattr(self, name)
+            require(name, value, value is None or value > 0, "must be positive, or null")
+        require("threads", self.threads, self.threads is None or self.threads >= 1, "must be at least 1, or null")
+        single = self.strategy != "auto" or self.devices == self.num_nodes == 1
+        require("devices", self.devices, single, "needs trainer=ddp or trainer=fsdp2 to train on more than one device")
+        ranks, size = self.devices * self.num_nodes, self.ep_size
+        require("ep_size", size, size == 1 or self.strategy == "ep", "needs trainer=ep")
+        require("ep_size", size, ranks % size == 0, f"must divide {ranks}, the number of processes")
+
+
+def native_precision(accelerator: str) -> Literal["32-true", "bf16-mixed"]:
+    """bfloat16 where the device computes in it, float32 where it would only emulate it (10 times slower)."""
+    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    native = gpu or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def make_strategy(config: TrainerConfig) -> Strategy | str:
+    """Lightning's strategy for a word; a rank that waits longer than `timeout_s` for another ends the run."""
+    timeout = timedelta(seconds=config.timeout_s)
+    if config.strategy == "ddp":
+        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
+    if config.strategy == "fsdp":
+        return FSDPStrategy(timeout=timeout, use_orig_params=True)
+    if config.strategy in ("fsdp2", "ep"):
+        return ModelParallelStrategy(
+            data_parallel_size=config.devices * config.num_nodes,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,  # one file, which any strategy can resume
+            timeout=timeout,
+        )
+    return "auto"
+
+
+def make_trainer(
+    config: TrainerConfig, folder: Path, logger: Logger | bool, callbacks: list[lightning.Callback]
+) -> lightning.Trainer:
+    """The Trainer of a run; checkpoints lie in the run's folder."""
+    saving = (config.checkpoint_every, config.checkpoint_minutes, config.keep_checkpoints, config.timeout_s)
+    checkpoints = Checkpoints(folder / "checkpoints", *saving)
+    try:
+        return _trainer(config, folder, logger, [*callbacks, checkpoints, Timer()])
+    except MisconfigurationException as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"trainer.accelerator={config.accelerator}: {reason}; trainer=cpu always works") from error
+
+
+def _trainer(
+    config: TrainerConfig, folder: Path, logger: Logger | bool, callbacks: list[lightning.Callback]
+) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator=config.accelerator,
+        strategy=make_strategy(config),
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        precision=config.precision,  # type: ignore[arg-type]
+        max_steps=config.max_steps,
+        val_check_interval=config.val_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.log_every,
+        deterministic=config.deterministic,
+        use_distributed_sampler=False,  # the order of the rows is the data module's
+        enable_model_summary=False,  # the budget table says more
+        logger=logger,
+        callbacks=callbacks,
+        enable_checkpointing=False,  # app.training.checkpoints
+        plugins=[AtomicCheckpointIO(), *_slurm()],
+        default_root_dir=folder,
+    )
+
+
+def _slurm() -> list[SLURMEnvironment]:
+    """Under Slurm we save on SIGTERM ourselves; Lightning's own requeueing would go on from an older file later."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+def refuse_sweep_with_children(trainer: lightning.Trainer) -> None:
+    """Called in a sweep (--multirun): Lightning would start this program again for its other processes.
+
+    Raises:
+        UserError: it would, and each of them would run the whole sweep; a second job would train on half its rows.
+    """
+    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        raise UserError(
+            "trainer: a sweep cannot start the processes of its jobs; sweep with one device a job, or launch with "
+            "torchrun --nproc-per-node=N train.py --multirun ..."
+        )
+
+
+def threads_per_process(devices: int) -> int:
+    """Threads of each process: what the environment says, else the cores of this machine shared among them."""
+    return int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // max(1, devices)))

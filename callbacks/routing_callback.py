@@ -1,0 +1,36 @@
+"""The base of the callbacks that look at the experts. They only watch: nothing of the training hangs on them."""
+
+from functools import partial
+
+import lightning
+
+from app.training.module import Batch, LanguageModel
+from routers.contract import Routing
+
+
+class RoutingCallback(lightning.Callback):
+    """Sees the routings of every forward pass of a LanguageModel, those of training apart from those of validation.
+
+    A model without routed experts shows it nothing. What is added up stays on the device until a step that logs.
+    """
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        self._hook = partial(self._dispatch, pl_module)
+        pl_module.routing_hooks.append(self._hook)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        pl_module.routing_hooks.remove(self._hook)
+
+    def on_training_routings(self, routings: list[Routing], batch: Batch) -> None:
+        """Called without gradient after every forward pass of training: once per micro-batch of this rank."""
+
+    def on_validation_routings(self, routings: list[Routing], batch: Batch) -> None:
+        """Called without gradient after every forward pass of validation."""
+
+    def _dispatch(self, module: LanguageModel, routings: list[Routing], batch: Batch) -> None:
+        if routings and module.training:
+            self.on_training_routings(routings, batch)
+        elif routings:
+            self.on_validation_routings(routings, batch)

@@ -1,0 +1,16 @@
+"""The grouped computation: route rows to experts, compute every SwiGLU expert, add the results up per token.
+
+    plan     which row of the expert-sorted layout holds which assignment
+    dispatch x (T, D)  -> rows (R, D), sorted by expert; those of expert e end at ends[e]
+    swiglu   rows (R, D) -> y (R, D),  y = (silu(x W_gate) * (x W_up)) W_out
+    combine  y (R, D)  -> (T, D), the sum of gate * y over the assignments of a token
+
+Rows after `ends[-1]` belong to no expert: the kernels return zeros for them, and a zero gradient. The kernel for CUDA
+is in `cuda`, the one for the CPU in `cpu`.
+"""
+
+from experts.grouped.kernel import swiglu
+from experts.grouped.permutation import combine, dispatch
+from experts.grouped.planning import Plan, plan, rows_worth_a_product
+
+__all__ = ["Plan", "combine", "dispatch", "plan", "rows_worth_a_product", "swiglu"]

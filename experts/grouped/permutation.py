@@ -1,0 +1,61 @@
+"""Dispatch and combine: from tokens to rows sorted by expert, and back to the gated sum per token."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from experts.grouped.device import autocast_dtype, on_host
+from experts.grouped.planning import Plan
+
+CACHED = 2048  # rows that stay in the cache of a CPU between two operations
+
+
+def dispatch(x: Tensor, plan: Plan) -> Tensor:
+    """x (T, D) -> rows (R, D) sorted by expert, in the autocast dtype."""
+    return _Dispatch.apply(x.to(autocast_dtype(x)), plan.token, plan.row, plan.starts)
+
+
+def combine(y: Tensor, gate: Tensor, plan: Plan) -> Tensor:
+    """y (R, D), gate (A,) float32 -> (T, D): the sum of gate * y over the assignments of a token, in the dtype of y."""
+    gate = gate if plan.by_token is None else gate[plan.by_token]
+    gate = gate.masked_fill(plan.unassigned, 0)
+    return _Combine.apply(y, gate.to(y.dtype), plan.token, plan.row, plan.starts)
+
+
+class _Dispatch(torch.autograd.Function):
+    """Gather; the backward sums the rows of a token without atomics, so it is deterministic."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, token: Tensor, row: Tensor, starts: Tensor) -> Tensor:
+        ctx.save_for_backward(row, starts)
+        return x.index_select(0, token)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        row, starts = ctx.saved_tensors
+        return F.embedding_bag(row, grad.contiguous(), starts, mode="sum"), None, None, None
+
+
+class _Combine(torch.autograd.Function):
+    """A weighted embedding bag, whose bags are the tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, gate: Tensor, token: Tensor, row: Tensor, starts: Tensor) -> Tensor:
+        ctx.save_for_backward(y, gate, token, row)
+        return F.embedding_bag(row, y, starts, mode="sum", per_sample_weights=gate)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y, gate, token, row = ctx.saved_tensors
+        row_gate = gate.new_zeros(token.shape).scatter_(0, row, gate)
+        grad_y, dot = torch.empty_like(y), torch.empty_like(row_gate)
+        block = CACHED if on_host(y) else len(y)
+        for grad_, dot_, y_, gate_, token_ in zip(
+            *(t.split(block) for t in (grad_y, dot, y, row_gate, token)), strict=True
+        ):
+            torch.index_select(grad, 0, token_, out=grad_)
+            torch.sum(grad_ * y_, dim=-1, out=dot_)
+            grad_.mul_(gate_[:, None])
+        return grad_y, dot[row], None, None, None

@@ -1,0 +1,61 @@
+"""Arithmetic on assignments (token, expert), the flat list of who computes what. Letters as in `routers.contract`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from routers.contract import Routing
+
+
+def expert_load(routings: Sequence[Routing]) -> Tensor:
+    """Assignments per layer and expert (L, E) float32, before the drop, without padding."""
+    return torch.stack([count(r.expert, r.logits.size(1)) for r in routings])
+
+
+def sequence_load(routing: Routing) -> Tensor:
+    """Assignments per sequence and expert (B, E) float32, before the drop, without padding."""
+    num_sequences, length = routing.valid.shape
+    num_experts = routing.logits.size(1)
+    sequence = routing.token // length  # (A,)
+    index = (sequence * num_experts + routing.expert).masked_fill(
+        routing.expert == num_experts, num_sequences * num_experts
+    )
+    return count(index, num_sequences * num_experts).view(num_sequences, num_experts)
+
+
+def count(expert: Tensor, num_experts: int) -> Tensor:
+    """How often each expert occurs in expert (A,): (E,) float32; E, unassigned, is not counted."""
+    ones = torch.ones_like(expert, dtype=torch.float32)
+    return ones.new_zeros(num_experts + 1).scatter_add_(0, expert, ones)[:num_experts]
+
+
+def experts_per_token(routing: Routing) -> Tensor:
+    """How many experts each token has (T,) int64, before the drop; 0 on padding."""
+    served = (routing.expert < routing.logits.size(1)).long()
+    return served.new_zeros(len(routing.logits)).scatter_add_(0, routing.token, served)
+
+
+def assigned(scores: Tensor, token: Tensor, expert: Tensor) -> Tensor:
+    """Scores (T, E) at the assignments: (A,), 0 where expert is E."""
+    num_experts = scores.size(1)
+    index = token * num_experts + expert.clamp(max=num_experts - 1)
+    return scores.flatten().gather(0, index) * (expert < num_experts)
+
+
+def per_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
+    """Sum of values (A,) over the assignments of each token, given back to each assignment: (A,)."""
+    return values.new_zeros(num_tokens).index_add(0, token, values)[token]
+
+
+def rank_in_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
+    """Place of each assignment among those of its token by descending values (A,): (A,) int64 from 0."""
+    order = values.argsort(descending=True, stable=True)
+    order = order[token[order].argsort(stable=True)]  # by token, then by value
+    number = token.new_zeros(num_tokens).scatter_add_(0, token, torch.ones_like(token))
+    place = torch.arange(len(token), device=token.device) - (number.cumsum(0) - number)[token[order]]
+    return torch.empty_like(token).scatter(0, order, place)

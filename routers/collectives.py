@@ -1,0 +1,16 @@
+"""What the processes that train together know of each other."""
+
+from torch import Tensor, distributed
+
+
+def rank_sum(values: Tensor) -> Tensor:
+    """Sum over all ranks, without gradient; the values themselves where there is one process."""
+    if distributed.is_available() and distributed.is_initialized():
+        values = values.detach().clone()
+        distributed.all_reduce(values)
+    return values
+
+
+def num_ranks() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

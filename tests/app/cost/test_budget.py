@@ -1,0 +1,184 @@
+"""The budget against what torch counts, and against arithmetic on paper."""
+
+import json
+from math import comb
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from app.budget import main
+from app.config.compose import composed
+from app.cost.budget import Budget, nominal, on_meta
+from app.cost.memory import Memory, optimizer_states
+from app.model.assemble import build_model
+from app.model.transformer import Transformer
+from app.registry import UserError
+
+S, V = 32, 257
+LAYOUTS = ["dense", "coarse", "fine_grained", "deepseek", "shared_gated", "residual", "latent"]
+
+
+def config(*overrides: str) -> dict[str, Any]:
+    return composed(["model=nano", "tokenizer=bytes", "model.vocab_size=257", *overrides])
+
+
+def swiglu_flops(x: torch.Size, ends: Any, w_in: torch.Size, w_out: torch.Size, **_: Any) -> int:
+    return 2 * x[0] * (w_in[1] * w_in[2] + w_out[1] * w_out[2])
+
+
+def backward_flops(grad: Any, x: torch.Size, hidden: Any, ends: Any, w_in: Any, w_out: Any, **_: Any) -> int:
+    return 2 * swiglu_flops(x, ends, w_in, w_out)
+
+
+def counted(model: Transformer) -> tuple[int, int]:
+    """FLOPs of one row by torch: forward, and forward with backward."""
+    tokens = torch.randint(0, V, (1, S))
+    document, valid = torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool)
+    formulas = {torch.ops.experts.swiglu: swiglu_flops, torch.ops.experts.swiglu_backward: backward_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        nll, _ = model(tokens, tokens, valid, document)
+        forward = counter.get_total_flops()
+        nll.sum().backward()
+    return forward, counter.get_total_flops()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_flops_equal_what_torch_counts(layout):
+    model = build_model(config(f"experts={layout}", "model.num_kv_heads=1", "experts.hidden_dim=64"), V)
+    budget = Budget.of(model, S)
+    forward, training = counted(model)
+    assert budget.flops_per_token_forward * S == pytest.approx(forward, rel=0.01)
+    assert budget.flops_per_sequence_train == pytest.approx(training, rel=0.01)
+
+
+@pytest.mark.parametrize("router", ["topk", "gru"])
+@pytest.mark.parametrize("layout", ["coarse", "deepseek"])
+def test_parameters_equal_what_torch_counts(layout, router):
+    model = build_model(config(f"experts={layout}", f"router={router}", "model.first_dense=1"), V)
+    budget = Budget.of(model, S)
+    named = {name: p.numel() for name, p in model.named_parameters()}
+    assert budget.total_params == sum(named.values())
+    assert budget.embedding_params == named["embedding.weight"]
+    assert budget.router_params == sum(n for key, n in named.items() if ".router." in key or "shared_score" in key)
+    assert budget.expert_params == sum(n for key, n in named.items() if ".routed." in key)
+    assert budget.ffn_params == sum(n for key, n in named.items() if ".ffn.experts." in key)
+
+
+def test_active_parameters_leave_out_the_experts_that_were_not_chosen():
+    model = on_meta(config("experts=coarse", "experts.num_experts=8", "experts.top_k=2"))
+    budget = Budget.of(model, S)
+    assert budget.total_params - budget.active_params == 2 * 6 * 3 * 32 * 32  # layers, idle experts, one expert
+
+
+def test_a_routers_own_k_counts_and_not_the_layouts():
+    model = on_meta(config("experts=coarse", "experts.top_k=4", "router=switch"))
+    assert Budget.of(model, S).total_params - Budget.of(model, S).active_params == 2 * 7 * 3 * 32 * 32
+
+
+def test_conventions_differ_by_what_their_names_say():
+    model = on_meta(config("experts=coarse", "experts.top_k=2", "experts.hidden_dim=88", "model.num_kv_heads=1"))
+    layers, dim, ffn = 2, 32, 2 * 2 * 3 * 32
+    attention = 4 * layers * dim * S
+    real, causal = (Budget.of(model, S, name).flops_per_token_forward for name in ("real", "causal"))
+    assert real - causal == attention / 2
+    rest = 2 * (4 * layers * dim**2 + V * dim) + attention
+    assert Budget.of(model, S, "paper_real").flops_per_token_forward == rest + 2 * ffn * 88
+    assert Budget.of(model, S, "paper").flops_per_token_forward == pytest.approx(rest + 2 * ffn * 8 * 32 / 3)
+
+
+@pytest.mark.parametrize(
+    ("dim", "width", "share"),
+    [
+        (2048, 1408, 1 / 4),
+        (2048, 2816, 1 / 2),
+        (2048, 10944, 2),
+        (4096, 1408, 1 / 8),
+        (4096, 11008, 1),
+        (1280, 4112, 1.2),
+    ],
+)
+def test_a_rounded_width_stands_for_a_simple_fraction_of_eight_thirds(dim, width, share):
+    assert nominal(width, dim) == pytest.approx(share * 8 * dim / 3)
+
+
+def test_a_width_that_is_no_simple_fraction_stays():
+    assert nominal(1, 4096) == 1
+
+
+def test_layers_can_be_listed():
+    model = on_meta(config("model.num_layers=4", "model.moe_layers=[1,3]"))
+    assert [hasattr(block.ffn, "router") for block in model.blocks] == [False, True, False, True]
+    with pytest.raises(UserError, match=r"model\.moe_layers=\[4\]: must be layers in 0\.\.3"):
+        on_meta(config("model.num_layers=4", "model.moe_layers=[4]"))
+
+
+def test_a_head_may_be_wider_than_its_share_of_the_model():
+    model = build_model(config("model.head_dim=32", "experts=dense"), V)
+    assert model.blocks[0].attention.out.weight.shape == (32, 64)
+    assert Budget.of(model, S).flops_per_token_forward * S == pytest.approx(counted(model)[0], rel=0.01)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
+    with pytest.raises(UserError, match=r"model\.vocab_size=100: must be at least 257"):
+        build_model(config("model.vocab_size=100"), 257)
+
+
+def test_bytes_of_a_small_run():
+    model = on_meta(config("experts=coarse"))
+    memory = Memory.of(model, S, rows=1, precision="bf16-mixed", states=2)
+    total = sum(p.numel() for p in model.parameters())
+    assert (memory.parameters, memory.gradients, memory.optimizer) == (4 * total, 4 * total, 8 * total)
+    assert memory.fits_one_gpu and memory.gpus_fsdp == memory.gpus_expert_parallel == 1
+    assert Memory.of(model, S, rows=1, precision="bf16-true", states=2).parameters == 2 * total
+
+
+def test_checkpointing_keeps_fewer_activations():
+    kept = [
+        Memory.of(on_meta(config("model.num_layers=8", f"model.activation_checkpointing={on}")), S, 1, "32-true", 2)
+        for on in ("false", "true")
+    ]
+    assert kept[1].activations < kept[0].activations / 3
+
+
+def test_a_16b_model_needs_several_gpus():
+    model = on_meta(composed(["experiment=paper/deepseekmoe_16b"]))
+    memory = Memory.of(model, 4096, rows=1, precision="bf16-mixed", states=2)
+    assert not memory.fits_one_gpu
+    assert memory.gpus_fsdp == 4  # 16 bytes * 16.4e9 / 76e9 = 3.4, and the activations
+    assert memory.gpus_expert_parallel == 8  # a divisor of 64 experts; 16 * 1.4e9 stay on each
+
+
+def test_an_optimizers_states_are_found_by_trying_it():
+    assert optimizer_states(lambda matrices: torch.optim.AdamW(matrices, lr=0.1)) == 2
+    assert optimizer_states(lambda matrices: torch.optim.SGD(matrices, lr=0.1, momentum=0.9)) == 1
+    assert optimizer_states(lambda matrices: torch.optim.SGD(matrices, lr=0.1)) == 0
+
+
+def test_the_command_prints_json(capsys):
+    main(["--json", "--convention=causal", "model=nano", "tokenizer=bytes"])
+    printed = json.loads(capsys.readouterr().out)
+    named = {"total_params", "active_params", "embedding_params", "expert_params", "router_params", "bytes"}
+    named |= {"flops_per_token_forward", "flops_per_token_train", "flops_per_sequence_train"}
+    assert named <= set(printed) and printed["convention"] == "causal"
+    assert printed["flops_per_sequence_train"] == 3 * 256 * printed["flops_per_token_forward"]
+
+
+def test_the_command_prints_a_table(capsys):
+    main(["model=nano", "tokenizer=bytes"])
+    assert "total parameters" in capsys.readouterr().out
+
+
+def test_an_unknown_convention_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'causal'"):
+        main(["--convention=casual"])
+
+
+def test_the_groups_that_grove_meets_are_counted_on_average():
+    model = on_meta(config("experts=grove", "experts.num_experts=8", "experts.top_k=3", "experts.hidden_dim=16"))
+    met = 4 * (1 - comb(6, 3) / comb(8, 3))
+    idle = 5 * 3 * 32 * 16 + (4 - met) * 3 * 32 * 64
+    assert Budget.of(model, S).total_params - Budget.of(model, S).active_params == pytest.approx(2 * idle, abs=1)

@@ -1,0 +1,89 @@
+"""A mixture that starts from a dense model."""
+
+import pytest
+import torch
+
+from app.config.compose import composed
+from app.model.assemble import build_model
+from app.model.transformer import Transformer
+from app.model.upcycle import upcycle
+from app.registry import UserError
+
+V = 50
+
+
+def build(*overrides: str) -> Transformer:
+    torch.manual_seed(1)
+    small = ["model=nano", "tokenizer=bytes", "model.hidden_dim=32", "model.init_std=0.2", "router=mixtral"]
+    return build_model(composed([*small, *overrides]), V)
+
+
+def logits(model: Transformer) -> torch.Tensor:
+    tokens = torch.arange(24).view(2, 12)
+    return model.eval().logits(tokens)
+
+
+def routed(model: Transformer) -> torch.nn.Module:
+    return model.blocks[0].ffn.experts.routed
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_the_first_forward_of_a_copied_model_is_the_dense_models(prefix):
+    dense, model = build("experts=dense"), build("experts=coarse", "experts.top_k=3")
+    assert not torch.allclose(logits(model), logits(dense), atol=1e-2)
+    upcycle(model, {prefix + name: tensor for name, tensor in dense.state_dict().items()}, "copied")
+    torch.testing.assert_close(logits(model), logits(dense), rtol=1e-4, atol=1e-4)
+
+
+def test_dense_layers_and_shared_experts_keep_the_first_forward_too():
+    dense = build("experts=dense")
+    model = build("experts=shared_gated", "model.first_dense=1")
+    upcycle(model, dense.state_dict(), "copied")
+    torch.testing.assert_close(logits(model), logits(dense), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("segments", [2, 4])
+def test_the_first_forward_of_a_granular_model_is_the_dense_models(segments):
+    dense = build("experts=dense")
+    model = build("experts=fine_grained", f"experts.segments={segments}", "experts.num_experts=4")
+    upcycle(model, dense.state_dict(), "granular")
+    torch.testing.assert_close(logits(model), logits(dense), rtol=1e-4, atol=1e-4)
+
+
+def test_drop_upcycling_draws_a_share_of_the_hidden_units_anew_in_every_expert():
+    dense, model = build("experts=dense"), build("experts=coarse")
+    upcycle(model, dense.state_dict(), "drop", drop_share=0.25, seed=3)
+    w_in, w_out = (
+        w.T for w in (dense.blocks[0].ffn.experts.common.w_in.weight, dense.blocks[0].ffn.experts.common.w_out.weight)
+    )
+    changed = (routed(model).w_out != w_out).any(-1)  # (E, F)
+    assert changed.sum(-1).tolist() == [8] * 8
+    assert len({tuple(row.tolist()) for row in changed}) > 1
+    assert torch.equal((routed(model).w_in != w_in).any(1), changed.repeat(1, 2))
+
+
+def test_nothing_is_dropped_at_a_share_of_zero_and_the_seed_decides_what_is():
+    dense = build("experts=dense").state_dict()
+    first, second, other = build("experts=coarse"), build("experts=coarse"), build("experts=coarse")
+    upcycle(first, dense, "drop", drop_share=0.0)
+    upcycle(second, dense, "copied")
+    assert torch.equal(routed(first).w_out, routed(second).w_out)
+    for model, seed in ((first, 1), (second, 1), (other, 2)):
+        upcycle(model, dense, "drop", seed=seed)
+    assert torch.equal(routed(first).w_out, routed(second).w_out)
+    assert not torch.equal(routed(first).w_out, routed(other).w_out)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experts=coarse", "experts.hidden_dim=16"], "width 16"),
+        (["experts=latent"], "Latent cannot be upcycled"),
+        (["experts=coarse", "model.dim=64"], "embedding.weight is"),
+        (["experts=coarse", "model.num_layers=3"], "fit|layers"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_in_one_line(overrides, message):
+    with pytest.raises(UserError, match=message) as error:
+        upcycle(build(*overrides), build("experts=dense").state_dict(), "copied")
+    assert "\n" not in str(error.value)

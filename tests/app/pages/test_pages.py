@@ -1,0 +1,57 @@
+"""The pages that code writes are those that the code would write now."""
+
+import re
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from app.pages.__main__ import TABLES
+from app.pages.markers import ROOT, between, replaced
+from app.pages.tags import tags
+
+
+@pytest.mark.parametrize(("page", "marker", "table"), TABLES, ids=[marker for _, marker, _ in TABLES])
+def test_a_table_is_in_step_with_the_code(page, marker, table):
+    assert between((ROOT / page).read_text(), marker) == table(), "make docs writes it anew"
+
+
+def test_only_what_stands_between_the_markers_is_replaced():
+    text = "before\n<!-- a -->\nold\n<!-- /a -->\nafter <!-- b -->\n<!-- /b -->"
+    assert replaced(text, "a", "new\n") == text.replace("old", "new")
+
+
+def written(run: Path) -> set[tuple[str, str]]:
+    """Kind and name of all that a run has written."""
+    events = EventAccumulator(str(run / "tb"))
+    events.Reload()
+    found = events.Tags()
+    texts = {tag.removesuffix("/text_summary") for tag in found["tensors"] if tag.endswith("/text_summary")}
+    kinds = {"scalar": found["scalars"], "image": found["images"], "histogram": found["histograms"], "text": texts}
+    return {(kind, name) for kind, names in kinds.items() for name in names}
+
+
+def test_a_run_writes_the_tags_of_the_table_and_no_others(train):
+    sometimes = {"speed/mfu", "specialisation/experts_by_topic"}  # a known device; text with topics
+    parts = ("router=topk", "balance=[aux,loss_free,relu_lambda]", "callbacks=full", "trainer.log_every=1")
+    often = [f"callbacks.{name}.every=1" for name in ("samples", "expert_pictures", "controllers", "weight_similarity")]
+    found = written(train(*parts, *often, "trainer.max_steps=3", "trainer.val_every=1"))
+    patterns = {  # words in capitals stand for what the run fills in
+        (tag.kind, name): re.compile(re.sub(r"[A-Z]+", r"[^/]+", name)) for tag, _ in tags() for name in tag.names()
+    }
+    unknown = {
+        (kind, name)
+        for kind, name in found
+        if not any(kind == of and pattern.fullmatch(name) for (of, _), pattern in patterns.items())
+    }
+    unused = {
+        (kind, name)
+        for (kind, name), pattern in patterns.items()
+        if name not in sometimes and not any(kind == of and pattern.fullmatch(one) for of, one in found)
+    }
+    extra = {name for _, name in unknown if not name.startswith("_hparams_")} - {
+        "hp_metric",
+        "epoch",
+    }  # Lightning's own
+    assert not extra
+    assert not unused

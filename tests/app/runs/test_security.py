@@ -1,0 +1,119 @@
+"""A config or a checkpoint from elsewhere runs no code: every attempt here would write a file, and none does."""
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from app.registry import UserError
+from app.runs.read import read_run
+from app.training.checkpoints import AtomicCheckpointIO, checksum, digest, newest, read_checkpoint
+from tests.test_train import mistake
+
+Train = Callable[..., Path]
+
+
+class Harmful:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.fixture
+def proof(tmp_path: Path) -> Path:
+    return tmp_path / "it-ran"
+
+
+def spoil(folder: Path, proof: Path, how: str) -> Path:
+    """Puts a harmful object into the newest checkpoint of a run, with a checksum that is right."""
+    path, _ = newest(folder / "checkpoints")
+    assert path is not None
+    if how == "torch":
+        torch.save(torch.load(path, weights_only=True) | {"extra": Harmful(proof)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"state_dict": {}, "extra": Harmful(proof)}))
+    checksum(path).write_text(digest(path))
+    return path
+
+
+def test_the_harmful_object_would_have_written_its_file(proof: Path) -> None:
+    pickle.loads(pickle.dumps(Harmful(proof)))
+    assert proof.exists()
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_a_checkpoint_that_would_run_code_is_refused(
+    train: Train, capsys: pytest.CaptureFixture[str], proof: Path, how: str
+) -> None:
+    path = spoil(train(), proof, how)
+    assert "is refused" in mistake(train, capsys, "resume=true", "trainer.max_steps=3")
+    for read in (read_checkpoint, AtomicCheckpointIO().load_checkpoint):
+        with pytest.raises((UserError, pickle.UnpicklingError, RuntimeError)):
+            read(path)
+    with pytest.raises(UserError, match="is refused"):
+        read_run(path.parent.parent)
+    assert not proof.exists()
+
+
+TARGETS = {
+    "os.system": "must lie in",
+    "builtins.open": "must lie in",
+    "pathlib.Path.touch": "must lie in",
+    "torch.load": "no ",
+    "torch.hub.load": "no ",
+    "torch.os.system": "no ",
+    "torch.serialization.os.system": "no ",
+    "torch.utils.cpp_extension.load": "no ",
+    "lightning.pytorch.callbacks.callback.os": "no ",
+    "lightning.Trainer": "no ",
+    "torch.optim.NoSuch": "no ",
+    "torch": "no ",
+}
+
+
+@pytest.mark.parametrize("group", ["optimizer", "+callbacks.x"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_is_a_callback_or_an_optimizer_of_its_package(
+    train: Train, capsys: pytest.CaptureFixture[str], proof: Path, target: str, group: str
+) -> None:
+    line = mistake(train, capsys, f"{group}._target_={target}")
+    assert target in line
+    assert TARGETS[target] in line
+
+
+def test_a_target_inside_a_target_is_not_run(train: Train, capsys: pytest.CaptureFixture[str], proof: Path) -> None:
+    mistake(train, capsys, f"optimizer.lr={{_target_:os.mkdir,path:{proof}}}")
+    inner = f"{{_target_:os.mkdir,path:{proof}}}"
+    mistake(train, capsys, f"+callbacks.x={{_target_:lightning.pytorch.callbacks.Timer,duration:{inner}}}")
+    assert not proof.exists()
+
+
+def test_the_config_of_a_run_folder_cannot_name_what_it_likes(
+    train: Train, capsys: pytest.CaptureFixture[str], proof: Path
+) -> None:
+    path = train() / "config.yaml"
+    saved: Any = OmegaConf.load(path)
+    harmful = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [str(proof)]}}
+    for group, key in (("optimizer", None), ("callbacks", "x")):
+        config = OmegaConf.to_container(saved)
+        if key:
+            config[group][key] = harmful
+        else:
+            config[group] = harmful
+        OmegaConf.save(OmegaConf.create(config), path)
+        assert "must lie in" in mistake(train, capsys, "resume=true", "trainer.max_steps=3")
+    assert not proof.exists()
+
+
+def test_foreign_callbacks_and_optimizers_still_work(train: Train) -> None:
+    train("optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.eps", "~optimizer.fused",
+          "+callbacks.x={_target_:lightning.pytorch.callbacks.LearningRateMonitor,logging_interval:step}")  # fmt: skip

@@ -1,0 +1,238 @@
+"""The gradient of a step does not depend on how its rows are cut into micro-batches or shared among ranks, nor on who
+holds which expert; neither do its norm and what clipping makes of it."""
+
+import os
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing import start_processes
+from torch.utils.data import DataLoader
+
+from app.config.build import build_module, build_trainer_config
+from app.training.trainer import make_strategy
+
+Gradients = dict[str, Tensor]
+ROWS, LENGTH, VOCAB = 4, 16, 64
+CLIP = ("trainer.gradient_clip_val=null", "data.micro_batch_size=1", "schedule.warmup_steps=0")
+PARTS = {
+    "topk": ("balance=none",),
+    "sequence aux, bias": ("balance=[aux,loss_free]", "balance.aux.scope=sequence", "router/weigh=sigmoid"),
+    "gru": ("router=gru", "balance=none"),
+    "coarse": ("experts=coarse", "balance=none"),
+}
+EVEN = ("experts.num_experts=7", "experts.num_shared=2")  # 12 routed experts and a shared one
+SHARDED = {
+    "topk": (*EVEN, "balance=none"),
+    "deepseek v3, clipped": (*EVEN, "router=deepseek_v3", "router.select.groups=4", "router.select.limit=2",
+                             "balance=[loss_free,seq_v3]", "trainer.gradient_clip_val=0.1"),
+    "gru, clipped": (*EVEN, "router=gru", "balance=none", "trainer.gradient_clip_val=0.1"),
+    "top_p": (*EVEN, "router=top_p", "balance=none"),
+    "two ranks' experts idle": (*EVEN, "balance=loss_free", "+starve=6"),
+    "grove": ("experts=grove", "balance=none"),
+    "longcat, recomputed": ("experts=longcat", "balance=none", "model.activation_checkpointing=true"),
+}  # fmt: skip
+
+
+def ragged_batch() -> dict[str, Tensor]:
+    """Four rows of 16 tokens, so padded that every cut has another number of targets.
+
+    The second repeats one token, so all its positions choose alike and most experts are idle on that row's rank alone.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, VOCAB, (ROWS, LENGTH + 1), generator=generator)
+    tokens[1] = 7
+    lengths = torch.tensor([LENGTH, LENGTH // 2, LENGTH, LENGTH // 4])
+    valid = torch.arange(LENGTH) < lengths[:, None]
+    zeros = torch.zeros(ROWS, LENGTH, dtype=torch.int64)
+    targets = tokens[:, 1:].masked_fill(~valid, -100)
+    return {"tokens": tokens[:, :-1], "targets": targets, "valid": valid, "document": zeros, "domain": zeros,
+            "topic": zeros, "nbytes": zeros + 1}  # fmt: skip
+
+
+def gradients(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> Gradients:
+    """What one step of SGD at rate 1 without momentum subtracts from the parameters: the gradient."""
+    starved = config.pop("starve", 0)
+    config["optimizer"] = {"_target_": "torch.optim.SGD", "lr": 1.0, "momentum": 0.0}
+    lightning.seed_everything(0, verbose=False)
+    module = build_module(config, VOCAB, ["text"])
+    if starved:  # the choice never falls on the first experts
+        module.model.balancer.terms["loss_free"].bias[:, :starved] = -100.0
+    before = {name: value.detach().clone() for name, value in module.named_parameters()}
+    batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
+    trainer = bare_trainer(config, ranks, 1)
+    trainer.fit(module, DataLoader([batch], batch_size=None))
+    steps = {name: before[name] - whole(value.detach()) for name, value in module.named_parameters()}
+    return steps | {"norm": trainer.callback_metrics["train/grad_norm"]}
+
+
+def bare_trainer(config: dict[str, Any], ranks: int, steps: int) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy=make_strategy(build_trainer_config(config)),
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+    )
+
+
+def go_on(config: dict[str, Any], steps: int, before: Path | None, after: Path, rank: int = 0, ranks: int = 1) -> None:
+    """Trains up to a step, from one checkpoint to another."""
+    lightning.seed_everything(0, verbose=False)
+    module = build_module(config, VOCAB, ["text"])
+    batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
+    trainer = bare_trainer(config, ranks, steps)
+    trainer.fit(module, DataLoader([batch] * 9, batch_size=None), ckpt_path=before, weights_only=True)
+    trainer.save_checkpoint(after)
+
+
+def whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def on_ranks(config: dict[str, Any], ranks: int, folder: Path) -> Gradients:
+    """The same on several processes, as rank 0 sees it."""
+
+    def work(rank: int) -> None:
+        found = gradients(config, rank, ranks)
+        if rank == 0:
+            torch.save(found, folder / "gradients.pt")
+
+    fork(work, ranks)
+    return torch.load(folder / "gradients.pt", weights_only=True)
+
+
+def fork(work: Callable[[int], None], ranks: int) -> None:
+    """Calls `work` with its rank in several processes that know of each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start_processes(_worker, (ranks, port, work), nprocs=ranks, start_method="fork")
+
+
+def _worker(rank: int, ranks: int, port: int, work: Callable[[int], None]) -> None:
+    os.environ.update(
+        LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    work(rank)
+    torch.distributed.destroy_process_group()
+
+
+def assert_equal(one: Gradients, two: Gradients) -> None:
+    norm = torch.cat([value.flatten() for name, value in one.items() if name != "norm"]).norm()
+    assert norm > 0
+    for name, value in one.items():
+        assert (value - two[name]).norm() <= 1e-5 * norm, name
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_accumulated_micro_batches_have_the_gradient_of_one_batch(
+    compose: Callable[..., dict[str, Any]], parts: tuple[str, ...]
+) -> None:
+    one = gradients(compose(*parts, *CLIP, f"data.micro_batch_size={ROWS}"))
+    assert_equal(one, gradients(compose(*parts, *CLIP, "data.micro_batch_size=1")))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_two_ranks_have_the_gradient_of_one_process(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path, parts: tuple[str, ...], strategy: str
+) -> None:
+    one = gradients(compose(*parts, *CLIP))
+    two = on_ranks(compose(*parts, *CLIP, f"trainer={strategy}", "trainer.precision=32-true"), 2, tmp_path)
+    assert_equal(one, two)
+
+
+def test_four_sharded_ranks_have_the_gradient_of_one_process(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    parts = (*CLIP, *SHARDED["deepseek v3, clipped"])
+    four = compose(*parts, "trainer=fsdp2", "trainer.devices=4", "trainer.precision=32-true")
+    assert_equal(gradients(compose(*parts)), on_ranks(four, 4, tmp_path))
+
+
+@pytest.mark.parametrize(("ranks", "ep_size"), [(2, 2), (4, 2), (4, 4)])
+@pytest.mark.parametrize("parts", SHARDED.values(), ids=SHARDED)
+def test_experts_sharded_over_ranks_have_the_gradient_of_one_process(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path, parts: tuple[str, ...], ranks: int, ep_size: int
+) -> None:
+    sharded = ("trainer=ep", f"trainer.devices={ranks}", f"trainer.ep_size={ep_size}", "trainer.precision=32-true")
+    assert_equal(gradients(compose(*CLIP, *parts)), on_ranks(compose(*CLIP, *parts, *sharded), ranks, tmp_path))
+
+
+CHANGES = {
+    "ep to one": (("ep", 2, 2), ("cpu", 1, 1)),
+    "one to ep": (("cpu", 1, 1), ("ep", 2, 2)),
+    "ep to ddp": (("ep", 2, 2), ("ddp", 2, 1)),
+    "ddp to fsdp2": (("ddp", 2, 1), ("fsdp2", 2, 1)),
+    "ep of 4 to ep of 2": (("ep", 4, 2), ("ep", 2, 2)),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES)
+def test_a_checkpoint_goes_on_under_another_strategy(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path, before: tuple[str, int, int], after: tuple[str, int, int]
+) -> None:
+    def on(place: tuple[str, int, int], steps: int, start: Path | None, end: Path) -> None:
+        strategy, ranks, ep_size = place
+        parts = (*CLIP, *EVEN, "balance=loss_free", "optimizer.eps=0.01")  # or Adam would blow up rounding
+        where = (f"trainer={strategy}", f"trainer.devices={ranks}", f"trainer.ep_size={ep_size}")
+        config = compose(*parts, *where, "trainer.precision=32-true")
+        if ranks == 1:
+            go_on(config, steps, start, end)
+        else:
+            fork(lambda rank: go_on(config, steps, start, end, rank, ranks), ranks)
+
+    half, resumed, straight = (tmp_path / name for name in ("half.ckpt", "resumed.ckpt", "straight.ckpt"))
+    on(before, 2, None, half)
+    on(after, 3, half, resumed)
+    on(("cpu", 1, 1), 3, None, straight)
+    start, one, two = (torch.load(p, weights_only=True)["state_dict"] for p in (half, straight, resumed))
+    assert one.keys() == two.keys()
+    trained = [name for name, value in one.items() if value.is_floating_point()]
+    assert_equal({n: one[n] - start[n] for n in trained}, {n: two[n] - start[n] for n in trained})
+
+
+def held(config: dict[str, Any], rank: int, ranks: int) -> dict[str, int]:
+    """Bytes of parameters, optimizer state and experts that this rank holds after a step."""
+    module = build_module(config, VOCAB, ["text"])
+    trainer = bare_trainer(config, ranks, 1)
+    batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
+    trainer.fit(module, DataLoader([batch], batch_size=None))
+    state = [v for values in trainer.optimizers[0].state.values() for v in values.values() if v.dim()]
+    parameters = dict(module.named_parameters())
+    experts = [value for name, value in parameters.items() if ".routed." in name]
+    return {"parameters": size(parameters.values()), "optimizer": size(state), "experts": size(experts)}
+
+
+def size(values: Iterable[Tensor]) -> int:
+    return sum((v.to_local() if isinstance(v, DTensor) else v).numel() * v.element_size() for v in values)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "ep_size", "experts"), [("fsdp2", 2, 1, 2), ("ep", 2, 2, 2), ("ep", 4, 4, 4)]
+)
+def test_every_rank_holds_its_share_of_the_bytes(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path, strategy: str, ranks: int, ep_size: int, experts: int
+) -> None:
+    parts = (*CLIP, *EVEN, "trainer.precision=32-true")
+    sharded = compose(*parts, f"trainer={strategy}", f"trainer.devices={ranks}", f"trainer.ep_size={ep_size}")
+    whole_run = held(compose(*parts), 0, 1)
+    fork(lambda rank: torch.save(held(sharded, rank, ranks), tmp_path / f"{rank}"), ranks)
+    for rank in range(ranks):
+        mine = torch.load(tmp_path / f"{rank}")
+        assert mine["experts"] * experts == whole_run["experts"]
+        for what in ("parameters", "optimizer"):
+            assert mine[what] == pytest.approx(whole_run[what] / ranks, rel=0.05)
