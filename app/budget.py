@@ -1,31 +1,33 @@
-"""`python -m app.budget [--json] [--convention=NAME] OVERRIDES`: what `python train.py OVERRIDES` costs.
+"""`python -m app.budget [--json] [--convention NAME] OVERRIDES`: what `python train.py OVERRIDES` costs.
 
 Prints parameters, FLOPs per token and bytes; `app.cost.budget` defines them and the conventions of counting FLOPs.
 """
 
-import app.environment  # noqa: F401, I001  before torch
-
+import argparse
 import json
 import sys
-from typing import Any, get_args
 
-from rich.console import Console
-
-from app.config.compose import composed
+import app.environment  # noqa: F401  before torch
 from app.config.errors import exit_on_mistake
-from app.cost.budget import Convention, budget_of
 from app.registry import UserError, unknown
 
 
 def main(arguments: list[str]) -> None:
     """Prints the budget of the config that the overrides compose."""
-    flags = [argument for argument in arguments if argument.startswith("--")]
-    convention: Any = next((f.partition("=")[2] for f in flags if f.startswith("--convention=")), "real")
-    if convention not in get_args(Convention):
-        raise UserError(unknown(f"--convention={convention}", convention, get_args(Convention)))
-    config = composed([argument for argument in arguments if argument not in flags])
-    budget, memory = budget_of(config, convention)
-    if "--json" in flags:
+    parser = argparse.ArgumentParser(prog="python -m app.budget", description=__doc__.partition("\n")[0])
+    parser.add_argument("overrides", nargs="*", help="as for train.py")
+    parser.add_argument("--convention", default="real", help="of counting FLOPs: real, causal, paper, paper_real")
+    parser.add_argument("--json", action="store_true", help="numbers for programs")
+    asked = parser.parse_args(arguments)
+    from rich.console import Console  # torch takes seconds to import, and --help needs none of it
+
+    from app.config.compose import composed
+    from app.cost.budget import CONVENTIONS, budget_of
+
+    if asked.convention not in CONVENTIONS:
+        raise UserError(unknown(f"--convention={asked.convention}", asked.convention, CONVENTIONS))
+    budget, memory = budget_of(composed(asked.overrides), asked.convention)
+    if asked.json:
         print(json.dumps(budget.as_dict() | {"bytes": memory.as_dict()}, indent=2))
         return
     Console().print(budget.table(), memory.table())

@@ -5,17 +5,14 @@ of it, cut by the run's tokenizer into rows of the run's length. Prints nats per
 all and by domain; `--json` prints them for programs.
 """
 
-import argparse  # noqa: I001  app.environment must stand before torch
+import argparse
 import json
 import sys
 from pathlib import Path
 
-import app.environment  # noqa: F401
-
-from app.analysis.likelihood import evaluate
+import app.environment  # noqa: F401  before torch
 from app.config.errors import exit_on_mistake
 from app.data.sources import SPLITS
-from app.runs.read import read_run
 
 
 def main(arguments: list[str]) -> None:
@@ -26,6 +23,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--split", choices=[*SPLITS, "all"], help="default: val of the run's own text, all of another")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
+    from app.analysis.likelihood import evaluate  # torch takes seconds to import, and --help needs none of it
+    from app.runs.read import read_run
+
     run = read_run(asked.run)
     data = run.text(asked.overrides)
     split = asked.split or ("all" if asked.overrides else "val")

@@ -1,17 +1,12 @@
 """`python -m app.generate RUN --prompt TEXT`: continues a text with the newest checkpoint of a run."""
 
-import argparse  # noqa: I001  app.environment must stand before torch
+import argparse
 import sys
 from pathlib import Path
 
-import app.environment  # noqa: F401
-
-import torch
-
-from app.analysis.continuation import continuation
+import app.environment  # noqa: F401  before torch
 from app.config.errors import exit_on_mistake
 from app.registry import UserError
-from app.runs.read import read_run
 
 
 def main(arguments: list[str]) -> None:
@@ -25,6 +20,11 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_args(arguments)
     if asked.temperature < 0 or asked.tokens < 1:
         raise UserError("--temperature must be at least 0 and --tokens at least 1")
+    import torch  # torch takes seconds to import, and --help needs none of it
+
+    from app.analysis.continuation import continuation
+    from app.runs.read import read_run
+
     run = read_run(asked.run)
     text = continuation(
         run.model,

@@ -4,16 +4,13 @@ Writes `RUN/report/index.html` (held-out text coloured by expert with a layer sw
 layer, domain x expert, likelihood) and the same numbers as `RUN/report/report.json`.
 """
 
-import argparse  # noqa: I001  app.environment must stand before torch
+import argparse
 import sys
 from pathlib import Path
 
-import app.environment  # noqa: F401
-
-from app.analysis.report import measure, write_report
+import app.environment  # noqa: F401  before torch
 from app.config.errors import exit_on_mistake
 from app.registry import UserError
-from app.runs.read import read_run
 
 
 def main(arguments: list[str]) -> None:
@@ -24,6 +21,9 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_args(arguments)
     if asked.rows < 1:
         raise UserError(f"--rows {asked.rows}: must be at least 1")
+    from app.analysis.report import measure, write_report  # torch takes seconds to import, and --help needs none of it
+    from app.runs.read import read_run
+
     run = read_run(asked.run)
     if not run.model.num_experts:
         raise UserError(f"{asked.run}: is a dense model, it has no experts to report")

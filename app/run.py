@@ -17,8 +17,8 @@ from omegaconf import DictConfig
 from app.config.build import build_callbacks, build_logger, build_module, build_trainer_config
 from app.cost.budget import Budget
 from app.cost.match import matched
-from app.data import TokenDataModule, build_data
 from app.data.cache import NO_WRITE
+from app.data.module import TokenDataModule, build_data
 from app.model.upcycle import upcycle_from
 from app.registry import UserError
 from app.runs.folder import open_folder, resolve

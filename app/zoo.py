@@ -8,10 +8,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from rich.console import Console
-
 from app.config.errors import exit_on_mistake
-from app.pages import catalogue, refused
 
 
 def main(arguments: list[str]) -> None:
@@ -22,6 +19,10 @@ def main(arguments: list[str]) -> None:
     form.add_argument("--markdown", action="store_true", help="the table of the README")
     form.add_argument("--refused", action="store_true", help="pairs that cannot go together, and why")
     asked = parser.parse_args(arguments)
+    from rich.console import Console  # torch takes seconds to import, and --help needs none of it
+
+    from app.pages import catalogue, refused
+
     if asked.json:
         print(json.dumps([asdict(entry) for entry in catalogue.entries()], indent=1))
     elif asked.markdown:

@@ -15,7 +15,7 @@ that were not chosen for it.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import hydra
 import torch
@@ -30,6 +30,7 @@ from app.registry import UserError, find
 from experts.contract import FeedForward, Stack
 
 Convention = Literal["real", "causal", "paper", "paper_real"]
+CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 NEAR = 0.035  # a width is rounded up to a multiple of 64 by at most this share
 
 

@@ -5,10 +5,9 @@ A cell is reproduced if it differs by at most 0.1 %, or has the digits that are 
 
 from dataclasses import dataclass
 from functools import cache
-from typing import get_args
 
 from app.config.compose import composed
-from app.cost.budget import Budget, Convention, on_meta
+from app.cost.budget import CONVENTIONS, Budget, Convention, on_meta
 
 UNITS = {"T": 1e12, "B": 1e9, "M": 1e6, "": 1.0}
 QUANTITIES = {
@@ -70,7 +69,7 @@ def counted(experiment: str) -> dict[str, Budget]:
     """The budgets of `experiment=paper/EXPERIMENT` by convention."""
     config = composed([f"experiment=paper/{experiment}"])
     model = on_meta(config)
-    return {convention: Budget.of(model, config["data"]["seq_len"], convention) for convention in get_args(Convention)}
+    return {convention: Budget.of(model, config["data"]["seq_len"], convention) for convention in CONVENTIONS}
 
 
 def _table(quantity: str, convention: Convention, **cells: str) -> list[Cell]:

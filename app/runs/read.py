@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from app.config.compose import composed, read_config
-from app.data import build_data
-from app.data.module import TokenDataModule
+from app.data.module import TokenDataModule, build_data
 from app.model.assemble import build_model
 from app.model.transformer import Transformer
 from app.registry import UserError
