@@ -47,7 +47,7 @@ class ExpertScalars(RoutingCallback):
 
     def __init__(self) -> None:
         self.total = Total()
-        self.due = False  # is the step that goes on one that is written?
+        self.due = False  # whether the current step is written
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object

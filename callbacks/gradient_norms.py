@@ -42,7 +42,7 @@ class GradientNorms(lightning.Callback):
             square = sum(
                 (_square(p.grad) for p in parameters if p.grad is not None), torch.zeros((), device=pl_module.device)
             )
-            shards = isinstance(trainer.strategy, FSDPStrategy)  # whose gradients are parts that do not know each other
+            shards = isinstance(trainer.strategy, FSDPStrategy)  # plain tensors, each rank's part
             self.squares[name] = rank_sum(square) if shards else square
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:

@@ -70,7 +70,7 @@ class Speed(lightning.Callback):
         self.steps = 0
 
     def _end(self, part: str) -> None:
-        """The part that has gone on since the last mark ends now."""
+        """Ends the part of the step that began at the last mark."""
         now: Mark = time.perf_counter()
         if self.cuda:
             now = torch.cuda.Event(enable_timing=True)

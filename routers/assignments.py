@@ -21,11 +21,10 @@ def sequence_load(routing: Routing) -> Tensor:
     """Assignments per sequence and expert (B, E) float32, before the drop, without padding."""
     num_sequences, length = routing.valid.shape
     num_experts = routing.logits.size(1)
-    sequence = routing.token // length  # (A,)
-    index = (sequence * num_experts + routing.expert).masked_fill(
-        routing.expert == num_experts, num_sequences * num_experts
-    )
-    return count(index, num_sequences * num_experts).view(num_sequences, num_experts)
+    pairs = num_sequences * num_experts
+    pair = routing.token // length * num_experts + routing.expert  # (A,): (sequence, expert) as one number
+    pair = pair.masked_fill(routing.expert == num_experts, pairs)  # the unassigned as one more, not counted
+    return count(pair, pairs).view(num_sequences, num_experts)
 
 
 def count(expert: Tensor, num_experts: int) -> Tensor:
@@ -57,5 +56,6 @@ def rank_in_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
     order = values.argsort(descending=True, stable=True)
     order = order[token[order].argsort(stable=True)]  # by token, then by value
     number = token.new_zeros(num_tokens).scatter_add_(0, token, torch.ones_like(token))
-    place = torch.arange(len(token), device=token.device) - (number.cumsum(0) - number)[token[order]]
-    return torch.empty_like(token).scatter(0, order, place)
+    starts = number.cumsum(0) - number  # (T,): where the assignments of a token start in this order
+    rank = torch.arange(len(token), device=token.device) - starts[token[order]]
+    return torch.empty_like(token).scatter(0, order, rank)  # back from this order to that of the assignments

@@ -37,7 +37,7 @@ class Memory:
 
     @classmethod
     def of(cls, model: Transformer, seq_len: int, rows: int, precision: str, states: float) -> "Memory":
-        """Of a micro-batch of `rows`; `states` are the optimizer's numbers per parameter (AdamW: 2)."""
+        """For micro-batches of `rows` rows; `states` are the optimizer's numbers per parameter (AdamW: 2)."""
         width = 2 if precision.endswith("-true") and not precision.startswith("32") else 4
         total = sum(p.numel() for p in model.parameters())
         state = width * (2 + states)  # bytes per parameter

@@ -22,7 +22,7 @@ from app.data.writer import CorpusWriter
 from app.registry import UserError
 
 log = logging.getLogger(__name__)
-FORMAT = 1  # raise it when the files or the way to them change
+FORMAT = 1  # increase it when the files, or how they are made, change
 BATCH = 1 << 22  # characters or bytes that are encoded at once
 SAMPLE = 1 << 23  # characters that a tokenizer learns from, the same share out of every domain
 NO_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}

@@ -38,7 +38,7 @@ class Order:
         return Row(int(domain), int(_permutation((self.seed, 1, int(domain), epoch), self.rows[domain])[nth]))
 
     def taken(self, count: int) -> list[int]:
-        """How many of the first `count` rows each domain gives: never less than of fewer rows, and `count` in all."""
+        """How many of the first `count` rows are of each domain: `count` in all, none of them falling with it."""
         taken = []
         for share in _shares(self.weights):
             taken.append(int(share * count))
@@ -48,7 +48,7 @@ class Order:
 
 @lru_cache
 def _shares(weights: tuple[float, ...]) -> list[Fraction]:
-    """What each domain takes of that which the domains before it left: the last takes all, so nothing is lost."""
+    """The share of each domain in what those before it leave; the last one takes all, so the sum is exact."""
     exact = [Fraction(weight).limit_denominator(10**6) for weight in weights]
     return [weight / (sum(exact[place:]) or 1) for place, weight in enumerate(exact)]
 

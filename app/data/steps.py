@@ -11,7 +11,7 @@ from app.data.sources import Split
 
 
 class Endless(Sampler[int]):
-    """The steps from the next one on, which is asked for when the loop starts: after a checkpoint was loaded."""
+    """Counts steps without end from `next_step()`, called when the loop starts: after a checkpoint was read."""
 
     def __init__(self, next_step: Callable[[], int]) -> None:
         self._next_step = next_step

@@ -10,7 +10,7 @@ from app.model.config import ModelConfig
 from routers.contract import Context
 
 
-class Where(NamedTuple):
+class Positions(NamedTuple):
     """What every layer needs to know of the positions of a batch."""
 
     context: Context
@@ -29,21 +29,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.dim, sum(self.sizes), bias=False)
         self.out = nn.Linear(self.sizes[0], config.dim, bias=False)
 
-    def forward(self, x: Tensor, where: Where) -> Tensor:
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
         query, key, value = (
             part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.qkv(x).split(self.sizes, -1)
         )  # (B, heads, S, H)
-        query, key = rotate(query, where), rotate(key, where)
+        query, key = rotate(query, positions), rotate(key, positions)
         y = functional.scaled_dot_product_attention(
-            query, key, value, where.mask, is_causal=where.mask is None, enable_gqa=key.size(1) < query.size(1)
+            query, key, value, positions.mask, is_causal=positions.mask is None, enable_gqa=key.size(1) < query.size(1)
         )
         return self.out(y.transpose(1, 2).flatten(2))  # (B, S, D)
 
 
-def rotate(x: Tensor, where: Where) -> Tensor:
+def rotate(x: Tensor, positions: Positions) -> Tensor:
     """Rotary positions for x (B, heads, S, H): each pair (i, i + H/2) turned by its angle."""
     left, right = x.chunk(2, -1)
-    return x * where.cos.to(x.dtype) + torch.cat((-right, left), -1) * where.sin.to(x.dtype)
+    return x * positions.cos.to(x.dtype) + torch.cat((-right, left), -1) * positions.sin.to(x.dtype)
 
 
 def rotary(length: int, config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from app.model.attention import Attention, Where, document_mask, rotary
+from app.model.attention import Attention, Positions, document_mask, rotary
 from app.model.config import ModelConfig
 from app.model.loss import token_nll
 from routers.balancer import Balancer
@@ -26,10 +26,10 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.ffn = ffn
 
-    def forward(self, x: Tensor, where: Where) -> tuple[Tensor, Routing | None]:
-        x = x + self.attention(self.attention_norm(x), where)
+    def forward(self, x: Tensor, positions: Positions) -> tuple[Tensor, Routing | None]:
+        x = x + self.attention(self.attention_norm(x), positions)
         inner = self.ffn_norm(x)
-        y, routing = self.ffn(inner, where.context)
+        y, routing = self.ffn(inner, positions.context)
         return x + y, routing
 
 
@@ -109,12 +109,12 @@ class Transformer(nn.Module):
                 offset=0.0 if offset is None or layer == len(offset) else offset[layer],
                 seed=seed * 1_000 + layer,
             )
-            x, routing = self._run(block, x, Where(context, mask, cos, sin))
+            x, routing = self._run(block, x, Positions(context, mask, cos, sin))
             if routing is not None:
                 routings.append(routing)
         return self.norm(x), routings
 
-    def _run(self, block: nn.Module, x: Tensor, where: Where) -> tuple[Tensor, Routing | None]:
+    def _run(self, block: nn.Module, x: Tensor, positions: Positions) -> tuple[Tensor, Routing | None]:
         if self.config.activation_checkpointing and self.training:
-            return checkpoint(block, x, where, use_reentrant=False)
-        return block(x, where)
+            return checkpoint(block, x, positions, use_reentrant=False)
+        return block(x, positions)

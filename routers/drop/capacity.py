@@ -59,12 +59,13 @@ class Capacity(Drop):
         if not (self.training or self.at_eval):
             return served
         capacity = math.ceil(self.factor * num_tokens * selected.top_k / num_experts)
-        first = self._key(selected).argsort(stable=True)
-        first = first[selected.expert[first].argsort(stable=True)]  # by expert, then by who comes first
+        order = self._key(selected).argsort(stable=True)
+        order = order[selected.expert[order].argsort(stable=True)]  # by expert, then by who is served first
         load = count(selected.expert, num_experts + 1).long()
-        place = torch.arange(len(first), device=first.device) - (load.cumsum(0) - load)[selected.expert[first]]
-        fits = torch.empty_like(served).scatter(0, first, place < capacity)
-        return served & (fits | self._exempted(selected))
+        starts = load.cumsum(0) - load  # (E + 1,): where the assignments of an expert start in this order
+        rank = torch.arange(len(order), device=order.device) - starts[selected.expert[order]]
+        within = torch.empty_like(served).scatter(0, order, rank < capacity)
+        return served & (within | self._exempted(selected))
 
     def _key(self, selected: Selected) -> Tensor:
         """What is served first has the lowest key: (A,)."""

@@ -45,7 +45,7 @@ class Source(Protocol):
         """
 
 
-def load(*args: Any, **kwargs: Any) -> Any:
+def read_dataset(*args: Any, **kwargs: Any) -> Any:
     """`datasets.load_dataset` without its own bars and log lines; imported here because that is slow.
 
     Raises:

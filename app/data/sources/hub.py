@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from app.data.sources import Document, Split, first_line, in_order, load, split_of
+from app.data.sources import Document, Split, first_line, in_order, read_dataset, split_of
 from app.registry import UserError, register
 
 OWN: dict[str, Split] = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
@@ -57,7 +57,7 @@ class Hub:
         return f"hub {what}"
 
     def documents(self) -> Iterator[Document]:
-        splits = {OWN[key]: rows for key, rows in self._load().items() if key in OWN}
+        splits = {OWN[key]: rows for key, rows in self._read().items() if key in OWN}
         if "train" not in splits:
             raise UserError(f"data.name={self._name}: has no split 'train'; name another data set or data.config")
         for split, rows in splits.items():
@@ -94,10 +94,10 @@ class Hub:
             raise UserError("data.name=null: data=hub needs a data set; set data.name=OWNER/NAME")
         return self._name
 
-    def _load(self) -> Any:
+    def _read(self) -> Any:
         name = self._named()
         try:
-            return load(name, self._config, revision=self._revision, streaming=self._streaming)
+            return read_dataset(name, self._config, revision=self._revision, streaming=self._streaming)
         except Exception as error:  # no network, no such set, gated, wrong config: each has its own error
             raise UserError(
                 f"data.name={self._name}: cannot be loaded ({first_line(error)}); check the name and the network, "

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from app.data.sources import Document, first_line, in_order, load, split_of
+from app.data.sources import Document, first_line, in_order, read_dataset, split_of
 from app.registry import UserError, register
 
 LONG = 64_000  # characters: a longer .txt is cut in order, a shorter one is one document
@@ -41,9 +41,9 @@ class Text:
         root = os.path.commonpath([path.parent for path in files])
         for path in files:
             name, kind = path.relative_to(root).as_posix(), _kind(path)
-            yield from self._rows(path, name, kind) if kind in LOADERS else self._whole(path, name, len(files) == 1)
+            yield from self._rows(path, name, kind) if kind in LOADERS else self._document(path, name, len(files) == 1)
 
-    def _whole(self, path: Path, name: str, alone: bool) -> Iterator[Document]:
+    def _document(self, path: Path, name: str, alone: bool) -> Iterator[Document]:
         text = _read(path)
         if not text.strip():
             raise _empty(path)
@@ -98,7 +98,7 @@ def _read_rows(path: Path, kind: str) -> Iterable[dict[str, Any]]:
         from pyarrow import BufferReader, parquet
 
         return parquet.read_table(BufferReader(gzip.decompress(path.read_bytes()))).to_pylist()
-    return load(LOADERS[kind], data_files=str(path), split="train", streaming=True)
+    return read_dataset(LOADERS[kind], data_files=str(path), split="train", streaming=True)
 
 
 def _empty(path: Path) -> UserError:

@@ -11,7 +11,7 @@ from app.registry import register
 
 @register("tokenizer")
 class Bytes:
-    """Nothing to learn and nothing to choose: bits per byte = nats per token / ln 2."""
+    """Takes every UTF-8 byte as a token: bits per byte = nats per token / ln 2."""
 
     raw = True
     learns = False
