@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-slow test-browser check clean
+.PHONY: train test test-slow test-browser check docs clean
 
 train: .venv/train ## the main job
 	$(BIN)/python train.py $(ARGS)
@@ -16,10 +16,14 @@ test-slow: .venv/dev ## minutes, not seconds
 test-browser: .venv/dev ## needs chromium, Debian: apt-get install chromium
 	$(BIN)/python -m pytest -m browser
 
-check: .venv/dev ## format, lint, types
+check: .venv/dev ## format, lint, types, the rules of the tree
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+docs: .venv/train ## every table that code can write, in README.md and docs/
+	$(BIN)/python -m app.pages
 
 .venv/train: requirements.txt
 	$(PYTHON) -m venv .venv

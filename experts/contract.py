@@ -89,12 +89,15 @@ class Dispatcher:
 
 
 class Stack(nn.Module):
-    """E SwiGLU networks of one width, their weights stacked so that an idle expert still has a gradient."""
+    """E SwiGLU networks of one width, their weights stacked so that an idle expert still has a gradient.
+
+    Every network starts as torch's linear layers do, uniform in +-1/sqrt(inputs).
+    """
 
     def __init__(self, num_experts: int, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.w_in = nn.Parameter(torch.empty(num_experts, dim, 2 * hidden_dim))
-        self.w_out = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
+        self.w_in = uniform(num_experts, dim, 2 * hidden_dim, inputs=dim)
+        self.w_out = uniform(num_experts, hidden_dim, dim, inputs=hidden_dim)
         self.dispatcher = Dispatcher()
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
@@ -120,13 +123,17 @@ class Stacks(nn.ModuleList):
         super().__init__(Stack(num_experts, dim, width) for num_experts, width in sizes)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        """Outputs (A, D) of rows x (A, D) sorted by expert, without a host sync."""
+        """Outputs (A, D) of rows x (A, D) sorted by expert, without a host sync.
+
+        A stack takes its rows from the top. So x is rolled up by the rows of the stacks before, without knowing their
+        number on the host, and the outputs are rolled back; they are 0 on the rows of other stacks, so they add up.
+        """
         row = torch.arange(len(x), device=x.device)
         y, start, first = x.new_zeros(()), ends.new_zeros(()), 0
         for stack in self.each():
             last = first + len(stack.w_in)
-            turned = x[(row + start) % max(1, len(x))]  # this stack's rows to the top; its result is 0 elsewhere
-            y = y + stack(turned, ends[first:last] - start)[(row - start) % max(1, len(x))]
+            rolled = x[(row + start) % max(1, len(x))]
+            y = y + stack(rolled, ends[first:last] - start)[(row - start) % max(1, len(x))]
             start, first = ends[last - 1], last
         return y
 
@@ -178,6 +185,11 @@ def segment(hidden_dim: int, segments: int) -> int:
     """
     require("segments", segments, segments >= 1 and hidden_dim % segments == 0, f"must divide hidden_dim={hidden_dim}")
     return hidden_dim // segments
+
+
+def uniform(*shape: int, inputs: int) -> nn.Parameter:
+    """A new weight, drawn as torch's linear layers draw theirs: uniform in +-1/sqrt(inputs)."""
+    return nn.Parameter(torch.empty(shape).uniform_(-(inputs**-0.5), inputs**-0.5))
 
 
 def local(weight: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ of the router, not of the layout.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.registry import register, require
-from experts.contract import Routed, require_pool, row_expert
+from experts.contract import Routed, require_pool, row_expert, uniform
 
 
 @register("experts")
@@ -42,8 +42,8 @@ class MoEPlusPlus(Routed):
         super().__init__(dim, num_ffn, 1, hidden_dim)
         self.num_experts, self.top_k = pool, top_k
         self.num_ffn, self.num_constant, self.first_copy = num_ffn, num_constant, num_ffn + num_zero
-        self.constant = nn.Parameter(torch.empty(num_constant, dim)) if num_constant else None  # v
-        self.mix = nn.Parameter(torch.empty(num_constant, 2, dim)) if num_constant else None  # W
+        self.constant = uniform(num_constant, dim, inputs=dim) if num_constant else None  # v
+        self.mix = uniform(num_constant, 2, dim, inputs=dim) if num_constant else None  # W
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         expert = row_expert(x, ends)  # (A,)

@@ -23,8 +23,8 @@ class Sizes(NamedTuple):
     dim: int  # D
     num_experts: int  # E, routed experts only
     top_k: int  # K of the layout
-    num_layers: int  # L, MoE layers only
-    vocab_size: int
+    num_layers: int = 1  # L, MoE layers only
+    vocab_size: int = 0  # only for scores that look at token ids
     layer: int = 0  # which MoE layer this part belongs to, counted from 0
 
 
@@ -69,7 +69,7 @@ class Scored(NamedTuple):
 
 
 class Score(nn.Module):
-    """How well does each expert fit each token?"""
+    """The part of a router that says how well each expert fits each token."""
 
     noisy: ClassVar[bool] = False  # whether training adds noise of a known size to the logits
 
@@ -87,9 +87,12 @@ class Score(nn.Module):
 
 
 class Weigh(nn.Module):
-    """What is a logit worth? A part says it in `scores`; what a selected score becomes as a gate is said here.
+    """The part of a router that turns logits into scores, and the scores of selected experts into gates.
 
-    `normalize` divides the gates of a token by their sum, `scale` multiplies every gate.
+    Args:
+        sizes: of the router.
+        normalize: whether the gates of a token are divided by their sum.
+        scale: factor on every gate; above 0.
 
     Raises:
         ValueError: `scale` is not positive.
@@ -113,7 +116,7 @@ class Weigh(nn.Module):
 
 
 class Select(nn.Module):
-    """Who computes what? Called without gradient."""
+    """The part of a router that chooses who computes what; called without gradient."""
 
     causal: ClassVar[Causal] = "always"  # when does the choice depend on no later token?
     scope: ClassVar[Scope] = "token"  # what does the choice of one token depend on?
@@ -140,7 +143,7 @@ class Selected(NamedTuple):
 
 
 class Drop(nn.Module):
-    """What is not computed because its expert is full? Called without gradient."""
+    """The part of a router that drops assignments whose expert is full; called without gradient."""
 
     causal: Causal = "always"  # when does keeping an assignment depend on no later token?
     scope: ClassVar[Scope] = "token"  # what does keeping an assignment depend on?
@@ -154,7 +157,7 @@ class Drop(nn.Module):
 
 
 class Balance(nn.Module):
-    """How is the load kept even? By a loss, by an offset to the choice, or by both."""
+    """A term that keeps the load even, by a loss, by an offset to the choice, or by both."""
 
     weight: float = 1.0  # of the loss in the total
 

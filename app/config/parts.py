@@ -8,7 +8,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from app.config.compose import as_dict
 from app.registry import UserError, find
 from routers.contract import Sizes
 from routers.router import Router
@@ -27,7 +26,8 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
     """
     path = _yaml(kind, name)
     around = {"model": {"hidden_dim": SIZES.dim}, "seed": 0}  # what the YAMLs of parts refer to
-    values: dict[str, Any] = as_dict(OmegaConf.create({**around, "part": OmegaConf.load(path)}))["part"]
+    around_part = OmegaConf.create({**around, "part": OmegaConf.load(path)})
+    values: Any = OmegaConf.to_container(around_part, resolve=True)["part"]  # type: ignore[index, call-overload]
     if kind == "balance":
         if set(values) != {name}:
             raise UserError(f"{path}: a balance term nests under its own name: {name}: {{name: {name}, ...}}")

@@ -58,6 +58,11 @@ def build_balancer(config: Config, sizes: Sizes) -> Balancer:
     """All chosen balance terms; none for a model without experts."""
     terms = config["balance"] if sizes.num_experts else {}
     for key, term in terms.items():
+        if not isinstance(term, Mapping):
+            raise UserError(
+                f"balance.{key}={term}: a balance term nests under its own name; write NAME: {{name: NAME, ...}} in "
+                "conf/balance/NAME.yaml"
+            )
         if "name" not in term:
             raise UserError(f"balance.{key}: has values but was not chosen; add it with balance=[...,{key}]")
     return ranged("", lambda: Balancer({k: make("balance", t, sizes, key=f"balance.{k}") for k, t in terms.items()}))

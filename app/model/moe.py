@@ -3,6 +3,7 @@
 A layout may narrow x before the experts and widen their sum, and may add assignments of its own.
 """
 
+import torch
 from torch import Tensor, nn
 
 from experts import grouped
@@ -12,15 +13,19 @@ from routers.router import Router
 
 
 class MoE(nn.Module):
-    """A router and a layout. Another layer may take its place: it maps (x, context) to (y, Routing)."""
+    """A router and a layout: a layer for our transformer, or for any other model.
+
+    Another layer may take its place: it maps (x, context) to (y, Routing).
+    """
 
     def __init__(self, router: Router, experts: Experts) -> None:
         super().__init__()
         self.router, self.experts = router, experts
         self.largest = max(experts.expert_params())  # parameters of the largest expert
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Routing]:
-        """Output (B, S, D) of x (B, S, D), and who computed what."""
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Routing]:
+        """Output (B, S, D) of x (B, S, D), and who computed what; without a context no token is padding."""
+        context = context or Context(torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
         tokens = x.flatten(0, 1)  # (T, D)
         routing = self.router(tokens, context)
         expert = routing.expert.masked_fill(~routing.kept, self.experts.num_experts)

@@ -1,0 +1,85 @@
+"""What README and CONTRIBUTING tell a newcomer to type works as it stands there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def run(*command: str, cwd: Path) -> str:
+    """What a command of this Python prints, in a fresh process; it must end well."""
+    done = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_layer_of_the_readme_trains_a_step_without_hydra() -> None:
+    build, step = re.findall(r"```python\n(.*?)```", section(README, "From Python"), flags=re.DOTALL)
+    lines = [line for line in build.splitlines() if line]
+    assert len(lines) < 10
+    check = "before = layer.experts.routed.w_in.detach().clone()\n"
+    after = "import sys\nassert 'hydra' not in sys.modules and 'lightning' not in sys.modules\n"
+    after += "assert y.isfinite().all() and y.std() < 1 and not torch.equal(before, layer.experts.routed.w_in)\n"
+    run("-c", build + check + step + after, cwd=ROOT)
+
+
+def test_every_file_on_the_map_exists() -> None:
+    stations = re.findall(r"^\| \w+ \|.*\| (`.*`) \|$", section(CONTRIBUTING, "The way of a batch"), flags=re.MULTILINE)
+    files = [file for station in stations for file in re.findall(r"`([^`]+)`", station)]
+    assert len(stations) == 11
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A copy of the tree with the parts that CONTRIBUTING adds, by exactly its steps; and their names."""
+    tree = tmp_path_factory.mktemp("extended")
+    tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    for name in tracked.stdout.splitlines() or [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.is_file()]:
+        if (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes((ROOT / name).read_bytes())
+    blocks = re.findall(r"^`([\w/.]+)`\n```\w+\n(.*?)```", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE)
+    for name, body in blocks:
+        assert not (tree / name).exists()
+        (tree / name).write_text(body)
+    run("-m", "app.pages", cwd=tree)  # make docs
+    return tree, [Path(name).stem for name, _ in blocks if name.endswith(".py")]
+
+
+def test_a_part_added_as_contributing_says_passes_the_contract_tests(extended: tuple[Path, list[str]]) -> None:
+    tree, names = extended
+    assert len(names) == 3
+    contract = run("-m", "pytest", "-vv", "tests/routers/test_contract.py", "-k", " or ".join(names), cwd=tree)
+    assert all(f"{name}] PASSED" in contract for name in names)
+    run("-m", "pytest", "-q", "tests/test_architecture.py", cwd=tree)
+    run("-m", "pytest", "-q", "tests/app/pages", "-k", "table and not cells", cwd=tree)
+    readme = (tree / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in names)
+
+
+def test_a_part_added_as_contributing_says_trains(extended: tuple[Path, list[str]], text: Path) -> None:
+    tree, _ = extended
+    nano = ["model=nano", "tokenizer=bytes", "data=text", f"data.path={text}", "data.seq_len=32", "data.val_rows=2",
+            "trainer.max_steps=1", "trainer.precision=32-true", "callbacks=off"]  # fmt: skip
+    run("train.py", "router/score=soft_cap", "balance=[aux,peak]", "experts=scaled", *nano, cwd=tree)
+
+
+def test_a_balance_term_that_does_not_nest_under_its_name_is_told_so(extended: tuple[Path, list[str]]) -> None:
+    tree, _ = extended
+    (tree / "conf/balance/flat.yaml").write_text("name: flat\nweight: 0.01\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "app.budget", "model=nano", "tokenizer=bytes", "balance=flat"],
+        cwd=tree, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "nests under its own name" in done.stderr
