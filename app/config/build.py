@@ -68,7 +68,19 @@ def _foreign(key: str, entry: Config, base: type) -> Callable[..., Any]:
     Raises:
         UserError: the class is not one of TARGETS' own below `base`, or refuses a value.
     """
-    target = str(entry.get("_target_"))
+    cls = _foreign_class(key, str(entry.get("_target_")), base)
+    values = {name: value for name, value in entry.items() if name != "_target_"}
+
+    def build(*sizes: Any) -> Any:
+        try:
+            return cls(*sizes, **values)
+        except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+            raise UserError(f"{key}: {' '.join(str(error).split())}") from error
+
+    return build
+
+
+def _foreign_class(key: str, target: str, base: type) -> type:
     package = target.split(".")[0]
     if package not in TARGETS:
         raise UserError(f"{key}._target_={target}: must lie in {', '.join(TARGETS)}; register a class of your own")
@@ -79,12 +91,4 @@ def _foreign(key: str, entry: Config, base: type) -> Callable[..., Any]:
         cls = None
     if not (isinstance(cls, type) and issubclass(cls, base) and cls.__module__.split(".")[0] == package):
         raise UserError(f"{key}._target_={target}: is no {base.__name__} of {package}")
-    values = {name: value for name, value in entry.items() if name != "_target_"}
-
-    def build(*sizes: Any) -> Any:
-        try:
-            return cls(*sizes, **values)
-        except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
-            raise UserError(f"{key}: {' '.join(str(error).split())}") from error
-
-    return build
+    return cls

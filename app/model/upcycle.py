@@ -22,6 +22,7 @@ from app.model.moe import MoE
 from app.model.transformer import Block, Transformer
 from app.registry import UserError, require, unknown
 from experts.contract import FeedForward, Routed
+from routers.contract import Score
 
 How = Literal["copied", "granular", "drop"]
 State = dict[str, Tensor]
@@ -64,16 +65,11 @@ def _dense_weights(dense: State, prefix: str) -> tuple[Tensor, Tensor]:
 
 
 def _fill(layer: MoE, w_in: Tensor, w_out: Tensor, how: How, drop_share: float, random: torch.Generator) -> None:
-    """The experts of one layer from one dense network."""
+    """The experts of one layer from one dense network (D, 2F), (F, D)."""
     layout = layer.experts
     if not isinstance(layout, Routed) or hasattr(layout, "up"):
         raise UserError(f"{type(layout).__name__} cannot be upcycled: it has no stack of experts in the model's width")
-    parts = len(w_out) // layout.hidden_dim if how == "granular" else 1
-    if parts * layout.hidden_dim != len(w_out) or layout.top_k % max(1, parts):
-        raise UserError(
-            f"experts of width {layout.hidden_dim}, {layout.top_k} per token, cannot start as {how} from a dense width "
-            f"of {len(w_out)}: copied and drop need equal widths, granular a width and a top_k that divide evenly"
-        )
+    parts = _parts(layout, len(w_out), how)
     for e in range(len(layout.routed.w_in)):
         units = torch.arange(layout.hidden_dim) + e % parts * layout.hidden_dim
         layout.routed.w_in[e] = w_in[:, torch.cat((units, units + len(w_out)))]
@@ -81,12 +77,28 @@ def _fill(layer: MoE, w_in: Tensor, w_out: Tensor, how: How, drop_share: float, 
         if how == "drop":
             _draw_anew(layout.routed.w_in[e], layout.routed.w_out[e], drop_share, random)
     if parts > 1:
-        for parameter in layer.router.score.parameters():
-            if len(parameter) == layout.num_experts:
-                parameter.copy_(parameter[torch.arange(len(parameter)) // parts * parts])
+        _equal_scores(layer.router.score, layout.num_experts, parts)
     common = getattr(layout, "common", None)
     if isinstance(common, FeedForward):
         common.w_out.weight.zero_()
+
+
+def _parts(layout: Routed, dense_width: int, how: How) -> int:
+    """How many experts one dense network is split into."""
+    parts = dense_width // layout.hidden_dim if how == "granular" else 1
+    if parts * layout.hidden_dim != dense_width or layout.top_k % max(1, parts):
+        raise UserError(
+            f"experts of width {layout.hidden_dim}, {layout.top_k} per token, cannot start as {how} from a dense width "
+            f"of {dense_width}: copied and drop need equal widths, granular a width and a top_k that divide evenly"
+        )
+    return parts
+
+
+def _equal_scores(score: Score, num_experts: int, parts: int) -> None:
+    """Gives the experts of a group, `parts` neighbours, the score of its first one."""
+    for parameter in score.parameters():
+        if len(parameter) == num_experts:
+            parameter.copy_(parameter[torch.arange(num_experts) // parts * parts])
 
 
 def _draw_anew(w_in: Tensor, w_out: Tensor, share: float, random: torch.Generator) -> None:

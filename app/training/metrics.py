@@ -153,10 +153,12 @@ def routing_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     `maxvio_micro` is a mean over forward passes; all others are global: they do not depend on how tokens were cut.
     """
-    load, importance, tokens = sums["load"], sums["importance"], sums["tokens"].clamp_min(1)
-    scored = sums["scored_tokens"].clamp_min(1)
-    relative, assigned = uniform_multiple(load), load.sum(-1)
-    entropy = load_entropy(load)
+    return _load_statistics(sums) | _score_statistics(sums)
+
+
+def _load_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    load, importance = sums["load"], uniform_multiple(sums["importance"])  # (L, E)
+    relative, assigned, entropy = uniform_multiple(load), load.sum(-1), load_entropy(load)
     return {
         "load_min": relative.amin(-1),
         "load_median": relative.quantile(0.5, dim=-1),
@@ -164,18 +166,20 @@ def routing_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "load_cv": coefficient_of_variation(load),
         "load_entropy": entropy,
         "effective_experts": entropy.exp(),
-        "importance_max": uniform_multiple(importance).amax(-1),
+        "importance_max": importance.amax(-1),
         "importance_cv": coefficient_of_variation(importance),
         "maxvio": max_violation(load),
         "maxvio_micro": sums["maxvio"] / sums["forwards"].clamp_min(1),
         "dead": dead_experts(load),
         "drop_rate": sums["dropped"] / assigned.clamp_min(1),
-        "mean_k": assigned / tokens,
-        "token_entropy": sums["entropy"] / scored,
-        "margin": sums["margin"] / scored,
-        "logit_rms": (sums["logit_square"] / sums["logits"].clamp_min(1)).sqrt(),
-        "z": sums["z"] / scored,
+        "mean_k": assigned / sums["tokens"].clamp_min(1),
     }
+
+
+def _score_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tokens = sums["scored_tokens"].clamp_min(1)
+    means = {name.replace("entropy", "token_entropy"): sums[name] / tokens for name in ("entropy", "margin", "z")}
+    return means | {"logit_rms": (sums["logit_square"] / sums["logits"].clamp_min(1)).sqrt()}
 
 
 def _importance(routing: Routing) -> Tensor:

@@ -16,6 +16,7 @@ from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader
 
 from app.config.build import build_module, build_trainer_config
+from app.training.sharding import full_tensor
 from app.training.trainer import make_strategy
 
 Gradients = dict[str, Tensor]
@@ -68,7 +69,7 @@ def gradients(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> Gradient
     batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
     trainer = bare_trainer(config, ranks, 1)
     trainer.fit(module, DataLoader([batch], batch_size=None))
-    steps = {name: before[name] - whole(value.detach()) for name, value in module.named_parameters()}
+    steps = {name: before[name] - full_tensor(value.detach()) for name, value in module.named_parameters()}
     return steps | {"norm": trainer.callback_metrics["train/grad_norm"]}
 
 
@@ -95,10 +96,6 @@ def go_on(config: dict[str, Any], steps: int, before: Path | None, after: Path, 
     trainer = bare_trainer(config, ranks, steps)
     trainer.fit(module, DataLoader([batch] * 9, batch_size=None), ckpt_path=before, weights_only=True)
     trainer.save_checkpoint(after)
-
-
-def whole(value: Tensor) -> Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def on_ranks(config: dict[str, Any], ranks: int, folder: Path) -> Gradients:
