@@ -422,6 +422,14 @@ def test_jumping_losses_and_idle_experts_are_warned_of(capsys: pytest.CaptureFix
     ]
 
 
+def test_idle_experts_are_warned_of_in_a_run(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = ("experts=coarse", "experts.num_experts=64", "experts.top_k=1", "data.seq_len=8")  # 32 tokens a step
+    train(*layout, "callbacks=brief", "callbacks.warnings.dead_steps=1", "callbacks.samples=null")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: step 1: router")]
+    assert len(warnings) == 2, "both layers of the nano model"
+    assert all("of 64 experts for 1 steps; raise the weight of a balance term" in line for line in warnings)
+
+
 @pytest.mark.slow
 def test_a_compiled_run_trains(train: Train) -> None:
     train("trainer.compile=true")
