@@ -5,14 +5,14 @@ import app.environment  # noqa: F401, I001  before torch
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from app.pages import catalogue, cells, layouts, refused, tags
+from app.pages import catalogue, cells, placements, refused, tags
 from app.pages.markers import ROOT, replaced
 
 TABLES: list[tuple[str, str, Callable[[], str]]] = [  # page, marker, what stands between the markers
     ("README.md", "zoo", catalogue.markdown),
     ("docs/refused.md", "refused", refused.markdown),
     ("docs/tags.md", "tags", tags.markdown),
-    ("docs/scale.md", "layouts", layouts.markdown),
+    ("docs/scale.md", "placements", placements.markdown),
     ("docs/cells.md", "cells", cells.markdown),
 ]
 

@@ -1,24 +1,21 @@
-"""The layouts on paper in docs/scale.md: what DeepSeekMoE's models would cost on many GPUs, by arithmetic."""
+"""Placements on paper, for docs/scale.md: what DeepSeekMoE's models would cost on many GPUs, by arithmetic."""
 
 from typing import NamedTuple
 
-import torch
-
 from app.config.compose import composed
-from app.cost.budget import Budget
+from app.cost.budget import Budget, on_meta
 from app.cost.memory import Memory
-from app.model.assemble import build_model
 from app.model.moe import MoE
 
 FLOPS = 400e12  # per second that an H100 gives: 40 % of the bfloat16 peak
 NEAR, FAR = 360e9, 40e9  # bytes per second and GPU, inside a node of 8 (NVLink) and between nodes (400 Gb/s)
 STEP_TOKENS = 4608 * 4096  # of an optimizer step, as in the papers
-LAYOUTS = [("deepseekmoe_16b", 8, 8), ("deepseekmoe_16b", 64, 8), ("deepseekmoe_16b", 512, 8),
+PLACEMENTS = [("deepseekmoe_16b", 8, 8), ("deepseekmoe_16b", 64, 8), ("deepseekmoe_16b", 512, 8),
            ("deepseekmoe_145b", 8, 8), ("deepseekmoe_145b", 64, 8), ("deepseekmoe_145b", 512, 8)]  # fmt: skip
 
 
-class Layout(NamedTuple):
-    """Of one GPU."""
+class Placement(NamedTuple):
+    """What one GPU holds, sends and computes."""
 
     held: float  # bytes of parameters, gradients and optimizer
     activations: float  # bytes of a micro-batch
@@ -29,11 +26,10 @@ class Layout(NamedTuple):
     communication_s: float
 
 
-def layout(name: str, gpus: int, ep_size: int) -> Layout:
+def placement(name: str, gpus: int, ep_size: int) -> Placement:
     """EP inside a node of 8, FSDP2 over all GPUs for the rest and over the nodes for the experts."""
     config = composed([f"experiment=paper/{name}"])
-    with torch.device("meta"):
-        model = build_model(config, 1)
+    model = on_meta(config)
     budget, length = Budget.of(model, 4096), 4096
     layers = [m.experts for m in model.modules() if isinstance(m, MoE)]
     experts, rest = budget.expert_params, budget.total_params - budget.expert_params
@@ -45,7 +41,7 @@ def layout(name: str, gpus: int, ep_size: int) -> Layout:
     tokens = rows * length
     exchange = tokens * len(layers) * layers[0].top_k * model.config.dim * 2 * 4 * (ep_size - 1) / ep_size
     between = NEAR if nodes == 1 else FAR
-    return Layout(
+    return Placement(
         held=16 * (rest / gpus + experts / gpus),
         activations=activations,
         rows=rows,
@@ -58,7 +54,7 @@ def layout(name: str, gpus: int, ep_size: int) -> Layout:
 
 def _row(name: str, gpus: int, ep_size: int) -> str:
     """One line of the table."""
-    at = layout(name, gpus, ep_size)
+    at = placement(name, gpus, ep_size)
     micros = STEP_TOKENS / (at.rows * 4096 * gpus)
     fits = "yes" if at.held + at.activations < 76e9 else "**no**"
     share = at.communication_s / (at.communication_s + at.compute_s)
@@ -72,6 +68,8 @@ def _row(name: str, gpus: int, ep_size: int) -> str:
 
 def markdown() -> str:
     """The table for docs/scale.md."""
-    head = "| model | GPUs | layout | state + activations of a GPU | fits 80 GB | micro-batches of a step | sharding "
+    head = (
+        "| model | GPUs | placement | state + activations of a GPU | fits 80 GB | micro-batches of a step | sharding "
+    )
     head += "| exchange | computing | communication |\n" + "| --- " * 10 + "|\n"
-    return head + "".join(f"{_row(*of)}\n" for of in LAYOUTS)
+    return head + "".join(f"{_row(*of)}\n" for of in PLACEMENTS)
