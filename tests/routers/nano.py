@@ -41,10 +41,11 @@ def model(
     balance: Sequence[str] | dict[str, Balance] = (),
     experts: str = "coarse",
     config: ModelConfig = CONFIG,
+    seed: int = 0,
     **parts: str,
 ) -> Transformer:
-    """Two MoE layers of these parts."""
-    torch.manual_seed(0)
+    """Two MoE layers of these parts, their weights drawn from the seed."""
+    torch.manual_seed(seed)
     layouts = [layout(experts) for _ in range(config.num_layers)]
     sizes = SIZES._replace(num_experts=layouts[0].num_experts, top_k=layouts[0].top_k, num_layers=config.num_layers)
     terms = balance if isinstance(balance, dict) else {name: build_part("balance", name, sizes) for name in balance}

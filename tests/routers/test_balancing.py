@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from app.config.parts import defaults
 from app.registry import find
 from routers.contract import Context, Score, Scored
 from tests.routers import nano
 
 STEPS, LAST, BOUND = 300, 50, 0.5  # MaxVio, averaged over the last 50 steps and the layers, written down before any run
+SEEDS = 3  # the mean over them is compared: one seed alone lies up to 0.15 beside it
 
 # rates and weights are set for 300 steps of 256 tokens; (balance, its knobs, other parts of the router)
 SCOPES = ("micro", "sequence", "global")
@@ -21,7 +23,7 @@ LOSSES = {
     "seq_v3": ("seq_v3", {"weight": 0.3}, {}),
     "importance": ("importance", {"weight": 0.3}, {}),
     "smooth_load": ("smooth_load", {"weight": 0.3}, {"score": "noisy"}),
-    "mutual_information": ("mutual_information", {"weight": 0.3}, {}),
+    "mutual_information": ("mutual_information", {"weight": 0.1}, {}),
 }  # fmt: skip
 # After the collapse softmax scores differ by 0.95 between the favoured expert and the others, but by 0.005 among the
 # others: no one rate of a bias spans both in 300 steps, so the rate-driven controllers steer sigmoid scores. ReMoE's
@@ -52,10 +54,10 @@ class Favoured(Score):
         return scored._replace(logits=scored.logits + self.favour, clean=clean)
 
 
-def train(name: str, knobs: dict[str, Any], parts: dict[str, str]) -> list[float]:
+def train(name: str, knobs: dict[str, Any], parts: dict[str, str], seed: int) -> list[float]:
     """MaxVio of every step, the mean over the layers."""
-    values = {key: v for key, v in parts.defaults("balance", name).items() if key != "name"} | knobs
-    net = nano.model({name: find("balance", name)(nano.SIZES, **values)}, **parts).train()
+    values = {key: v for key, v in defaults("balance", name).items() if key != "name"} | knobs
+    net = nano.model({name: find("balance", name)(nano.SIZES, **values)}, seed=seed, **parts).train()
     for router in net.routers():
         router.score = Favoured(router.score)
     routing = {p for router in net.routers() for p in router.parameters()}
@@ -80,15 +82,16 @@ def train(name: str, knobs: dict[str, Any], parts: dict[str, str]) -> list[float
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_collapsed_router_is_balanced_within_three_hundred_steps(method):
-    violations = train(*METHODS[method])
-    mean = sum(violations[-LAST:]) / LAST
-    print(f"| {method} | {violations[0]:.2f} | {mean:.3f} |")
-    assert mean < BOUND
+    assert violation(method, *METHODS[method]) < BOUND
 
 
 @pytest.mark.slow
 def test_without_any_method_the_router_stays_collapsed():
-    violations = train("z_loss", {"weight": 0.0}, {})
-    mean = sum(violations[-LAST:]) / LAST
-    print(f"| none | {violations[0]:.2f} | {mean:.3f} |")
-    assert mean > BOUND
+    assert violation("none", "z_loss", {"weight": 0.0}, {}) > BOUND
+
+
+def violation(label: str, name: str, knobs: dict[str, Any], parts: dict[str, str]) -> float:
+    """MaxVio of the last steps, the mean over seeds; printed for LOG.md."""
+    each = [sum(train(name, knobs, parts, seed)[-LAST:]) / LAST for seed in range(SEEDS)]
+    print(f"| {label} | {sum(each) / SEEDS:.3f} | {min(each):.3f}-{max(each):.3f} |")
+    return sum(each) / SEEDS
