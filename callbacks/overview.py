@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from omegaconf import OmegaConf
 from torch.utils.tensorboard.summary import hparams
 
+from app.config.compose import read_config
 from app.registry import register
 from callbacks.writing import event_writer, labels_of
 
@@ -80,9 +80,7 @@ def run_config(folder: Path) -> dict[str, bool | int | float | str]:
     path = folder / "config.yaml"
     if not path.exists():
         return {}
-    saved = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    assert isinstance(saved, dict)
-    return dict(_flat("", {key: value for key, value in saved.items() if key not in UNLISTED}))
+    return dict(_flat("", {key: value for key, value in read_config(path).items() if key not in UNLISTED}))
 
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, bool | int | float | str]]:

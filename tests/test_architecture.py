@@ -25,7 +25,7 @@ ORDER = {  # every folder, and all that it may import beside itself: of those ab
     "app.cost": ["app.registry", "experts", "app.model", "app.config", "app.runs"],
     "app.analysis": ["routers", "experts", "app.model", "app.data", "app.training", "app.runs"],
     "app.pages": ["app.registry", "app.environment", "routers", "app.model", "app.training", "app.config", "app.cost"],
-    "callbacks": ["app.registry", "routers", "app.model", "app.training", "app.cost", "app.analysis"],
+    "callbacks": ["app.registry", "routers", "app.model", "app.training", "app.config", "app.cost", "app.analysis"],
 }
 COMMANDS = {f"app.{path.stem}" for path in (ROOT / "app").glob("*.py")} - ORDER.keys() - {"app.__init__"}
 SOURCES = ("app", "routers", "experts", "callbacks", "benchmarks")

@@ -42,6 +42,16 @@ def test_every_file_on_the_map_exists() -> None:
     assert [file for file in files if not (ROOT / file).is_file()] == []
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/scale.md", "docs/refused.md"])
+def test_the_files_and_tests_that_a_page_names_exist(page: str) -> None:
+    text = re.sub(r"^`[^`]*`\n```.*?```|^```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+    files = set(re.findall(r"`((?:app|routers|experts|callbacks|tests|conf|benchmarks|docs)/[\w/]+\.\w+)", text))
+    assert [file for file in files if "mine" not in file and not (ROOT / file).is_file()] == []
+    tests = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    named = re.findall(r"(test_\w+\.py)::(test_\w+?)_?(?:\.\.\.|`)", text)
+    assert [(file, name) for file, name in named if f"def {name}" not in tests.get(file, "")] == []
+
+
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A copy of the tree with the parts that CONTRIBUTING adds, by exactly its steps; and their names."""

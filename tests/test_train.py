@@ -63,7 +63,7 @@ def test_resuming_keeps_the_saved_config_and_names_what_was_asked(
     assert "keeping optimizer.lr=0.001" in capsys.readouterr().err
 
 
-def test_resuming_passes_over_a_damaged_checkpoint(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_skips_a_damaged_checkpoint(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train("trainer.checkpoint_every=1")
     newest = folder / "checkpoints/step_2.ckpt"
     newest.write_bytes(newest.read_bytes()[:-100])

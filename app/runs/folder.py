@@ -13,7 +13,7 @@ from app.config.compose import as_dict
 from app.registry import UserError
 from app.runs.resume import saved_config
 from app.training.messages import is_first_rank
-from app.training.trainer import native_precision, threads_per_process
+from app.training.trainer import fixed_to_machine
 
 RUNS = Path("runs")
 NAME = "ROUTER_ZOO_RUN"  # environment: the processes of one run share its name
@@ -37,7 +37,7 @@ def resolve(composed: DictConfig, overrides: list[str]) -> tuple[dict[str, Any],
         messages = [f"{folder} does not exist yet: starting afresh"]
     elif exists and is_first_rank() and NAME not in os.environ:
         raise UserError(f"run={folder.name}: {folder} exists; go on with resume=true, or choose another name")
-    return config | {"trainer": _fixed_to_machine(config["trainer"])}, folder, messages
+    return config | {"trainer": fixed_to_machine(config["trainer"])}, folder, messages
 
 
 def open_folder(folder: Path, config: dict[str, Any]) -> None:
@@ -56,12 +56,3 @@ def run_name(config: dict[str, Any]) -> str:
         return os.environ[NAME]
     sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + (f"_{HydraConfig.get().job.num}" if sweep else "")
-
-
-def _fixed_to_machine(trainer: dict[str, Any]) -> dict[str, Any]:
-    """What `auto` and null mean on this machine, decided once: a resumed run keeps it."""
-    precision, threads = trainer["precision"], trainer["threads"]
-    return trainer | {
-        "precision": native_precision(trainer["accelerator"]) if precision == "auto" else precision,
-        "threads": threads_per_process(trainer["devices"]) if threads is None else threads,  # sums depend on it
-    }

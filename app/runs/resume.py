@@ -13,7 +13,7 @@ from app.registry import UserError
 from app.training.checkpoints import newest, read_checkpoint
 from app.training.messages import say
 from app.training.module import LanguageModel
-from app.training.trainer import threads_per_process
+from app.training.trainer import fixed_to_machine
 
 PLACE = tuple(f"trainer.{key}" for key in ("accelerator", "strategy", "devices", "num_nodes", "ep_size"))
 LIMITS = ("trainer.max_steps", "trainer.threads", "trainer.timeout_s", "trainer.skip_bad_steps")
@@ -25,8 +25,7 @@ def saved_config(path: Path, composed: DictConfig, overrides: list[str]) -> tupl
     saved: Any = OmegaConf.load(path)
     before = saved["trainer"]["threads"]
     config, messages = _merged(saved, composed, overrides)
-    trainer = config["trainer"]
-    threads = trainer["threads"] or threads_per_process(trainer["devices"])
+    threads = fixed_to_machine(config["trainer"])["threads"]
     if before not in (None, threads):
         messages.append(f"trainer.threads={threads}, not {before}: sums are rounded otherwise from here on")
     return config, messages

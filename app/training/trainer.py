@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -71,6 +71,15 @@ def native_precision(accelerator: str) -> Literal["32-true", "bf16-mixed"]:
     gpu = accelerator != "cpu" and torch.cuda.is_available()
     native = gpu or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if native else "32-true"
+
+
+def fixed_to_machine(trainer: dict[str, Any]) -> dict[str, Any]:
+    """The group `trainer` with what `auto` and null mean on this machine; decided once, a resumed run keeps it."""
+    precision, threads = trainer["precision"], trainer["threads"]
+    return trainer | {
+        "precision": native_precision(trainer["accelerator"]) if precision == "auto" else precision,
+        "threads": threads_per_process(trainer["devices"]) if threads is None else threads,  # sums depend on it
+    }
 
 
 def make_strategy(config: TrainerConfig) -> Strategy | str:
