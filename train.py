@@ -1,6 +1,7 @@
 """Trains a mixture-of-experts language model: `python train.py router=topk experts=deepseek`."""
 
 import os
+import sys
 
 import app.environment  # noqa: F401  before torch
 
@@ -9,20 +10,23 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of 
 import hydra
 from omegaconf import DictConfig
 
-from app.config.compose import add_plugin_configs
+from app.config.compose import add_plugin_configs, without_nulls
 from app.config.errors import exit_on_mistake
+from app.config.saved import with_saved_overrides
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
     """One run, under the composed config."""
     from app.run import run  # torch takes seconds to import, and --help needs none of it
+    from app.runs.sweep import member
 
-    with exit_on_mistake():  # here too, before Hydra adds a line of its own
+    with member():
         run(config)
 
 
 if __name__ == "__main__":
     add_plugin_configs()
     with exit_on_mistake():
+        sys.argv[1:] = with_saved_overrides(without_nulls(sys.argv[1:]))
         main()

@@ -1,8 +1,8 @@
 """`python -m app.evaluate RUN [data=text data.path=FILE ...] [--split test]`: how well does a run predict a text?
 
-Without overrides the text is the run's own held-out one; with them it is whatever the config group `data` can read, all
-of it, cut by the run's tokenizer into rows of the run's length. Prints nats per token, perplexity and bits per byte, in
-all and by domain; `--json` prints them for programs.
+RUN is the folder of a run or one of its checkpoints. Overrides act on the `data` of its config: without any the text is
+the run's own held-out one; with data=... or data.path=... it is whatever can be read there, all of it, cut by the run's
+tokenizer. Prints nats per token, perplexity and bits per byte, in all and by domain; `--json` prints them for programs.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from app.data.sources import SPLITS
 def main(arguments: list[str]) -> None:
     """Prints the figures."""
     parser = argparse.ArgumentParser(prog="python -m app.evaluate", description=__doc__.partition("\n")[0])
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a checkpoint")
     parser.add_argument("overrides", nargs="*", help="data=..., data.path=..., as for train.py")
     parser.add_argument("--split", choices=[*SPLITS, "all"], help="default: val of the run's own text, all of another")
     parser.add_argument("--json", action="store_true")
@@ -27,8 +27,8 @@ def main(arguments: list[str]) -> None:
     from app.runs.read import read_run
 
     run = read_run(asked.run)
-    data = run.text(asked.overrides)
-    split = asked.split or ("all" if asked.overrides else "val")
+    data = run.data(asked.overrides)
+    split = asked.split or ("val" if data.corpus_fingerprint == run.text.fingerprint else "all")
     splits = [name for name in SPLITS if split in (name, "all")]
     values = evaluate(run.model, data.held_out(splits), data.domains)
     if asked.json:

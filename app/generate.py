@@ -1,4 +1,4 @@
-"""`python -m app.generate RUN --prompt TEXT`: continues a text with the newest checkpoint of a run."""
+"""`python -m app.generate RUN --prompt TEXT`: continues a text with a run's newest checkpoint, or with one of them."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ from app.registry import UserError
 def main(arguments: list[str]) -> None:
     """Prints prompt and continuation."""
     parser = argparse.ArgumentParser(prog="python -m app.generate", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a checkpoint")
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--tokens", type=int, default=100, help="how many")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
@@ -28,11 +28,11 @@ def main(arguments: list[str]) -> None:
     run = read_run(asked.run)
     text = continuation(
         run.model,
-        run.data.tokenizer,
+        run.text.tokenizer,
         asked.prompt,
         num_tokens=asked.tokens,
         temperature=asked.temperature,
-        window=run.data.seq_len,
+        window=run.seq_len,
         generator=torch.Generator().manual_seed(asked.seed),
     )
     print(asked.prompt + text)

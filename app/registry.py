@@ -9,6 +9,7 @@ declares an entry point in the group `router_zoo.plugins`.
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, make_dataclass
@@ -32,6 +33,7 @@ PACKAGES = {
     "tokenizer": "app.data.tokenizers",
     "schedule": "app.training.schedules",
     "callback": "callbacks",
+    "logger": "app.training.loggers",
 }
 T = TypeVar("T", bound=type)
 _parts: dict[str, dict[str, type]] = {kind: {} for kind in PACKAGES}
@@ -88,8 +90,8 @@ def find(kind: str, name: str, key: str = "") -> type:
         UserError: no part of this kind has the name.
     """
     _discover(kind)
-    if name not in _parts[kind]:
-        raise UserError(unknown(f"{key or kind}={name}", name, _parts[kind]))
+    if not isinstance(name, str) or name not in _parts[kind]:
+        raise UserError(unknown(f"{key or kind}={name}", str(name), _parts[kind]))
     return _parts[kind][name]
 
 
@@ -130,9 +132,21 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
             raise UserError(f"{key}={value}: must be one of {', '.join(map(str, get_args(kind)))}")
         return value
     try:
-        return OmegaConf.to_container(OmegaConf.structured(_knob(kind)(value=value)))["value"]  # type: ignore[index, call-overload]
-    except OmegaConfBaseException:
+        converted = OmegaConf.to_container(OmegaConf.structured(_knob(kind)(value=value)))["value"]  # type: ignore[index, call-overload]
+    except (OmegaConfBaseException, OverflowError):
         raise UserError(f"{key}={value}: must be {getattr(kind, '__name__', kind)}") from None
+    if not _finite(converted):
+        raise UserError(f"{key}={value}: must be finite, and a whole number have 64 bits")
+    return converted
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in a knob's value is infinite, NaN or larger than 64 bits."""
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, int | float) or (math.isfinite(value) and abs(value) < 2**63)
 
 
 @cache
@@ -147,6 +161,8 @@ def make(kind: str, config: Mapping[str, Any], *sizes: Any, key: str) -> Any:
         UserError: the name or a knob is wrong; a range check of the constructor names its place in the config.
     """
     values = dict(config)
+    if "name" not in values:
+        raise UserError(f"{key}.name: missing (one of: {', '.join(names(kind))})")
     cls = find(kind, values.pop("name"), key)
     checked = check(cls, values, key)
     try:

@@ -16,7 +16,7 @@ from app.registry import UserError
 def main(arguments: list[str]) -> None:
     """Writes the report of one run."""
     parser = argparse.ArgumentParser(prog="python -m app.report", description=__doc__.partition("\n")[0])
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a checkpoint")
     parser.add_argument("--rows", type=int, default=32, help="held-out rows of every domain")
     asked = parser.parse_args(arguments)
     if asked.rows < 1:
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     run = read_run(asked.run)
     if not run.model.num_experts:
         raise UserError(f"{asked.run}: is a dense model, it has no experts to report")
-    print(write_report(asked.run / "report", measure(run, asked.rows)))
+    print(write_report(run.folder / "report", measure(run, asked.rows)))
 
 
 if __name__ == "__main__":

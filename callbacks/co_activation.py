@@ -13,7 +13,7 @@ from app.training.module import Batch
 from app.training.tags import Tag
 from callbacks import draw
 from callbacks.routing_callback import RoutingCallback
-from callbacks.writing import event_writer
+from callbacks.writing import event_writer, step_of
 from routers.contract import Routing
 
 
@@ -37,6 +37,8 @@ class CoActivation(RoutingCallback):
             "image",
         ),
     )
+
+    kept = ("looks",)
 
     def __init__(self, *, every: int, top: float) -> None:
         require("every", every, every >= 1, "must be at least 1")
@@ -63,7 +65,7 @@ class CoActivation(RoutingCallback):
             unit="share of the expert's tokens",
             top=self.top,
         )
-        draw.publish(writer, "specialisation/co_activation", drawn, trainer.global_step)
+        draw.publish(writer, "specialisation/co_activation", drawn, step_of(trainer))
 
 
 def shares(pairs: torch.Tensor) -> torch.Tensor:

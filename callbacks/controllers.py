@@ -13,7 +13,7 @@ from torch import Tensor
 from app.registry import register, require
 from app.training.module import LanguageModel
 from app.training.tags import Tag
-from callbacks.writing import event_writer, write, write_by_layer
+from callbacks.writing import event_writer, step_of, write, write_by_layer
 
 
 @register("callback")
@@ -54,7 +54,7 @@ class Controllers(lightning.Callback):
             write_by_layer(trainer, "controllers", spread if rows.size(1) > 1 else {name: rows[:, 0]})
             if writer is not None and rows.size(1) > 1:
                 for layer, row in enumerate(rows.cpu()):
-                    writer.add_histogram(f"controllers/{name}/{layer}", row, trainer.global_step)
+                    writer.add_histogram(f"controllers/{name}/{layer}", row, step_of(trainer))
 
 
 def states(module: LanguageModel) -> Iterator[tuple[str, Tensor]]:

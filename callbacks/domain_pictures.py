@@ -11,7 +11,7 @@ from app.training.module import Batch
 from app.training.tags import Tag
 from callbacks import draw
 from callbacks.routing_callback import RoutingCallback
-from callbacks.writing import event_writer, labels_of, write_by_layer
+from callbacks.writing import event_writer, labels_of, step_of, write_by_layer
 from routers.contract import Routing
 
 
@@ -47,6 +47,8 @@ class DomainPictures(RoutingCallback):
             by_layer=True,
         ),
     )
+
+    kept = ("looks",)
 
     def __init__(self, *, every: int, top: float) -> None:
         require("every", every, every >= 1, "must be at least 1")
@@ -92,4 +94,4 @@ class DomainPictures(RoutingCallback):
             yticks=range(len(names)),
             yticklabels=[name[:16] for name in names],
         )
-        draw.publish(writer, f"specialisation/experts_by_{kind}", drawn, step)
+        draw.publish(writer, f"specialisation/experts_by_{kind}", drawn, step_of(trainer))

@@ -14,7 +14,7 @@ from app.training.module import Batch
 from app.training.tags import Tag
 from callbacks import draw
 from callbacks.routing_callback import RoutingCallback
-from callbacks.writing import event_writer
+from callbacks.writing import event_writer, step_of
 from routers.assignments import expert_load
 from routers.contract import Routing
 
@@ -44,6 +44,8 @@ class ExpertPictures(RoutingCallback):
         Tag("experts/load/LAYER", "load of all experts", "multiples of the even load", "histogram"),
     )
 
+    kept = ("total", "steps", "history")
+
     def __init__(self, *, every: int, top: float) -> None:
         require("every", every, every >= 1, "must be at least 1")
         require("top", top, top > 0, "must be positive")
@@ -69,24 +71,18 @@ class ExpertPictures(RoutingCallback):
             self.steps, self.history = self.steps[1::2], self.history[1::2]
         self._publish(trainer, step)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "history": self.history}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.steps, self.history = list(state_dict["steps"]), list(state_dict["history"])
-
     def _publish(self, trainer: lightning.Trainer, step: int) -> None:
         writer = event_writer(trainer)
         if writer is None:
             return
         now = self.history[-1]
         for layer, values in enumerate(now):
-            writer.add_histogram(f"experts/load/{layer}", values, step)
+            writer.add_histogram(f"experts/load/{layer}", values, step_of(trainer))
         title = f"Load of every expert, step {step}"
         drawn = draw.heat_map(now, title=title, rows="MoE layer", columns="expert", unit=draw.LOAD, top=self.top)
-        draw.publish(writer, "experts/load", drawn, step)
+        draw.publish(writer, "experts/load", drawn, step_of(trainer))
         if len(self.steps) > 1:
-            draw.publish(writer, "experts/load_over_time", self._over_time(), step)
+            draw.publish(writer, "experts/load_over_time", self._over_time(), step_of(trainer))
 
     def _over_time(self) -> Any:
         maps = list(torch.stack(self.history, -1))  # L times (E, steps)

@@ -45,6 +45,8 @@ class ExpertScalars(RoutingCallback):
         Tag("val_experts/dead", "experts without a token", "experts", by_layer=True),
     )
 
+    kept = ("total",)
+
     def __init__(self) -> None:
         self.total = Total()
         self.due = False  # whether the current step is written
@@ -72,6 +74,6 @@ class ExpertScalars(RoutingCallback):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
-        load: Tensor = pl_module.validation_load
+        load: Tensor = pl_module.validation["load"]
         if load.numel():
             write_by_layer(trainer, "val_experts", {"maxvio": max_violation(load), "dead": dead_experts(load)})

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -17,7 +16,6 @@ from app.registry import register
 from app.training.module import LanguageModel
 from app.training.tags import Tag
 from callbacks.writing import logs, write
-from routers.collectives import rank_sum
 
 
 @register("callback")
@@ -42,8 +40,7 @@ class GradientNorms(lightning.Callback):
             square = sum(
                 (_square(p.grad) for p in parameters if p.grad is not None), torch.zeros((), device=pl_module.device)
             )
-            shards = isinstance(trainer.strategy, FSDPStrategy)  # plain tensors, each rank's part
-            self.squares[name] = rank_sum(square) if shards else square
+            self.squares[name] = square
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
         if logs(trainer):

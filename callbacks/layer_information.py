@@ -17,7 +17,7 @@ from app.training.module import Batch
 from app.training.tags import Tag
 from callbacks import draw
 from callbacks.routing_callback import RoutingCallback
-from callbacks.writing import event_writer, write
+from callbacks.writing import event_writer, step_of, write
 from routers.contract import Routing
 
 
@@ -46,6 +46,8 @@ class LayerInformation(RoutingCallback):
         ),
         Tag("specialisation/layer_information", "layer x layer, coloured from 0 to ln E", "nats", "image"),
     )
+
+    kept = ("looks",)
 
     def __init__(self, *, every: int, rows: int) -> None:
         require("every", every, every >= 1, "must be at least 1")
@@ -89,7 +91,7 @@ class LayerInformation(RoutingCallback):
                 unit="mutual information, nats (top: ln E)",
                 top=math.log(max(2, num_experts)),
             )
-            draw.publish(writer, "specialisation/layer_information", drawn, trainer.global_step)
+            draw.publish(writer, "specialisation/layer_information", drawn, step_of(trainer))
 
 
 def square(pairs: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 from torch.utils.tensorboard.summary import hparams
 
-from app.config.compose import read_config
+from app.config.saved import read_config
 from app.registry import register
 from callbacks.writing import event_writer, labels_of
 
@@ -57,7 +57,7 @@ class Overview(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         writer = event_writer(trainer)
-        if writer is None:
+        if writer is None or trainer.global_step:  # a run that goes on has it
             return
         writer.add_custom_scalars(layout(list(labels_of(trainer, "domains"))))
         values = run_config(Path(trainer.default_root_dir))

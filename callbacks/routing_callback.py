@@ -1,9 +1,11 @@
 """The base of the callbacks that look at the experts. They only watch: nothing of the training hangs on them."""
 
 from functools import partial
+from typing import Any
 
 import lightning
 
+from app.training.metrics import Total
 from app.training.module import Batch, LanguageModel
 from routers.contract import Routing
 
@@ -14,6 +16,8 @@ class RoutingCallback(lightning.Callback):
     A model without routed experts shows it nothing. What is added up stays on the device until a step that logs.
     """
 
+    kept: tuple[str, ...] = ()  # attributes that go on in a resumed run as if nothing had been
+
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, LanguageModel)
         self._hook = partial(self._dispatch, pl_module)
@@ -22,6 +26,15 @@ class RoutingCallback(lightning.Callback):
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, LanguageModel)
         pl_module.routing_hooks.remove(self._hook)
+
+    def state_dict(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in self.kept}
+        return {name: value.state() if isinstance(value, Total) else value for name, value in values.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, value in state_dict.items():
+            mine = getattr(self, name)
+            mine.restore(value) if isinstance(mine, Total) else setattr(self, name, value)
 
     def on_training_routings(self, routings: list[Routing], batch: Batch) -> None:
         """Called without gradient after every forward pass of training: once per micro-batch of this rank."""

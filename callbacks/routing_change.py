@@ -3,6 +3,8 @@
 Of every validation batch the first `rows` rows are remembered.
 """
 
+from typing import Any
+
 import lightning
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from app.training.module import Batch
 from app.training.tags import Tag
 from callbacks.routing_callback import RoutingCallback
 from callbacks.writing import write_by_layer
-from routers.collectives import rank_sum
+from routers.collectives import gathered, num_ranks, rank, rank_sum
 from routers.contract import Routing
 
 
@@ -47,12 +49,19 @@ class RoutingChange(RoutingCallback):
         tokens = self.rows * batch["tokens"].size(1)
         self.now.append(torch.stack([chosen(routing)[:tokens] for routing in routings]))
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": gathered(self.before)}  # of every rank: each validates other rows
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if len(state_dict["before"]) == num_ranks():
+            self.before = state_dict["before"][rank()]
+
     @torch.no_grad()
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         now, before = self.now, self.before
         self.now, self.before = [], now
         if not now or len(now) != len(before):
             return
-        new = sum((a & ~b).sum((1, 2)) for a, b in zip(now, before, strict=True))
+        new = sum((a & ~b.to(a.device)).sum((1, 2)) for a, b in zip(now, before, strict=True))
         sums = rank_sum(torch.stack((torch.as_tensor(new), torch.as_tensor(sum(a.sum((1, 2)) for a in now)))).double())
         write_by_layer(trainer, "specialisation", {"routing_change": sums[0] / sums[1].clamp_min(1)})

@@ -1,7 +1,7 @@
 """How does the model write? It continues each prompt every `every` steps.
 
 Tokens are drawn with a generator of this callback's own and inside a fork of torch's, in evaluation mode, so training
-goes on as if nothing had been asked. Under FSDP2 all ranks take part, otherwise the first alone; FSDP is left out.
+goes on as if nothing had been asked. Under FSDP2 all ranks take part, otherwise the first alone.
 """
 
 from collections.abc import Iterator
@@ -10,15 +10,14 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from app.analysis.continuation import continuation
 from app.registry import register, require
 from app.training.module import LanguageModel
 from app.training.tags import Tag
-from callbacks.writing import event_writer, table
+from callbacks.writing import event_writer, step_of, table
 
 
 @register("callback")
@@ -44,17 +43,12 @@ class Samples(lightning.Callback):
         require("temperature", temperature, temperature >= 0, "must be at least 0")
         self.every, self.prompts, self.num_tokens, self.temperature = every, prompts, num_tokens, temperature
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.sharded = isinstance(trainer.strategy, FSDPStrategy)
-        if self.sharded:
-            rank_zero_info("callbacks.samples: no text samples under trainer=fsdp; trainer=fsdp2 has them")
-
     @torch.no_grad()
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         everyone = isinstance(trainer.strategy, ModelParallelStrategy)
         due = step % self.every == 0 or step == trainer.max_steps
-        if not due or self.sharded or not (everyone or trainer.is_global_zero):
+        if not due or not (everyone or trainer.is_global_zero):
             return
         assert isinstance(pl_module, LanguageModel)
         data = getattr(trainer, "datamodule", None)
@@ -68,7 +62,7 @@ class Samples(lightning.Callback):
         writer = event_writer(trainer)
         if writer is not None:
             rows = list(zip(self.prompts, texts, strict=True))
-            writer.add_text("samples/continuation", table(["prompt", "continuation"], rows), step)
+            writer.add_text("samples/continuation", table(["prompt", "continuation"], rows), step_of(trainer))
 
 
 @contextmanager

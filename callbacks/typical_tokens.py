@@ -12,7 +12,7 @@ from app.registry import register, require
 from app.training.module import Batch
 from app.training.tags import Tag
 from callbacks.routing_callback import RoutingCallback
-from callbacks.writing import event_writer, table
+from callbacks.writing import event_writer, step_of, table
 from routers.contract import Routing
 
 AROUND = 8  # tokens of context on either side
@@ -42,6 +42,8 @@ class TypicalTokens(RoutingCallback):
         ),
     )
 
+    kept = ("looks",)
+
     def __init__(self, *, every: int, rows: int, number: int, layers: list[int] | None) -> None:
         for name, value in (("every", every), ("rows", rows), ("number", number)):
             require(name, value, value >= 1, "must be at least 1")
@@ -53,7 +55,6 @@ class TypicalTokens(RoutingCallback):
         self.tokens, self.have = [], []
         self.tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
         self.active = trainer.is_global_zero and self.tokenizer is not None and self.looks % self.every == 0
-        self.looks += 1
 
     def on_validation_routings(self, routings: list[Routing], batch: Batch) -> None:
         if self.active:
@@ -63,6 +64,7 @@ class TypicalTokens(RoutingCallback):
 
     @torch.no_grad()
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.looks += 1
         writer = event_writer(trainer)
         if writer is None or not self.have:
             return
@@ -72,7 +74,7 @@ class TypicalTokens(RoutingCallback):
             places = typical_tokens(have[layer], tokens, self.number)
             rows = [[str(expert), *self._row(tokens, found)] for expert, found in enumerate(places)]
             text = table(["expert", "typical tokens", "in context"], rows)
-            writer.add_text(f"specialisation/typical_tokens/{layer}", text, trainer.global_step)
+            writer.add_text(f"specialisation/typical_tokens/{layer}", text, step_of(trainer))
         self.tokens, self.have = [], []
 
     def _row(self, tokens: Tensor, places: list[int]) -> tuple[str, str]:

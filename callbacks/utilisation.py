@@ -39,6 +39,8 @@ class Utilisation(RoutingCallback):
         ),
     )
 
+    kept = ("total",)
+
     def __init__(self) -> None:
         self.total = Total()
 

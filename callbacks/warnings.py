@@ -3,7 +3,6 @@
 One line each on the terminal. Writes no metric.
 """
 
-from collections import deque
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -12,11 +11,10 @@ from torch import Tensor
 
 from app.registry import register, require
 from app.training.messages import warn
-from app.training.metrics import dead_experts
+from app.training.metrics import Total, dead_experts
 from app.training.module import Batch
 from callbacks.routing_callback import RoutingCallback
 from routers.assignments import expert_load
-from routers.collectives import rank_sum
 from routers.contract import Routing
 
 WINDOW = 100  # steps that a loss is compared with
@@ -37,26 +35,27 @@ class Warnings(RoutingCallback):
         ValueError: a number is out of range.
     """
 
+    kept = ("losses", "total")
+
     def __init__(self, *, spike_deviations: float | None, dead_steps: int | None) -> None:
         allowed = spike_deviations is None or spike_deviations > 0
         require("spike_deviations", spike_deviations, allowed, "must be positive, or null")
         require("dead_steps", dead_steps, dead_steps is None or dead_steps >= 1, "must be at least 1, or null")
         self.deviations, self.dead_steps = spike_deviations, dead_steps
-        self.losses: deque[float] = deque(maxlen=WINDOW)
-        self.load: Tensor | None = None  # (L, E) of this rank since the last look
+        self.losses: list[float] = []
+        self.total = Total()  # load (L, E) since the last look
 
     def on_training_routings(self, routings: list[Routing], batch: Batch) -> None:
         if self.dead_steps is not None:
-            load = expert_load(routings)
-            self.load = load if self.load is None else self.load + load
+            self.total.add({"load": expert_load(routings)})
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
         step = trainer.global_step
         if self.deviations is not None:
             self.check_loss(float(trainer.callback_metrics["train/loss"]), self.deviations, step)
-        if self.dead_steps is not None and step % self.dead_steps == 0 and self.load is not None:
-            self.check_load(rank_sum(self.load), step)
-            self.load = None
+        if self.dead_steps is not None and step % self.dead_steps == 0:
+            for load in self.total.take().values():
+                self.check_load(load, step)
 
     def check_loss(self, loss: float, deviations: float, step: int) -> None:
         """Warns of the loss of this step if it is far above those before."""
@@ -64,7 +63,7 @@ class Warnings(RoutingCallback):
             mean, deviation = fmean(self.losses), pstdev(self.losses)
             if loss > mean + deviations * deviation:
                 warn(f"step {step}: the loss jumped to {loss:.3f}, from {mean:.3f} in the steps before")
-        self.losses.append(loss)
+        self.losses = [*self.losses, loss][-WINDOW:]
 
     def check_load(self, load: Tensor, step: int) -> None:
         """Warns of the layers of load (L, E) more than half of whose experts got nothing."""

@@ -4,7 +4,6 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
 
 from app.analysis.specialisation import weight_similarity
 from app.model.moe import MoE
@@ -16,7 +15,7 @@ from callbacks.writing import write_by_layer
 
 @register("callback")
 class WeightSimilarity(lightning.Callback):
-    """Writes how alike the weights of a layer's experts are; under FSDP, whose weights are cut up, nothing.
+    """Writes how alike the weights of a layer's experts are.
 
     Args:
         every: steps between two points; at least 1.
@@ -40,7 +39,7 @@ class WeightSimilarity(lightning.Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
-        if trainer.global_step % self.every or isinstance(trainer.strategy, FSDPStrategy):
+        if trainer.global_step % self.every:
             return
         assert isinstance(pl_module, LanguageModel)
         layers = [module for module in pl_module.model.modules() if isinstance(module, MoE)]

@@ -16,10 +16,18 @@ def logs(trainer: lightning.Trainer, step: int | None = None) -> bool:
     return every > 0 and (trainer.global_step if step is None else step) % every == 0
 
 
+def step_of(trainer: lightning.Trainer) -> int:
+    """The number, from 0, of the step that has just ended: under which Lightning writes its loss, and all else belongs.
+
+    A run that goes on from the checkpoint after n steps drops what was logged under n and above.
+    """
+    return max(0, trainer.global_step - 1)
+
+
 def write(trainer: lightning.Trainer, values: Mapping[str, Any]) -> None:
-    """Writes scalars at the step under which Lightning writes the loss of the step that has just ended."""
+    """Writes scalars of the step that has just ended."""
     for logger in trainer.loggers:
-        logger.log_metrics({name: float(value) for name, value in values.items()}, step=max(0, trainer.global_step - 1))
+        logger.log_metrics({name: float(value) for name, value in values.items()}, step=step_of(trainer))
 
 
 def write_by_layer(trainer: lightning.Trainer, group: str, statistics: Mapping[str, Tensor]) -> None:

@@ -1,5 +1,7 @@
 """What the processes that train together know of each other."""
 
+from typing import Any
+
 from torch import Tensor, distributed
 
 
@@ -14,3 +16,16 @@ def rank_sum(values: Tensor) -> Tensor:
 def num_ranks() -> int:
     """How many processes train together."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process among them."""
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+def gathered(value: Any) -> list[Any]:
+    """The value of every rank, in their order; every rank calls it."""
+    values: list[Any] = [value] * num_ranks()
+    if len(values) > 1:
+        distributed.all_gather_object(values, value)
+    return values

@@ -52,7 +52,6 @@ def train(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     def run(*overrides: str, name: str = "run") -> Path:
         GlobalHydra.instance().clear()
         monkeypatch.chdir(tmp_path)
-        monkeypatch.delenv("ROUTER_ZOO_RUN", raising=False)
         base = ("data=text", f"data.path={text}", f"data.cache_dir={cache}", *NANO, f"run={name}")
         monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *base, *overrides])
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")

@@ -99,7 +99,7 @@ MISTAKES = {
     "callbacks=brief callbacks.warnings.spike_deviations=-1": ("callbacks.warnings.spike_deviations=-1", "positive"),
     "callbacks=brief callbacks.warnings.dead_steps=0": ("callbacks.warnings.dead_steps=0", "at least 1"),
     "trainer.precision=bf16-true": ("trainer.precision=bf16-true", "bf16-mixed"),
-    "trainer=ep experts.num_shared=1": ("trainer.ep_size=2", "must divide 15"),
+    "trainer=ep experts.num_shared=1": ("trainer.ep_size=2", "must divide 17"),
     "trainer=ep experts=dense": ("trainer.ep_size=2", "no stacked experts"),
     "trainer=ep trainer.ep_size=3": ("trainer.ep_size=3", "must divide 2"),
     "trainer=ddp trainer.ep_size=2": ("trainer.ep_size=2", "needs trainer=ep"),
@@ -112,6 +112,21 @@ MISTAKES = {
     "resume=true run=null": ("resume=true", "run=NAME"),
     "router=switch router.weigh.normalize=true": ("router.select.k=1", "constant"),
     "optimizer._target_=os.system": ("optimizer._target_=os.system", "torch"),
+    "router.drop.name=1e-9": ("router.drop=1e-09", "capacity"),
+    "data.source=[[1]]": ("data.source=[[1]]", "offline"),
+    "trainer.accelerator=off": ("trainer.accelerator=off", "trainer=cpu"),
+    "trainer.devices=9223372036854775808": ("trainer.devices=9223372036854775808", "64 bits"),
+    "+foo=1": ("foo: unknown", "router"),
+    "+match.x=1": ("match.x=1", "reference"),
+    "+router.foo=1": ("router.foo: unknown", "select"),
+    "router=null": ("router=null", "topk"),
+    "~experts": ("experts=null", "deepseek"),
+    "router.drop=none": ("router.drop=none", "router/drop=NAME"),
+    "optimizer.betas=[0.9]": ("optimizer.betas=[0.9]", "(0.9, 0.999)"),
+    "optimizer.lr=abc": ("optimizer.lr=abc", "0.001"),
+    "balance.aux.weight=inf": ("balance.aux.weight=inf", "finite"),
+    "resume=abc": ("resume=abc", "true or false"),
+    "logger=mlflow": ("logger=mlflow", "pip install mlflow"),
     "router=expert_choice": ("router.select.name=expert_choice", "allow_non_causal=true"),
 }
 
@@ -122,6 +137,11 @@ def test_a_mistake_ends_with_one_line_and_status_2(
 ) -> None:
     line = mistake(train, capsys, *overrides.split())
     assert all(part in line for part in MISTAKES[overrides])
+
+
+@pytest.mark.parametrize("nothing", ["balance=null", "callbacks=null", "logger=null", "experiment=null", "logger=none"])
+def test_a_group_that_a_run_can_do_without_may_be_taken_away(train: Train, nothing: str) -> None:
+    assert (train(nothing, "trainer.max_steps=1") / "summary.json").exists()
 
 
 def test_a_taken_run_name_is_refused_and_nothing_is_overwritten(

@@ -17,25 +17,26 @@ from routers.contract import Routing
 PAGE = Path(__file__).with_suffix(".html")
 TOP = 3.0  # multiple of 1/E that has the darkest colour
 SHOWN = 8  # experts of a token, at most
+ROWS = 8  # of a forward pass
 
 
 @torch.no_grad()
 def measure(run: TrainedRun, rows: int) -> dict[str, Any]:
-    """Everything on the page, of `rows` held-out rows of every domain."""
-    data, total = run.data, Total()
+    """Everything on the page, of `rows` held-out rows of every domain, of those that its validations read."""
+    text, total = run.text, Total()
     samples: dict[str, dict[str, Any]] = {}
-    domains = data.domains
+    domains = text.domains
     metric = LanguageMetric(domains)
-    for batch in data.held_out(["val"], rows):
+    for batch in text.held_out(rows, ROWS):
         nll, routings = run.model(batch["tokens"], batch["targets"], batch["valid"], batch["document"])
         metric.update(nll, batch["targets"], batch["nbytes"], batch["domain"])
         by_domain = [load_by_label(routing, batch["domain"], len(domains)) for routing in routings]
         total.add(routing_sums(routings) | {"by_domain": torch.stack(by_domain)})
         name = domains[int(batch["domain"][0, 0])]
-        samples.setdefault(name, _sample(name, batch, routings, data.tokenizer))
+        samples.setdefault(name, _sample(name, batch, routings, text.tokenizer))
     sums = total.take()
     return {
-        "run": str(run.checkpoint.parent.parent),
+        "run": str(run.folder),
         "about": f"{run.checkpoint.name}, {int(sums['tokens']):,} tokens of held-out text.",
         "top": TOP,
         "num_experts": run.model.num_experts,

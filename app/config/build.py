@@ -5,21 +5,22 @@ The order is the order of mistakes: what can be checked without data comes first
 """
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from app.model.assemble import build_model, ranged
 from app.registry import UserError, check, make
+from app.training.loggers import LoggerPart
 from app.training.module import LanguageModel
 from app.training.trainer import TrainerConfig
 
 Config = Mapping[str, Any]
+REFUSALS = (TypeError, ValueError, IndexError, RuntimeError, MisconfigurationException)  # of a value, by other people's
 TARGETS = ("lightning", "torch", "torchmetrics")  # whose classes a config may name by `_target_`
 
 
@@ -28,16 +29,26 @@ def build_trainer_config(config: Config) -> TrainerConfig:
     return ranged("trainer", lambda: TrainerConfig(**check(TrainerConfig, config["trainer"], "trainer")))
 
 
-def build_module(config: Config, vocab_size: int, domains: list[str]) -> LanguageModel:
-    """The LightningModule: model, optimizer and schedule."""
+def build_optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
+    """From parameters to an optimizer.
+
+    Raises:
+        UserError: it is no optimizer of torch's, or a value is refused.
+    """
     make_optimizer = _foreign("optimizer", config["optimizer"], torch.optim.Optimizer)
     make_optimizer([torch.zeros(1, device="cpu")])  # wrong values end here
+    return make_optimizer
+
+
+def build_module(config: Config, vocab_size: int, domains: list[str], micro_batch_size: int) -> LanguageModel:
+    """The LightningModule: model, optimizer and schedule."""
+    make_optimizer = build_optimizer(config)
     return LanguageModel(
         build_model(config, vocab_size),
         make_optimizer,
         make("schedule", config["schedule"], key="schedule"),
         clip_norm=config["trainer"]["gradient_clip_val"],
-        micro_batch_size=config["data"]["micro_batch_size"],
+        micro_batch_size=micro_batch_size,
         domains=domains,
         seed=config["seed"],
         ep_size=config["trainer"]["ep_size"],
@@ -51,9 +62,9 @@ def build_callbacks(config: Config) -> list[lightning.Callback]:
     return [_callback(f"callbacks.{key}", entry) for key, entry in chosen.items()]
 
 
-def build_logger(folder: Path) -> Logger:
-    """Event files in the folder `tb` of the run."""
-    return TensorBoardLogger(folder, name="", version="tb", default_hp_metric=False)
+def build_loggers(config: Config) -> list[LoggerPart]:
+    """The chosen loggers, none of them open."""
+    return [make("logger", entry, key=f"logger.{key}") for key, entry in config["logger"].items()]
 
 
 def _callback(key: str, entry: Config) -> lightning.Callback:
@@ -74,10 +85,23 @@ def _foreign(key: str, entry: Config, base: type) -> Callable[..., Any]:
     def build(*sizes: Any) -> Any:
         try:
             return cls(*sizes, **values)
-        except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
-            raise UserError(f"{key}: {' '.join(str(error).split())}") from error
+        except REFUSALS as error:
+            raise UserError(f"{_culprit(cls, key, sizes, values)}: {' '.join(str(error).split())}") from error
 
     return build
+
+
+def _culprit(cls: type, key: str, sizes: tuple[Any, ...], values: dict[str, Any]) -> str:
+    """The value that a class refuses: the one without which it can be built; the whole entry if it is none alone."""
+    for name, value in values.items():
+        try:
+            cls(*sizes, **{other: values[other] for other in values if other != name})
+        except REFUSALS:
+            continue
+        default = inspect.signature(cls).parameters.get(name)
+        allowed = f" (like {default.default})" if default and default.default is not default.empty else ""
+        return f"{key}.{name}={value}: refused by {cls.__name__}{allowed}"
+    return key
 
 
 def _foreign_class(key: str, target: str, base: type) -> type:

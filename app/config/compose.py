@@ -4,7 +4,8 @@ Installed packages with our entry point add the options in their folder `conf`; 
 `app.registry` through the same entry point.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-from app.registry import PLUGINS
+from app.registry import PLUGINS, UserError, unknown
 
 CONF = Path(__file__).parents[2] / "conf"
+OPTIONAL = ("balance", "callbacks", "logger")  # null takes the whole group away
+Config = dict[str, Any]
 
 
 class PluginConfigs(SearchPathPlugin):
@@ -34,24 +37,84 @@ def add_plugin_configs() -> None:
     Plugins.instance().register(PluginConfigs)
 
 
-def composed(overrides: Sequence[str]) -> dict[str, Any]:
+def composed(overrides: Sequence[str]) -> Config:
     """The config of `python train.py OVERRIDES`, all references resolved.
 
     Raises:
         HydraException: an override does not exist or cannot be read; `app.config.errors.one_line` tells it.
+        UserError: as `as_dict`.
     """
+    overrides = without_nulls(overrides)
     if GlobalHydra.instance().is_initialized():
-        return as_dict(compose("config", list(overrides)))
+        return as_dict(compose("config", overrides))
     add_plugin_configs()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return as_dict(compose("config", list(overrides)))
+        return as_dict(compose("config", overrides))
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A saved config, as dictionaries."""
-    return as_dict(OmegaConf.load(path))
+def without_nulls(overrides: Sequence[str]) -> list[str]:
+    """Overrides that Hydra can read: it has no GROUP=null, which takes a group away, and `experiment` has none."""
+    words = [word for word in overrides if word != "experiment=null"]
+    nulls = {
+        f"{group}=null": f"{group}=none" if (CONF / group / "none.yaml").exists() else f"~{group}"
+        for group in _groups()
+    }
+    return [nulls.get(word, word) for word in words]
 
 
-def as_dict(config: Any) -> dict[str, Any]:
-    """A config with all references resolved, as dictionaries."""
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+def as_dict(config: Any) -> Config:
+    """A composed config with all references resolved, as dictionaries.
+
+    Raises:
+        UserError: a group that a run needs was taken away, or there is a key that nothing reads.
+    """
+    require_groups(config)
+    return require_known_keys(OmegaConf.to_container(config, resolve=True))
+
+
+def require_groups(config: Any) -> None:
+    """Checks that every group but the optional ones has an option.
+
+    Raises:
+        UserError: one has none.
+    """
+    for group in set(_groups()) - set(OPTIONAL):
+        chosen = config.get(group)
+        if chosen is None or (group == "data" and "source" not in chosen):
+            options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+            raise UserError(f"{group}=null: a run needs one; choose one of {', '.join(options)}")
+
+
+def require_known_keys(config: Any) -> Config:
+    """The config; what is inside of the groups is checked by the parts that they build.
+
+    Raises:
+        UserError: it has a key that no run reads.
+    """
+    own, groups = _own(), _groups()
+    for key, value in config.items():
+        if key not in own and key not in groups:
+            raise UserError(unknown(str(key), str(key), {*own, *groups}))
+        if isinstance(own.get(key), bool) and not isinstance(value, bool):
+            raise UserError(f"{key}={value}: must be true or false")
+    for group in own.keys() - {*groups}:
+        inner = config.get(group)
+        for key in (inner if isinstance(inner, dict) else ()) if isinstance(own[group], dict) else ():
+            if key not in own[group]:
+                raise UserError(unknown(f"{group}.{key}={inner[key]}", key, own[group]))
+    return config
+
+
+@cache
+def _own() -> Config:
+    """The values that stand in `config.yaml` itself."""
+    root: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+    return {key: value for key, value in root.items() if key not in ("defaults", "hydra")}
+
+
+@cache
+def _groups() -> list[str]:
+    """The groups of its defaults list that make a key of the config."""
+    entries: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))["defaults"]  # type: ignore[index, call-overload]
+    chosen: Iterable[str] = (name for entry in entries if isinstance(entry, dict) for name in entry)
+    return [name for name in chosen if " " not in name and name != "experiment"]

@@ -17,14 +17,24 @@ from app.registry import UserError, unknown
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)
 
 
+class MemberFailed(Exception):
+    """A member of a sweep has failed, and was told of."""
+
+
 @contextmanager
 def exit_on_mistake() -> Iterator[None]:
-    """Ends the program with status 2 and one line; errors of our own keep their traceback."""
+    """Ends the program with status 2 and one line, or on Ctrl-C with 130; errors of our own keep their traceback."""
     try:
         yield
     except MISTAKES as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        if str(error):  # else the first process has told it
+            print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except MemberFailed:
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; nothing is half-written", file=sys.stderr)
+        sys.exit(130)
 
 
 def one_line(error: BaseException) -> str:

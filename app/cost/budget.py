@@ -17,12 +17,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-import hydra
 import torch
 from rich.table import Table
 from torch import nn
 
+from app.config.build import build_optimizer
 from app.cost.memory import Memory, optimizer_states
+from app.data.module import micro_batch_size
 from app.model.assemble import build_model
 from app.model.moe import MoE
 from app.model.transformer import Block, Transformer
@@ -174,8 +175,9 @@ def budget_of(config: dict[str, Any], convention: Convention = "real") -> tuple[
         UserError: the config is wrong, or the number of tokens is known only when the tokenizer's file is read.
     """
     data, trainer, model = config["data"], config["trainer"], on_meta(config)
-    states = optimizer_states(lambda matrices: hydra.utils.instantiate(config["optimizer"], matrices, _convert_="all"))
-    memory = Memory.of(model, data["seq_len"], data["micro_batch_size"], trainer["precision"], states)
+    states = optimizer_states(build_optimizer(config))
+    rows = micro_batch_size(data, trainer["devices"] * trainer["num_nodes"])
+    memory = Memory.of(model, data["seq_len"], rows, trainer["precision"], states)
     return Budget.of(model, data["seq_len"], convention), memory
 
 

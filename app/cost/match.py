@@ -14,10 +14,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, get_args
 
-from app.config.compose import composed, read_config
+from app.config.compose import composed
+from app.config.overrides import combined
+from app.config.saved import CONFIG, RUNS, read_config
 from app.cost.budget import Budget, on_meta
 from app.registry import UserError, unknown
-from app.runs.folder import RUNS
 
 By = Literal["active_flops", "total_params", "both"]
 Config = dict[str, Any]
@@ -62,20 +63,11 @@ def _reference(text: str, overrides: Sequence[str]) -> Config:
     """The config that `match.reference` names."""
     if "=" in text:
         kept = [override for override in overrides if not override.startswith("match.")]
-        return composed([*_without(kept, text.split()), *text.split()])
-    path = Path(text) if text.endswith((".yaml", ".yml")) else RUNS / text / "config.yaml"
+        return composed(combined(kept, text.split()))
+    path = Path(text) if text.endswith((".yaml", ".yml")) else RUNS / text / CONFIG
     if not path.exists():
         raise UserError(f"match.reference={text}: {path} does not exist; name a run, a config.yaml or overrides")
     return read_config(path)
-
-
-def _without(overrides: list[str], stronger: list[str]) -> list[str]:
-    """The overrides without those of groups that are chosen again, and of keys inside these groups."""
-    groups = [override.lstrip("+~").partition("=")[0] for override in stronger]
-    keys = [(override, override.lstrip("+~").partition("=")[0]) for override in overrides]
-    return [
-        override for override, key in keys if not any(key == g or key.startswith((f"{g}.", f"{g}/")) for g in groups)
-    ]
 
 
 def _solutions(config: Config, goals: dict[str, float]) -> Iterator[Config]:

@@ -17,29 +17,49 @@ from app.data.steps import Endless, HeldOut, TrainSteps, evenly
 from app.data.tokenizers import Tokenizer
 from app.registry import UserError, check, find, knobs, make, require, unknown
 
+FORWARD = 8  # rows of a forward pass, at most, where the config leaves the cut to us
 
-def build_data(data: Mapping[str, Any], tokenizer: Mapping[str, Any], seed: int) -> "TokenDataModule":
-    """The data module of the config groups `data` and `tokenizer`; reads no text yet.
+
+def build_data(data: Mapping[str, Any], tokenizer: Mapping[str, Any], seed: int, ranks: int = 1) -> "TokenDataModule":
+    """The data module of the config groups `data` and `tokenizer` on so many processes; reads no text yet.
 
     Raises:
-        UserError: a name or a knob is wrong.
+        UserError: a name or a knob is wrong, or the batch cannot be shared evenly.
     """
     values = dict(data)
-    cls = find("data", values.pop("source"), key="data.source")
+    cls = find("data", values.pop("source", None), key="data.source")
     schema = knobs(cls) | knobs(TokenDataModule)
     for name in values:
         if name not in schema:
             raise UserError(unknown(f"data.{name}={values[name]}", name, schema))
+    values["micro_batch_size"] = micro_batch_size(data, ranks)
     own, common = (check(c, {k: v for k, v in values.items() if k in knobs(c)}, "data") for c in (cls, TokenDataModule))
     try:
         module = TokenDataModule(cls(**own), make("tokenizer", tokenizer, key="tokenizer"), seed, **common)
     except ValueError as error:
         raise UserError(f"data.{error}") from error
+    module.micro_batches(ranks)
     if module.source.raw and not module.tokenizer.raw:
         raise UserError(
             f"tokenizer={tokenizer['name']}: data={data['source']} is counted in bytes; set tokenizer=bytes"
         )
     return module
+
+
+def micro_batch_size(data: Mapping[str, Any], ranks: int) -> Any:
+    """`data.micro_batch_size`; where it is null, a rank's share of the batch in equal parts of at most 8 rows.
+
+    Raises:
+        UserError: the batch cannot be shared evenly.
+    """
+    size = data["batch_size"]
+    if data["micro_batch_size"] is not None or type(size) is not int or size < 1:
+        return (
+            1 if data["micro_batch_size"] is None else data["micro_batch_size"]
+        )  # what is wrong with the batch is said where it is checked
+    if size % ranks:
+        raise UserError(f"data.batch_size={size}: must be a multiple of {ranks}, the number of processes")
+    return next(rows for rows in range(min(FORWARD, size // ranks), 0, -1) if size // ranks % rows == 0)
 
 
 class TokenDataModule(LightningDataModule):
@@ -81,24 +101,31 @@ class TokenDataModule(LightningDataModule):
         """Opens the token cache, building it first if need be; afterwards the vocabulary and the domains are known.
 
         Raises:
-            UserError: the text or the cache folder is unusable, or shorter than one row.
+            UserError: the text or the cache folder is unusable.
         """
         if self._corpus is None:
-            corpus = open_corpus(self.source, self.tokenizer, self.cache_dir)
-            longest = max(stream.targets for stream in corpus.streams["train"])
-            if longest < self.seq_len:
-                raise UserError(
-                    f"data.seq_len={self.seq_len}: a row is longer than the training split ({longest} tokens); "
-                    "shorten the row or give more text"
-                )
-            for split in SPLITS:
-                if not any(corpus.rows(split, self.seq_len)):
-                    raise UserError(
-                        f"data: too few documents, none is held out for {split}; "
-                        "give more of them, or one long .txt, which is split in order"
-                    )
-            self._corpus = corpus
+            self._corpus = open_corpus(self.source, self.tokenizer, self.cache_dir)
         return self._corpus
+
+    def require_enough(self) -> None:
+        """Checks that the text can be trained on.
+
+        Raises:
+            UserError: it is shorter than one row, or nothing of it is held out.
+        """
+        corpus = self.prepare()
+        longest = max(stream.targets for stream in corpus.streams["train"])
+        if longest < self.seq_len:
+            raise UserError(
+                f"data.seq_len={self.seq_len}: a row is longer than the training split ({longest} tokens); "
+                "shorten the row or give more text"
+            )
+        for split in SPLITS:
+            if not any(corpus.rows(split, self.seq_len)):
+                raise UserError(
+                    f"data: too few documents, none is held out for {split}; "
+                    "give more of them, or one long .txt, which is split in order"
+                )
 
     def prepare_data(self) -> None:
         self.prepare()

@@ -10,13 +10,14 @@ from torch import nn
 from app.model.config import ModelConfig
 from app.model.moe import MoE, Unrouted
 from app.model.transformer import Transformer
-from app.registry import UserError, check, make
+from app.registry import UserError, check, make, unknown
 from routers.balancer import Balancer
 from routers.contract import Sizes
 from routers.router import Router
 
 log = logging.getLogger(__name__)
 Config = Mapping[str, Any]
+KINDS = ("score", "weigh", "select", "drop")  # of a router's parts
 
 
 def build_model(config: Config, vocab_size: int) -> Transformer:
@@ -48,7 +49,10 @@ def model_config(config: Config) -> ModelConfig:
 
 def build_router(config: Config, sizes: Sizes) -> Router:
     """The router of one MoE layer."""
-    parts = {kind: _part(kind, config["router"][kind], sizes) for kind in ("score", "weigh", "select", "drop")}
+    for key in config["router"]:
+        if key not in KINDS:
+            raise UserError(unknown(f"router.{key}", str(key), KINDS))
+    parts = {kind: _part(kind, config["router"].get(kind), sizes) for kind in KINDS}
     router = ranged("router", lambda: Router(**parts, sizes=sizes))
     _refuse_look_ahead(router, config)
     return router
@@ -83,7 +87,9 @@ def _vocabulary(model: ModelConfig, vocab_size: int) -> int:
     return model.vocab_size or vocab_size
 
 
-def _part(kind: str, entry: Config, sizes: Sizes) -> Any:
+def _part(kind: str, entry: Any, sizes: Sizes) -> Any:
+    if not isinstance(entry, Mapping):
+        raise UserError(f"router.{kind}={entry}: a part is chosen with a slash; write router/{kind}=NAME")
     if "k" in entry and entry["k"] is None:  # follows the layout
         entry = {**entry, "k": sizes.top_k}
     return make(kind, entry, sizes, key=f"router.{kind}")

@@ -1,58 +1,88 @@
-"""The folder of a run, runs/NAME: config.yaml, checkpoints/, tb/, summary.json."""
+"""The folder of a run, runs/NAME: config.yaml, overrides.yaml, tokenizer.json, text.json, held_out.npz, checkpoints/,
+tb/, summary.json. It appears complete under its name, and belongs to one start at a time.
+"""
 
+import errno
 import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 
-from app.config.compose import as_dict
+from app.config.overrides import last
 from app.registry import UserError
-from app.runs.resume import saved_config
-from app.training.messages import is_first_rank
-from app.training.trainer import fixed_to_machine
+from app.training.files import write_whole
 
-RUNS = Path("runs")
-NAME = "ROUTER_ZOO_RUN"  # environment: the processes of one run share its name
+SUMMARY = "summary.json"
+NAME = r"[\w=,+@%][\w=,.+@%-]{0,199}"
+LOCK = ".lock"  # held while a process trains the run
 
 
-def resolve(composed: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], Path, list[str]]:
-    """The config to run under, the folder of the run, and messages for the user. Writes nothing.
+def run_name(config: Mapping[str, Any], overrides: list[str]) -> str:
+    """`run=NAME`, or date and time (and the number of the job, in a sweep).
 
     Raises:
-        UserError: the folder is taken, or there is nothing that could be resumed.
+        UserError: it is no plain name.
     """
-    config = as_dict(composed)
-    messages: list[str] = []
-    folder = RUNS / run_name(config)
-    exists = (folder / "config.yaml").exists()
-    if config["resume"] and config["run"] is None:
-        raise UserError("resume=true: say which run, run=NAME")
-    if config["resume"] and exists:
-        config, messages = saved_config(folder / "config.yaml", composed, overrides)
-    elif config["resume"]:
-        messages = [f"{folder} does not exist yet: starting afresh"]
-    elif exists and is_first_rank() and NAME not in os.environ:
-        raise UserError(f"run={folder.name}: {folder} exists; go on with resume=true, or choose another name")
-    return config | {"trainer": fixed_to_machine(config["trainer"])}, folder, messages
+    if config["run"] is None:
+        sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        return datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + (f"_{HydraConfig.get().job.num}" if sweep else "")
+    name = config["run"] if isinstance(config["run"], str) else last(overrides, "run")  # 1e3 as it was typed
+    if not re.fullmatch(NAME, name or ""):
+        raise UserError(f"run={name}: must be a plain name of letters, digits and _=,.+@%-, not a path; run=NAME")
+    return str(name)
 
 
-def open_folder(folder: Path, config: dict[str, Any]) -> None:
-    """Makes the folder and writes the resolved config into it."""
-    os.environ[NAME] = folder.name
-    if is_first_rank():
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+@contextmanager
+def opened(folder: Path, files: Mapping[str, str | bytes], new: bool) -> Iterator[None]:
+    """A new folder with these files, or an old one with these brought up to date, for this process alone.
+
+    A start that fails before it trains leaves the name of a new run free.
+
+    Raises:
+        UserError: the name was taken meanwhile, or another process trains the run.
+    """
+    if new:
+        _make(folder, files)
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"run={folder.name}: another process is training {folder}; wait for it, or end it") from None
+    try:
+        for name, data in files.items():
+            write_whole(folder / name, data)
+        yield
+    except BaseException:
+        if new and not (folder / "checkpoints").exists() and not (folder / "tb").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
 
 
-def run_name(config: dict[str, Any]) -> str:
-    """`run=NAME`, or date and time (and the number of the job, in a sweep)."""
-    if config["run"] is not None:
-        return str(config["run"])
-    if NAME in os.environ:
-        return os.environ[NAME]
-    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + (f"_{HydraConfig.get().job.num}" if sweep else "")
+def _make(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Fills a folder of another name and gives it its own, which only one process can do."""
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    unfinished.mkdir(parents=True)
+    try:
+        for name, data in files.items():
+            write_whole(unfinished / name, data)
+        unfinished.rename(folder)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise taken(folder) from error
+        raise
+
+
+def taken(folder: Path) -> UserError:
+    """What is said of a name that a run already has."""
+    return UserError(f"run={folder.name}: {folder} exists; go on with resume=true, or choose another name")

@@ -1,15 +1,24 @@
-"""A finished or unfinished run, read back: its config, its text, its model as the newest checkpoint left it."""
+"""A finished or unfinished run, read back: its config, its text, its model as a checkpoint left it.
+
+Needs nothing but the folder of the run, unless its own text is asked for.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.config.compose import composed, read_config
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from app.config.compose import Config, composed
+from app.config.overrides import key_of, last
+from app.config.saved import CONFIG, read_config
 from app.data.module import TokenDataModule, build_data
 from app.model.assemble import build_model
 from app.model.transformer import Transformer
-from app.registry import UserError
-from app.training.checkpoints import newest, read_checkpoint
+from app.registry import UserError, knobs, unknown
+from app.runs.resume import newest_checkpoint
+from app.runs.text import RunText, read_text, tokenizer_config
+from app.training.checkpoints import read_checkpoint
 
 PREFIX = "model."  # of the transformer's parameters in a checkpoint
 
@@ -18,50 +27,117 @@ PREFIX = "model."  # of the transformer's parameters in a checkpoint
 class TrainedRun:
     """A model in evaluation mode and what it was trained on."""
 
-    config: dict[str, Any]
+    folder: Path
+    config: Config
     model: Transformer
-    data: TokenDataModule
+    text: RunText
     checkpoint: Path
 
-    def text(self, overrides: list[str]) -> TokenDataModule:
-        """The text that overrides of train.py name, cut as the run's own; the run's own without overrides.
+    @property
+    def seq_len(self) -> int:
+        """Tokens of a row."""
+        return int(self.config["data"]["seq_len"])
+
+    def data(self, overrides: list[str]) -> TokenDataModule:
+        """The text that overrides of the group `data` name, cut as the run's own; the run's own without overrides.
 
         Raises:
-            UserError: the text cannot be read.
+            UserError: the text cannot be read, it is no longer that of the run, or an override is of something else.
         """
-        if not overrides:
-            return self.data
-        config = composed([f"data.seq_len={self.data.seq_len}", *overrides])
-        data = build_data(config["data"], self.tokenizer_config(), self.config["seed"])
+        other = any(names_other_text(override) for override in overrides)
+        tokenizer = tokenizer_config(self.folder, self.config) if other else self.config["tokenizer"]
+        data = build_data(with_data(self.config, overrides), tokenizer, self.config["seed"])
         data.prepare()
+        if not other:
+            require_same_text(self.folder, self.text, data)
         return data
 
-    def tokenizer_config(self) -> dict[str, Any]:
-        """The config of a tokenizer that cuts other text as this run's does, also where it was learned."""
-        learned = self.data.prepare().folder / "tokenizer.json"
-        if self.data.tokenizer.learns:
-            return {"name": "file", "path": str(learned), "separator": None}
-        return dict(self.config["tokenizer"])
+
+def names_other_text(override: str) -> bool:
+    """Whether it chooses text, and not only how text is cut."""
+    return key_of(override).removeprefix("data.") not in knobs(TokenDataModule)
 
 
-def read_run(folder: Path) -> TrainedRun:
-    """Reads a run; writes nothing into its folder.
+def read_run(path: Path) -> TrainedRun:
+    """Reads a run, of its folder or of one of its checkpoints; writes nothing.
 
     Raises:
-        UserError: the folder is none of a run, or holds no undamaged checkpoint.
+        UserError: it is none of a run, or holds no undamaged checkpoint.
     """
-    saved = folder / "config.yaml"
-    if not saved.exists():
-        raise UserError(f"{folder}: is not the folder of a run: it has no config.yaml")
-    path, damaged = newest(folder / "checkpoints")
-    if path is None:
-        raise UserError(f"{folder}: has no {'undamaged ' if damaged else ''}checkpoint; train it longer")
-    config = read_config(saved)
-    data = build_data(config["data"], config["tokenizer"], config["seed"])
-    data.prepare()
-    model = build_model(config, data.vocab_size)
-    _read_weights(model, path)
-    return TrainedRun(config, model.eval(), data, path)
+    folder, checkpoint = located(path)
+    config = read_config(folder / CONFIG)
+    text = read_text(folder, config)
+    model = build_model(config, text.tokenizer.vocab_size)
+    _read_weights(model, checkpoint)
+    return TrainedRun(folder, config, model.eval(), text, checkpoint)
+
+
+def checkpoint_at(path: Path) -> Path:
+    """A checkpoint, or the newest one of the run whose folder it is.
+
+    Raises:
+        UserError: there is none.
+    """
+    return located(path)[1] if path.is_dir() else path
+
+
+def located(path: Path) -> tuple[Path, Path]:
+    """The folder of a run and a checkpoint in it, the newest where `path` is the folder.
+
+    Raises:
+        UserError: it is neither the folder of a run nor a checkpoint in one.
+    """
+    folder = path if path.is_dir() else path.parent.parent
+    if not (folder / CONFIG).exists():
+        what = "the folder of a run" if path.is_dir() else "a checkpoint of a run" if path.exists() else "there"
+        raise UserError(f"{path}: is not {what}: it has no {CONFIG}; give runs/NAME or runs/NAME/checkpoints/STEP.ckpt")
+    if path.is_file():
+        return folder, path
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        raise UserError(f"{folder}: has no checkpoint; train it longer")
+    return folder, newest
+
+
+def require_same_text(folder: Path, text: RunText, data: TokenDataModule) -> None:
+    """Checks that data is the text of a run, and cut as it was.
+
+    Raises:
+        UserError: it is another one.
+    """
+    if data.corpus_fingerprint != text.fingerprint:
+        raise UserError(
+            f"{folder} was trained on other text than the config names now: its files have changed; "
+            "restore them, name their new place with data.path=..., or start anew with another run=NAME"
+        )
+    if data.tokenizer.to_json() != text.tokenizer.to_json():
+        raise UserError(f"{folder}: the tokenizer learned from its text is another one now; install what it ran with")
+
+
+def with_data(config: Config, overrides: list[str]) -> Config:
+    """The group `data` of a saved config with overrides applied.
+
+    Raises:
+        UserError: an override is of another group, or names a key that does not exist.
+    """
+    for override in overrides:
+        if key_of(override).partition(".")[0] != "data":
+            raise UserError(f"{override}: is fixed by the run; here only data=... and data.KEY=... can be set")
+    chosen = last(overrides, "data")
+    data = dict(config["data"])
+    if chosen is not None:
+        common = {name: data[name] for name in knobs(TokenDataModule) if name in data}
+        data = composed([f"data={chosen}"])["data"] | common
+    for override in (o for o in overrides if key_of(o) != "data"):
+        key, *inner = key_of(override).split(".")[1:]
+        if key not in data or inner:
+            raise UserError(unknown(override, key, data))
+        data[key] = _value(override)
+    return data
+
+
+def _value(override: str) -> Any:
+    return OverridesParser.create().parse_override(override).value()
 
 
 def _read_weights(model: Transformer, path: Path) -> None:

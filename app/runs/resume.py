@@ -1,76 +1,103 @@
 """Going on with a run: under which config, and from which checkpoint.
 
-A resumed run keeps the config that it was saved with. Only where to stop and on what to run may be changed.
+A resumed run keeps the config that it was saved with. Only where its text lies, where to stop, what to run on, what to
+keep and how it is watched may be changed.
 """
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from app.config.compose import as_dict
+from app.config.compose import Config
+from app.config.overrides import key_of
+from app.config.saved import CONFIG, OVERRIDES, read_config, read_list
 from app.registry import UserError
-from app.training.checkpoints import newest, read_checkpoint
+from app.training.checkpoints import newest
 from app.training.messages import say
 from app.training.module import LanguageModel
 from app.training.trainer import fixed_to_machine
 
 PLACE = tuple(f"trainer.{key}" for key in ("accelerator", "strategy", "devices", "num_nodes", "ep_size"))
-LIMITS = ("trainer.max_steps", "trainer.threads", "trainer.timeout_s", "trainer.skip_bad_steps")
-FREE = (*PLACE, *LIMITS, "callbacks", "run", "resume")
+LIMITS = tuple(f"trainer.{key}" for key in ("max_steps", "threads", "timeout_s", "skip_bad_steps"))
+KEPT = tuple(f"trainer.{key}" for key in ("checkpoint_every", "checkpoint_minutes", "keep_checkpoints"))
+TEXT = ("data.path", "data.cache_dir", "data.num_workers")  # the same text, which its fingerprint shows
+FREE = (*PLACE, *LIMITS, *KEPT, *TEXT, "callbacks", "logger", "run", "resume")
 
 
-def saved_config(path: Path, composed: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The config of a saved run with what may change of a new one, and messages about what may not."""
-    saved: Any = OmegaConf.load(path)
-    before = saved["trainer"]["threads"]
-    config, messages = _merged(saved, composed, overrides)
+def saved_config(folder: Path, composed: Config, overrides: list[str]) -> tuple[Config, list[str], list[str]]:
+    """The config of a saved run with what may change of a new one, the overrides that lead to it, and messages.
+
+    Raises:
+        UserError: it is damaged, or none of ours.
+    """
+    saved = read_config(folder / CONFIG)
+    known = read_list(folder / OVERRIDES) if (folder / OVERRIDES).exists() else []
+    before = saved["trainer"].get("threads")
+    saved["trainer"] = composed["trainer"] | saved["trainer"]  # what an older version did not know
+    config, kept = _merged(composed | saved, composed, [override for override in overrides if override not in known])
+    messages = list(kept.values())
     threads = fixed_to_machine(config["trainer"])["threads"]
     if before not in (None, threads):
         messages.append(f"trainer.threads={threads}, not {before}: sums are rounded otherwise from here on")
-    return config, messages
+    return config, [override for override in overrides if override not in kept], messages
 
 
-def resumable_checkpoint(module: LanguageModel, config: dict[str, Any], folder: Path) -> Path | None:
-    """The newest checkpoint of a run, if its parameters are those of the model and its text is this one.
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest good checkpoint of a run; None if it has none yet.
 
     Raises:
-        UserError: it is of another architecture, or of other text.
+        UserError: all that it has are damaged.
     """
     path, damaged = newest(folder / "checkpoints")
-    for line in damaged:
-        say(f"resume: {line}")
-    if path is None:
-        if config["resume"]:
-            say(f"resume: {folder} has no checkpoint: starting afresh")
-        return None
-    checkpoint = read_checkpoint(path)
-    if checkpoint.get("corpus", module.corpus) != module.corpus:
+    if path is None and damaged:
         raise UserError(
-            f"{path} was trained on other text: the files of data={config['data']['source']} have changed; restore "
-            "them, or start anew with another run=NAME"
+            f"{damaged[0]}, and so are all others; restore one, or delete {folder}/checkpoints to start anew"
         )
-    saved, mine = checkpoint["state_dict"], module.state_dict()
+    for line in damaged:
+        say(f"resume: {line}: using the one before")
+    return path
+
+
+def require_same_model(module: LanguageModel, saved: dict[str, Any], path: Path) -> None:
+    """Checks that the parameters of a checkpoint are those of the model.
+
+    Raises:
+        UserError: it is of another architecture.
+    """
+    mine = module.state_dict()
     for name in sorted(saved.keys() | mine.keys()):
         here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (mine, saved))
         if here != there:
             raise UserError(f"{path} is of another model: {name} is {there} there and {here} here")
-    return path
 
 
-def _merged(saved: Any, composed: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The saved config with what may change, and a message for every override that may not."""
-    messages = []
-    saved["trainer"] = OmegaConf.merge(composed["trainer"], saved["trainer"])  # what an older version did not know
-    for key in (override.lstrip("+~").partition("=")[0].replace("/", ".") for override in overrides):
+def _merged(saved: Config, composed: Config, overrides: list[str]) -> tuple[Config, dict[str, str]]:
+    """The saved config with what may change, and what is said of every override that may not."""
+    merged, kept = deepcopy(saved), {}
+    for override in overrides:
+        key = key_of(override)
         for path in PLACE if key == "trainer" else [key]:
-            asked, kept = OmegaConf.select(composed, path), OmegaConf.select(saved, path)
-            if path.startswith(FREE):
-                OmegaConf.update(saved, path, asked)
-            elif asked != kept:
-                messages.append(f"keeping {path}={_short(kept)} of the run, not {_short(asked)}")
-    return as_dict(saved), messages
+            asked, has = _get(composed, path), _get(merged, path)
+            if any(f"{path}.".startswith(f"{free}.") for free in FREE):
+                _put(merged, path, asked)
+            elif asked != has:
+                kept[override] = f"keeping {path}={_short(has)} of the run, not {_short(asked)}"
+    return merged, kept
+
+
+def _get(config: Config, path: str) -> Any:
+    value: Any = config
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _put(config: Config, path: str, value: Any) -> None:
+    *inner, last_key = path.split(".")
+    for key in inner:
+        config = config.setdefault(key, {})
+    config[last_key] = value
 
 
 def _short(value: Any) -> Any:
-    return value.get("name", "other values") if isinstance(value, DictConfig) else value
+    return value.get("name", "other values") if isinstance(value, dict) else value

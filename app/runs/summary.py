@@ -1,30 +1,36 @@
-"""What a finished run writes down: `summary.json`."""
+"""What a finished run writes down, `summary.json`: all of it from the checkpoint after its last step."""
 
 import importlib.metadata
-import resource
+import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import Timer
 
+from app.config.compose import Config
+from app.cost.budget import Budget
+from app.model.assemble import build_model
+from app.runs.folder import SUMMARY
+from app.runs.text import read_text
+from app.training.files import write_whole
+from app.training.messages import say
 from app.training.metrics import dead_experts, max_violation
-from app.training.module import LanguageModel
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "datasets", "tokenizers")
 
 
-def summarize(trainer: lightning.Trainer, module: LanguageModel) -> dict[str, Any]:
-    """Everything but what the budget and the data know; called on all ranks."""
-    values = {name.removeprefix("val/"): float(v) for name, v in trainer.callback_metrics.items() if "val/" in name}
-    load = module.validation_load
+def summarize(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Everything but what the budget and the text know."""
+    values, load = checkpoint["validation"]["values"], checkpoint["validation"]["load"]
+    used = checkpoint["callbacks"]["Usage"]
     return {
         **{f"val_{name}": values[name] for name in ("nats", "ppl", "bpb")},
         "val_bpb_by_domain": {n.removeprefix("bpb_"): v for n, v in values.items() if n.startswith("bpb_")},
-        "tokens_seen": int(module.tokens_seen),
-        "tokens_per_s": (int(module.tokens_seen) - module.tokens_before) / _training_seconds(trainer),
-        "peak_memory_bytes": _peak_memory(),
+        "tokens_seen": checkpoint["tokens_seen"],
+        "tokens_per_s": checkpoint["tokens_seen"] / used["training_s"],
+        "wall_s": used["wall_s"],
+        "peak_memory_bytes": used["peak_memory_bytes"],
         "maxvio_by_layer": max_violation(load).tolist(),
         "dead_experts_by_layer": dead_experts(load).tolist(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -32,15 +38,21 @@ def summarize(trainer: lightning.Trainer, module: LanguageModel) -> dict[str, An
     }
 
 
-def _training_seconds(trainer: lightning.Trainer) -> float:
-    timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
-    return timer.time_elapsed("train") - timer.time_elapsed("validate")
+def write_summary(folder: Path, config: Config, checkpoint: dict[str, Any]) -> None:
+    """Writes `summary.json`, and tells what it says first."""
+    text = read_text(folder, config)
+    with torch.device("meta"):
+        model = build_model(config, text.tokenizer.vocab_size)
+    about = {"seed": config["seed"], "corpus_fingerprint": text.fingerprint}
+    summary = summarize(checkpoint) | Budget.of(model, config["data"]["seq_len"]).summary() | about
+    write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    say(f"{summary['val_bpb']:.3f} bits per byte. The run lies in {folder}; look at its experts with")
+    say(f"  tensorboard --logdir {folder.parent}")
 
 
-def _peak_memory() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def is_finished(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint was validated at its own step, as that after the last step is."""
+    return bool(checkpoint.get("validation", {}).get("step") == checkpoint["global_step"])
 
 
 def _git_commit() -> str | None:

@@ -4,21 +4,16 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
 from app.training.sharding import full_tensor
-from routers.collectives import rank_sum
 
 
 def gradient_norm(module: lightning.LightningModule) -> Tensor:
     """The norm of all gradients together, over all ranks."""
     groups = _by_mesh(list(module.parameters()))
     norms = [torch.nn.utils.get_total_norm([p.grad for p in group]) for group in groups]  # type: ignore[misc]
-    total = torch.stack([full_tensor(norm) for norm in norms]).norm()
-    if isinstance(module.trainer.strategy, FSDPStrategy):  # plain tensors there, each rank's own part
-        total = rank_sum(total.square()).sqrt()
-    return total
+    return torch.stack([full_tensor(norm) for norm in norms]).norm()
 
 
 def clip_gradients(parameters: list[nn.Parameter], norm: Tensor, max_norm: float) -> None:

@@ -69,7 +69,7 @@ def check_expert_parallel(model: nn.Module, ep_size: int) -> None:
     """
     sizes = {len(stack.w_in) for stack in stacks(model)}
     if ep_size > 1 and not sizes:
-        raise UserError(f"trainer.ep_size={ep_size}: the model has no stacked experts to split; use trainer=fsdp2")
+        raise UserError(f"trainer.ep_size={ep_size}: the model has no stacked experts to split; use trainer=fsdp")
     for size in sorted(sizes):
         if size % ep_size:
             raise UserError(f"trainer.ep_size={ep_size}: must divide {size}, the experts of a stack of this layout")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from routers.assignments import expert_load
-from routers.collectives import rank_sum
+from routers.collectives import rank, rank_sum
 from routers.contract import Routing
 from routers.distributions import distribution
 
@@ -110,12 +110,25 @@ class Total:
         """Adds to the sums, in float64: counts stay exact."""
         for name, value in values.items():
             old = self._sums.get(name)
-            self._sums[name] = value.double() if old is None else old + value
+            self._sums[name] = value.double() if old is None else old.to(value.device) + value
 
     def take(self) -> dict[str, Tensor]:
         """The sums over all ranks, which are forgotten; one collective. Every rank calls it at the same step."""
         names, values = list(self._sums), list(self._sums.values())
         self._sums = {}
+        return self._over_ranks(names, values)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums over all ranks; every rank calls it at the same step."""
+        sums = self._over_ranks(list(self._sums), list(self._sums.values()))
+        return {name: value.cpu() for name, value in sums.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from sums over all ranks, which the first one then has."""
+        self._sums = {name: value * (rank() == 0) for name, value in state.items()}
+
+    @staticmethod
+    def _over_ranks(names: list[str], values: list[Tensor]) -> dict[str, Tensor]:
         if not values:
             return {}
         flat = rank_sum(torch.cat([value.flatten() for value in values]))

@@ -75,11 +75,10 @@ class LanguageModel(lightning.LightningModule):
         self.make_optimizer, self.schedule = make_optimizer, schedule
         self.clip_norm, self.micro_batch_size = clip_norm, micro_batch_size
         self.seed, self.ep_size = seed, ep_size
-        self.corpus = ""  # fingerprint of the text, which a resumed run must find again
         self.bad_steps = BadSteps(skip_bad_steps)
         self.metric = LanguageMetric(domains)
         self.load_metric = LoadMetric(len(model.routers()), model.num_experts)
-        self.validation_load = self.load_metric.load  # (L, E) of the last validation
+        self.validation: dict[str, Any] = {}  # of the last one: step, values by name, load (L, E)
         self.routing_hooks: list[RoutingHook] = []  # called with the routings and the batch of every forward pass
         self.tokens_seen = torch.zeros((), dtype=torch.int64)  # in training, on all ranks
 
@@ -138,23 +137,25 @@ class LanguageModel(lightning.LightningModule):
         self.metric.update(nll, batch["targets"], batch["nbytes"], batch["domain"])
 
     def on_validation_epoch_end(self) -> None:
-        values = {f"val/{name}": value.float() for name, value in self.metric.compute().items()}
-        self.log_dict(values)
-        self.validation_load = self.load_metric.compute()
+        values = {name: value.float() for name, value in self.metric.compute().items()}
+        self.log_dict({f"val/{name}": value for name, value in values.items()})
+        self.log(
+            "step", float(max(0, self.global_step - 1))
+        )  # under which Lightning writes them: that of the last step
+        numbers = {name: value.item() for name, value in values.items()}
+        self.validation = {"step": self.global_step, "values": numbers, "load": self.load_metric.compute().cpu()}
         self.metric.reset()
         self.load_metric.reset()
 
-    def on_train_start(self) -> None:
-        self.tokens_before = int(self.tokens_seen)  # in earlier sessions of this run
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tokens_seen"] = int(self.tokens_seen)
-        checkpoint["corpus"] = self.corpus
         checkpoint["bad_steps"] = self.bad_steps.count
+        checkpoint["validation"] = self.validation
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.tokens_seen = torch.tensor(checkpoint["tokens_seen"])
         self.bad_steps.count = checkpoint.get("bad_steps", 0)
+        self.validation = checkpoint.get("validation", {})
 
     def _forward(self, batch: Batch, micro: int) -> tuple[Tensor, list[Routing]]:
         nll, routings = self._forward_without_hooks(batch, micro)

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from app.model.transformer import Transformer
 from app.registry import UserError
 from app.training.messages import warn
 from app.training.sharding import full_tensor
+from routers.collectives import gathered
 
 
 class BadSteps:
@@ -43,7 +44,7 @@ def culprit(model: nn.Module, forward_again: Callable[[], Any]) -> str:
     """What was not finite first, a weight, the output of a layer or a gradient; by its name."""
     weights = _not_finite(dict(model.named_parameters()))
     gradients = _not_finite({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    outputs = _gathered(_outputs(model, forward_again))
+    outputs = [name for each in gathered(_outputs(model, forward_again)) for name in each]
     if weights:
         return f"the weight {weights[0]}"
     if outputs:
@@ -78,12 +79,3 @@ def _outputs(model: nn.Module, forward_again: Callable[[], Any]) -> list[str]:
     for hook in hooks:
         hook.remove()
     return found
-
-
-def _gathered(names: list[str]) -> list[str]:
-    """Those of all ranks, one rank after the other."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return names
-    every: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(every, names)
-    return [name for rank in every for name in rank]

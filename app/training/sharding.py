@@ -2,7 +2,7 @@
 
 Under FSDP2 gradients are sums over the ranks: torch's own division is wrong in three ways for experts on a mesh of
 their own (pytorch#190745, a second division where that mesh has one rank, no such operation in gloo), and the loss
-divides already. DDP and FSDP1 take means; `averaged_ranks` is the one place that knows.
+divides already. DDP takes means; `averaged_ranks` is the one place that knows.
 """
 
 import logging

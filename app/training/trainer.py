@@ -9,14 +9,14 @@ from typing import Any, Literal
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from app.registry import UserError, require
 from app.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from app.training.processes import environment
+from app.training.usage import Usage
+from app.training.validation import Validations
 
 COUNTS = ("devices", "num_nodes", "max_steps", "val_every", "log_every", "checkpoint_every", "timeout_s", "ep_size")
 
@@ -30,7 +30,7 @@ class TrainerConfig:
     """
 
     accelerator: str
-    strategy: Literal["auto", "ddp", "fsdp", "fsdp2", "ep"]
+    strategy: Literal["auto", "ddp", "fsdp2", "ep"]
     ep_size: int
     devices: int
     num_nodes: int
@@ -42,7 +42,7 @@ class TrainerConfig:
     checkpoint_minutes: float | None
     keep_checkpoints: int
     gradient_clip_val: float | None
-    deterministic: bool
+    deterministic: bool | None
     threads: int | None
     timeout_s: int
     compile: bool
@@ -60,7 +60,7 @@ class TrainerConfig:
             require(name, value, value is None or value > 0, "must be positive, or null")
         require("threads", self.threads, self.threads is None or self.threads >= 1, "must be at least 1, or null")
         single = self.strategy != "auto" or self.devices == self.num_nodes == 1
-        require("devices", self.devices, single, "needs trainer=ddp or trainer=fsdp2 to train on more than one device")
+        require("devices", self.devices, single, "needs trainer=ddp or trainer=fsdp to train on more than one device")
         ranks, size = self.devices * self.num_nodes, self.ep_size
         require("ep_size", size, size == 1 or self.strategy == "ep", "needs trainer=ep")
         require("ep_size", size, ranks % size == 0, f"must divide {ranks}, the number of processes")
@@ -87,8 +87,6 @@ def make_strategy(config: TrainerConfig) -> Strategy | str:
     timeout = timedelta(seconds=config.timeout_s)
     if config.strategy == "ddp":
         return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
-    if config.strategy == "fsdp":
-        return FSDPStrategy(timeout=timeout, use_orig_params=True)
     if config.strategy in ("fsdp2", "ep"):
         return ModelParallelStrategy(
             data_parallel_size=config.devices * config.num_nodes,
@@ -100,21 +98,22 @@ def make_strategy(config: TrainerConfig) -> Strategy | str:
 
 
 def make_trainer(
-    config: TrainerConfig, folder: Path, logger: Logger | bool, callbacks: list[lightning.Callback]
+    config: TrainerConfig, folder: Path, loggers: list[Logger], callbacks: list[lightning.Callback]
 ) -> lightning.Trainer:
     """The Trainer of a run; checkpoints lie in the run's folder."""
     saving = (config.checkpoint_every, config.checkpoint_minutes, config.keep_checkpoints, config.timeout_s)
-    checkpoints = Checkpoints(folder / "checkpoints", *saving)
+    ours = [Usage(), Validations(config.val_every), Checkpoints(folder / "checkpoints", *saving)]
     try:
-        return _trainer(config, folder, logger, [*callbacks, checkpoints, Timer()])
-    except MisconfigurationException as error:
+        return _trainer(config, folder, loggers, [*callbacks, *ours])
+    except (MisconfigurationException, ValueError) as error:  # the second: no such accelerator
         reason = " ".join(str(error).split())
         raise UserError(f"trainer.accelerator={config.accelerator}: {reason}; trainer=cpu always works") from error
 
 
 def _trainer(
-    config: TrainerConfig, folder: Path, logger: Logger | bool, callbacks: list[lightning.Callback]
+    config: TrainerConfig, folder: Path, loggers: list[Logger], callbacks: list[lightning.Callback]
 ) -> lightning.Trainer:
+    on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
     return lightning.Trainer(
         accelerator=config.accelerator,
         strategy=make_strategy(config),
@@ -126,33 +125,15 @@ def _trainer(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=config.log_every,
-        deterministic=config.deterministic,
+        deterministic=on_cpu if config.deterministic is None else config.deterministic,
         use_distributed_sampler=False,  # the order of the rows is the data module's
         enable_model_summary=False,  # the budget table says more
-        logger=logger,
+        logger=loggers or False,
         callbacks=callbacks,
         enable_checkpointing=False,  # app.training.checkpoints
-        plugins=[AtomicCheckpointIO(), *_slurm()],
+        plugins=[AtomicCheckpointIO(), environment()],
         default_root_dir=folder,
     )
-
-
-def _slurm() -> list[SLURMEnvironment]:
-    """Under Slurm we save on SIGTERM ourselves; Lightning's own requeueing would go on from an older file later."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-
-
-def refuse_sweep_with_children(trainer: lightning.Trainer) -> None:
-    """Called in a sweep (--multirun): Lightning would start this program again for its other processes.
-
-    Raises:
-        UserError: it would, and each of them would run the whole sweep; a second job would train on half its rows.
-    """
-    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
-        raise UserError(
-            "trainer: a sweep cannot start the processes of its jobs; sweep with one device a job, or launch with "
-            "torchrun --nproc-per-node=N train.py --multirun ..."
-        )
 
 
 def threads_per_process(devices: int) -> int:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from app.config.build import build_callbacks, build_logger, build_module
+from app.config.build import build_callbacks, build_loggers, build_module
 from app.config.compose import as_dict
 from app.data.module import TokenDataModule
 from app.data.tokenizers.bytes import Bytes
@@ -65,18 +65,17 @@ def starter(tmp_path: Path) -> Start:
             Toy(), Bytes(), 0, seq_len=32, batch_size=4, micro_batch_size=2, val_rows=None, num_workers=0,
             cache_dir=str(tmp_path / "cache"),
         )  # fmt: skip
-        config["data"]["micro_batch_size"] = 2
         folder.mkdir(exist_ok=True)
         OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
         data.prepare()
         parts = build_callbacks(config) if callbacks is None else callbacks
         shows = any(isinstance(part, ProgressBar) for part in parts)
-        module = build_module(config, data.vocab_size, data.domains)
+        module = build_module(config, data.vocab_size, data.domains, 2)
         change(module)
         trainer = lightning.Trainer(
             accelerator="cpu", devices=1, max_steps=steps, val_check_interval=validate_every,
             check_val_every_n_epoch=None, num_sanity_val_steps=0, log_every_n_steps=log_every,
-            logger=build_logger(folder), callbacks=parts,
+            logger=[logger.open(folder, 0) for logger in build_loggers(config)], callbacks=parts,
             enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder,
             use_distributed_sampler=False, enable_progress_bar=shows,
         )  # fmt: skip

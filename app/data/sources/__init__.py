@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -33,6 +33,10 @@ class Source(Protocol):
     @property
     def weights(self) -> Sequence[float] | None:
         """Share of each domain in the training rows, any scale; None = proportional to its size."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Of what is installed and part of the text, by domain; empty: nothing is."""
 
     def fingerprint(self) -> str:
         """Changes whenever `documents` would; cheap."""

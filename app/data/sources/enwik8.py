@@ -1,7 +1,7 @@
 """The byte-level benchmarks enwik8 and text8 (Mahoney 2006): bytes 90M / 5M / 5M, measured in bits per character."""
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 
@@ -24,6 +24,7 @@ class Enwik8:
     raw = True
     domains = ("enwik8",)
     weights = None
+    versions: Mapping[str, str] = {}
 
     def __init__(self, *, path: str | None, sizes: list[int]) -> None:
         if len(sizes) != 3 or min(sizes) < 1:

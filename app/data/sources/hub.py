@@ -1,6 +1,6 @@
 """Any text data set of the Hugging Face Hub, or a local folder that `datasets` can load."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Hub:
 
     raw = False
     weights = None
+    versions: Mapping[str, str] = {}
 
     def __init__(
         self,

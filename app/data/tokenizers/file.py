@@ -43,6 +43,9 @@ class File:
     def read(self, folder: Path) -> None:
         pass
 
+    def to_json(self) -> str:
+        return self._text
+
     def encode(self, texts: Sequence[str | bytes]) -> list[Encoded]:
         encode = partial(self._model.encode_batch, add_special_tokens=False)
         return [_join(*pair) for pair in encode_pieces(texts, encode, _ids_and_ends)]

@@ -10,7 +10,7 @@ from app.cost.budget import Budget, on_meta
 from app.cost.match import matched
 from app.registry import UserError
 
-SMALL = ["model=nano", "tokenizer=bytes", "model.vocab_size=257", "model.hidden_dim=96"]
+SMALL = ["model=nano", "tokenizer=bytes", "model.vocab_size=257", "model.hidden_dim=144"]
 
 
 def run(

@@ -64,7 +64,7 @@ def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(toy):
 
 def test_a_row_longer_than_the_text_is_refused(toy):
     with pytest.raises(UserError, match=r"data.seq_len=100000: .*\d+ tokens"):
-        toy(seq_len=100_000).prepare()
+        toy(seq_len=100_000).require_enough()
 
 
 class Reader(LightningModule):
@@ -118,9 +118,12 @@ def test_enwik8_brings_its_tokenizer(config):
         (["data.seq_len=long"], r"data.seq_len=long: must be int"),
         (["data.seq_len=0"], r"data.seq_len=0: must be at least 1"),
         (["data.source=offlin"], r"data.source=offlin: unknown; did you mean 'offline'"),
-        (["data.batch_size=12"], r"data.batch_size=12: must be a multiple of data.micro_batch_size=8"),
+        (
+            ["data.batch_size=12", "data.micro_batch_size=8"],
+            r"data.batch_size=12: must be a multiple of data.micro_batch_size=8",
+        ),
         (["+data.weights.pyton=1"], r"data.weights.pyton=1.*did you mean 'python'"),
-        (["data.weights.python=-1"], r"data.weights.python=-1.*must not be negative"),
+        (["+data.weights.python=-1"], r"data.weights.python=-1.*must not be negative"),
         (["tokenizer.vocab_size=3"], r"tokenizer.vocab_size=3: must be at least 257"),
         (["tokenizer=file"], r"tokenizer.path=null"),
         (["tokenizer=file", "tokenizer.path=nowhere.json"], r"tokenizer.path=nowhere.json: not a readable"),

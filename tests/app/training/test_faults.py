@@ -171,7 +171,7 @@ def test_sigterm_saves_after_the_step_and_ends_well(train: Train, tmp_path: Path
         before(LanguageModel, "training_step", at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
         train(*PARTS, "trainer.checkpoint_every=100", name="asked")
 
-    assert ended(forked(work, tmp_path / "said")) == 0
+    assert ended(forked(work, tmp_path / "said")) == 128 + signal.SIGTERM
     assert [step for step, _ in steps(tmp_path / "runs/asked/checkpoints")] == [3]
     assert_same_end(train(*PARTS, name="straight"), train(*PARTS, "resume=true", name="asked"))
 
@@ -208,7 +208,7 @@ def test_a_run_ends_when_one_of_its_processes_is_killed_and_goes_on_alone(train:
     well, ill = on_two(train, tmp_path, lambda: before(LanguageModel, "training_step", at_step(3, kill)))
     assert ended(ill) == -signal.SIGKILL
     assert ended(well, 30) == 2
-    assert "another process of the run has ended or hung" in one_line(tmp_path / "said0")
+    assert "another process of the run has ended, or has not answered" in one_line(tmp_path / "said0")
     folder = train("trainer=cpu", f"trainer.max_steps={LAST}", "resume=true", name="two")
     assert (folder / f"checkpoints/step_{LAST}.ckpt").exists()
 
@@ -217,7 +217,7 @@ def test_a_process_that_hangs_ends_the_run_within_the_time_out(train: Train, tmp
     hang = at_step(3, lambda: time.sleep(100))
     well, ill = on_two(train, tmp_path, lambda: before(LanguageModel, "training_step", hang), "trainer.timeout_s=4")
     assert ended(well, 40) == 2
-    assert "another process of the run has ended or hung" in one_line(tmp_path / "said0")
+    assert "another process of the run has ended, or has not answered" in one_line(tmp_path / "said0")
     os.kill(ill, signal.SIGTERM)  # as the launcher does
     assert ended(ill, 20) == 128 + signal.SIGTERM
     assert newest(tmp_path / "runs/two/checkpoints")[0] is not None
@@ -227,9 +227,21 @@ def test_a_process_that_hangs_ends_the_run_within_the_time_out(train: Train, tmp
 def test_a_sweep_that_would_start_processes_is_refused(
     train: Train, capsys: pytest.CaptureFixture[str], trainer: str, tmp_path: Path
 ) -> None:
-    sweep = (f"trainer={trainer}", "trainer.accelerator=cpu", "seed=1,2", "experts.num_shared=2", "--multirun")
-    assert "torchrun" in mistake(train, capsys, *sweep)
-    assert not (tmp_path / "runs/run/config.yaml").exists()
+    sweep = (
+        f"trainer={trainer}",
+        "trainer.accelerator=cpu",
+        "seed=1,2",
+        "run=null",
+        "experts.num_shared=2",
+        "--multirun",
+    )
+    with pytest.raises(SystemExit) as end:
+        train(*sweep)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert end.value.code == 2
+    assert [line[:14] for line in lines] == ["error: job 0 (", "error: job 1 ("]
+    assert all("torchrun" in line for line in lines)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

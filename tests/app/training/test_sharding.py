@@ -35,7 +35,7 @@ SHARDED = {
                              "balance=[loss_free,seq_v3]", "trainer.gradient_clip_val=0.1"),
     "gru, clipped": (*EVEN, "router=gru", "balance=none", "trainer.gradient_clip_val=0.1"),
     "top_p": (*EVEN, "router=top_p", "balance=none"),
-    "two ranks' experts idle": (*EVEN, "balance=loss_free", "+starve=6"),
+    "two ranks' experts idle": (*EVEN, "balance=loss_free", "+callbacks.starve=6"),
     "grove": ("experts=grove", "balance=none"),
     "longcat, recomputed": ("experts=longcat", "balance=none", "model.activation_checkpointing=true"),
 }  # fmt: skip
@@ -59,10 +59,10 @@ def ragged_batch() -> dict[str, Tensor]:
 
 def gradients(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> Gradients:
     """What one step of SGD at rate 1 without momentum subtracts from the parameters: the gradient."""
-    starved = config.pop("starve", 0)
+    starved = config["callbacks"].pop("starve", 0)
     config["optimizer"] = {"_target_": "torch.optim.SGD", "lr": 1.0, "momentum": 0.0}
     lightning.seed_everything(0, verbose=False)
-    module = build_module(config, VOCAB, ["text"])
+    module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"])
     if starved:  # the choice never falls on the first experts
         module.model.balancer.terms["loss_free"].bias[:, :starved] = -100.0
     before = {name: value.detach().clone() for name, value in module.named_parameters()}
@@ -91,7 +91,7 @@ def bare_trainer(config: dict[str, Any], ranks: int, steps: int) -> lightning.Tr
 def go_on(config: dict[str, Any], steps: int, before: Path | None, after: Path, rank: int = 0, ranks: int = 1) -> None:
     """Trains up to a step, from one checkpoint to another."""
     lightning.seed_everything(0, verbose=False)
-    module = build_module(config, VOCAB, ["text"])
+    module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"])
     batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
     trainer = bare_trainer(config, ranks, steps)
     trainer.fit(module, DataLoader([batch] * 9, batch_size=None), ckpt_path=before, weights_only=True)
@@ -204,7 +204,7 @@ def test_a_checkpoint_goes_on_under_another_strategy(
 
 def held(config: dict[str, Any], rank: int, ranks: int) -> dict[str, int]:
     """Bytes of parameters, optimizer state and experts that this rank holds after a step."""
-    module = build_module(config, VOCAB, ["text"])
+    module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"])
     trainer = bare_trainer(config, ranks, 1)
     batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
     trainer.fit(module, DataLoader([batch], batch_size=None))

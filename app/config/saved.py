@@ -1,0 +1,84 @@
+"""A config in a file: plain values, read as they stand, whoever wrote them."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from app.config.compose import Config, require_groups, require_known_keys
+from app.config.overrides import combined, last
+from app.registry import UserError
+from app.training.files import read_whole
+
+RUNS = Path("runs")  # where the folders of runs lie
+CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"  # of a run
+
+
+def dumped(config: Config) -> str:
+    """What `read_config` reads."""
+    return yaml.dump(config, Dumper=_NoAliases, sort_keys=False, allow_unicode=True)
+
+
+def read_config(path: Path) -> Config:
+    """A saved config. Nothing in it is resolved: what looks like a reference to the environment is a plain word.
+
+    Raises:
+        UserError: it cannot be read, or is none of ours.
+    """
+    try:
+        config = yaml.load(read_whole(path), Loader=_PlainLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: is no config of ours: it holds {type(config).__name__}, not keys")
+    try:
+        require_groups(config)
+        return require_known_keys(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_list(path: Path) -> list[str]:
+    """A saved list of overrides.
+
+    Raises:
+        UserError: it cannot be read, or is no list of words.
+    """
+    try:
+        words = yaml.safe_load(read_whole(path))
+    except yaml.YAMLError:
+        words = None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"{path}: is damaged: it holds no list of overrides; restore it, or delete it")
+    return words
+
+
+def listed(words: list[str]) -> str:
+    """What `read_list` reads."""
+    return yaml.safe_dump(words, allow_unicode=True)
+
+
+def with_saved_overrides(typed: list[str]) -> list[str]:
+    """What was typed, on top of what the run was started with if it is to go on: the base that its config has."""
+    name = last(typed, "run")
+    saved = RUNS / (name or "") / OVERRIDES
+    if name is None or (last(typed, "resume") or "").lower() != "true" or not saved.is_file():
+        return typed
+    flags = [word for word in typed if word.startswith("-")]
+    return [*flags, *combined(read_list(saved), [word for word in typed if word not in flags])]
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses aliases."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("a saved config has no aliases")
+        return super().compose_node(parent, index)
+
+
+class _NoAliases(yaml.SafeDumper):
+    """Writes equal lists twice instead of naming one of them."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True

@@ -1,0 +1,141 @@
+"""The start of a run on its first process: everything that can be wrong is found here, before a file is written.
+
+Afterwards the folder of the run is open, and the decision holds all that its processes need.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from app.config.build import build_callbacks, build_loggers, build_module, build_trainer_config
+from app.config.compose import Config
+from app.config.overrides import key_of
+from app.config.saved import CONFIG, OVERRIDES, RUNS, dumped, listed
+from app.cost.match import matched
+from app.data.module import TokenDataModule, build_data
+from app.registry import UserError
+from app.runs.folder import SUMMARY, opened, run_name, taken
+from app.runs.read import checkpoint_at, require_same_text
+from app.runs.resume import newest_checkpoint, saved_config
+from app.runs.summary import is_finished, write_summary
+from app.runs.text import ABOUT, read_text, text_files
+from app.training.checkpoints import read_checkpoint, step_of
+from app.training.expert_parallel import check_expert_parallel
+from app.training.messages import say
+from app.training.processes import Decision, starts_processes
+from app.training.trainer import fixed_to_machine, make_trainer
+
+WITHOUT_EFFECT = {  # a key, and what must be set for it to do something
+    "match.by": ("match.reference", lambda config: config["match"]["reference"] is not None),
+    "upcycle.how": ("upcycle.checkpoint", lambda config: config["upcycle"]["checkpoint"] is not None),
+    "upcycle.drop_share": ("upcycle.how=drop", lambda config: config["upcycle"]["how"] == "drop"),
+}
+
+
+def processes(decision: Decision) -> int:
+    """How many a decision needs; none where nothing is left to do."""
+    trainer = decision["config"]["trainer"] if decision else {"devices": 0, "num_nodes": 0}
+    return int(trainer["devices"] * trainer["num_nodes"])
+
+
+def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
+    """Config, folder and checkpoint of a run, whose folder is then open until `held` ends; empty if it is finished.
+
+    Raises:
+        UserError: something is wrong; nothing was written then.
+    """
+    folder = RUNS / run_name(chosen, overrides)
+    config, overrides, goes_on = _resolved(chosen, overrides, folder)
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is not None and step_of(checkpoint) >= config["trainer"]["max_steps"]:
+        return _nothing_to_do(config, folder, checkpoint)
+    check_config(config)
+    if not goes_on:  # a saved config is matched already
+        config = matched(config, overrides)
+    data = _text(config, folder)
+    if data.source.versions:
+        config = config | {"data": config["data"] | {"versions": dict(data.source.versions)}}
+    files: dict[str, Any] = {CONFIG: dumped(config), OVERRIDES: listed(_lasting(overrides))}
+    held.enter_context(opened(folder, files | text_files(data), new=not goes_on))
+    return {"config": config, "folder": str(folder), "checkpoint": checkpoint and str(checkpoint)}
+
+
+def check_config(config: Config) -> None:
+    """Builds everything that needs no text, without memory: mistakes in the config end here.
+
+    Raises:
+        UserError: a name or a value does not exist or does not fit.
+    """
+    seed = config["seed"]
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}: must be a whole number in 0..{2**32 - 1}")
+    trainer = build_trainer_config(config)
+    if HydraConfig.get().mode == RunMode.MULTIRUN and starts_processes(trainer.devices):
+        raise UserError(
+            "trainer: a sweep cannot start the processes of its jobs; sweep with one device a job, or launch with "
+            "torchrun --nproc-per-node=N train.py --multirun ..."
+        )
+    data = build_data(config["data"], config["tokenizer"], seed, trainer.devices * trainer.num_nodes)
+    make_trainer(trainer, RUNS, [], build_callbacks(config))
+    build_loggers(config)
+    with torch.device("meta"):
+        module = build_module(config, 1, ["text"], data.micro_batch_size)
+    check_expert_parallel(module.model, trainer.ep_size)
+    if config["upcycle"]["checkpoint"] is not None:
+        read_checkpoint(checkpoint_at(Path(config["upcycle"]["checkpoint"])))
+
+
+def _resolved(chosen: Config, overrides: list[str], folder: Path) -> tuple[Config, list[str], bool]:
+    """The config to run under, the overrides that lead to it, and whether it is that of a run that goes on."""
+    if chosen["resume"] and chosen["run"] is None:
+        raise UserError("resume=true: say which run, run=NAME")
+    goes_on = (folder / CONFIG).exists()
+    messages = [
+        f"{key}: has no effect without {needed}"
+        for key, (needed, has_effect) in WITHOUT_EFFECT.items()
+        if key in map(key_of, overrides) and not has_effect(chosen)
+    ]
+    if goes_on and not chosen["resume"]:
+        raise taken(folder)
+    if goes_on:
+        chosen, overrides, kept = saved_config(folder, chosen, overrides)
+        messages = [f"resume: {line}" for line in kept]
+    elif chosen["resume"]:
+        messages.append(f"resume: {folder} does not exist yet: starting afresh")
+    for line in messages:
+        say(line)
+    return chosen | {"trainer": fixed_to_machine(chosen["trainer"])}, overrides, goes_on
+
+
+def _lasting(overrides: list[str]) -> list[str]:
+    """Those that are about what is run, not about this start; the last one of a key."""
+    last = {key_of(override): override for override in overrides}
+    return [override for key, override in last.items() if key not in ("run", "resume")]
+
+
+def _nothing_to_do(config: Config, folder: Path, checkpoint: Path) -> Decision:
+    """Says so; a run that was killed just before its summary gets it."""
+    saved = read_checkpoint(checkpoint)
+    if not (folder / SUMMARY).exists() and is_finished(saved):
+        write_summary(folder, config, saved)
+    say(
+        f"{folder} is at step {step_of(checkpoint)}, and trainer.max_steps={config['trainer']['max_steps']}: nothing "
+        "to do; raise trainer.max_steps to go on"
+    )
+    return {}
+
+
+def _text(config: Config, folder: Path) -> TokenDataModule:
+    """The text of the run, tokenised; that of a run that goes on must be the one it knows."""
+    trainer = config["trainer"]
+    ranks = trainer["devices"] * trainer["num_nodes"]
+    data = build_data(config["data"], config["tokenizer"], config["seed"], ranks)
+    data.prepare()
+    data.require_enough()
+    if (folder / ABOUT).exists():
+        require_same_text(folder, read_text(folder, config), data)
+    return data

@@ -1,0 +1,134 @@
+"""The processes of a run: who starts them, how they meet, and how they come to run under one config.
+
+The first process decides everything (config, folder, text) and the others receive its decision, so nothing can be
+composed differently on two ranks. Lightning starts the others of this machine; torchrun and Slurm start all of them.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torch import distributed
+
+from app.registry import UserError
+
+Decision = dict[str, Any]  # plain values
+UNBOUNDED = timedelta(days=30)  # for the first process may tokenise for hours
+
+
+def starts_processes(devices: int) -> bool:
+    """Whether this process will start others, by running its command line again."""
+    return devices > 1 and not environment().creates_processes_externally
+
+
+def environment() -> ClusterEnvironment:
+    """What has started this process, in Lightning's order; nobody but the user: Lightning."""
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    if SLURMEnvironment.detect():  # we save on SIGTERM ourselves; its requeueing would go on from an older file later
+        return SLURMEnvironment(auto_requeue=False)
+    return LightningEnvironment()
+
+
+@contextmanager
+def agreed(decide: Callable[[], Decision], size: Callable[[Decision], int], timeout_s: int) -> Iterator[Decision]:
+    """What the first process of the run decides, on all of them, which have met inside.
+
+    Args:
+        decide: called on the first process only, and before others are started: what is impossible is told once.
+        size: number of processes that a decision needs; 0: it is that nothing is left to do.
+        timeout_s: how long a process waits for the others to be there.
+
+    Raises:
+        UserError: a process is missing, or there are more or fewer than the decision needs.
+    """
+    started = environment()
+    if started.creates_processes_externally:
+        yield _shared(started, lambda: _fitting(decide(), size, _world(started)), timeout_s)
+        return
+    decision = decide()
+    if size(decision) <= 1:
+        yield decision
+        return
+    before = dict(os.environ)
+    try:
+        _SubprocessScriptLauncher(started, size(decision), num_nodes=1).launch(lambda: None)
+        yield _shared(started, lambda: decision, timeout_s)
+    finally:  # the next run of this Python process starts its own
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _fitting(decision: Decision, size: Callable[[Decision], int], world: int) -> Decision:
+    needed = size(decision)
+    if needed not in (0, world):
+        raise UserError(
+            f"trainer.devices times trainer.num_nodes is {needed}, but {world} processes were started; make them equal"
+        )
+    return decision
+
+
+def _shared(started: ClusterEnvironment, decide: Callable[[], Decision], timeout_s: int) -> Decision:
+    """The first process's decision on every process."""
+    rank, size = _rank(started), _world(started)
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]
+    if size == 1:
+        return decide()
+    store = _met(started, rank, size, timeout_s)
+    key = f"decision {store.add(f'decisions of {rank}', 1)}"  # a sweep decides more than once
+    if rank:
+        store.wait([key], UNBOUNDED)
+        decision = json.loads(store.get(key))
+        if decision is None:
+            raise UserError("")  # the first process has said why
+        return decision
+    decision = None
+    try:
+        decision = decide()
+    finally:
+        store.set(key, json.dumps(decision))
+    return decision
+
+
+def _met(started: ClusterEnvironment, rank: int, size: int, timeout_s: int) -> distributed.Store:
+    """Where all processes of the run have come to.
+
+    Raises:
+        UserError: one is missing.
+    """
+    if not distributed.is_initialized():
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = started.main_address, str(started.main_port)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        timeout = timedelta(seconds=timeout_s)
+        try:
+            store, *_ = next(distributed.rendezvous("env://", rank, size, timeout=timeout))
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        except RuntimeError as error:
+            raise UserError(
+                f"trainer.timeout_s={timeout_s}: after that long not all {size} processes of the run were there "
+                f"(this is number {rank}); look at why one did not start, or wait longer"
+            ) from error
+    return distributed.distributed_c10d._get_default_store()
+
+
+def _rank(started: ClusterEnvironment) -> int:
+    return started.local_rank() if isinstance(started, LightningEnvironment) else started.global_rank()
+
+
+def _world(started: ClusterEnvironment) -> int:
+    """How many processes were started."""
+    return int(os.environ["WORLD_SIZE"]) if isinstance(started, LightningEnvironment) else started.world_size()

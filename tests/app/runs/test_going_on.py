@@ -1,0 +1,204 @@
+"""Going on with a run: what it shows at its end is what a run that was never interrupted shows."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from app.training.checkpoints import steps
+from tests.app.runs.conftest import Shell, command, environment, mistake, tree
+from tests.test_train import Train
+from tests.test_train import mistake as told
+
+LONG = "train SMALL trainer.max_steps=12 trainer.val_every=3 trainer.checkpoint_every=4 schedule.warmup_steps=2"
+
+
+def points(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """The scalars that TensorBoard shows of a run, but those of the clock."""
+    shown = EventAccumulator(str(run / "tb"), size_guidance={"scalars": 0})
+    shown.Reload()
+    tags = [tag for tag in shown.Tags()["scalars"] if not tag.startswith("speed")]
+    return {tag: [(point.step, point.value) for point in shown.Scalars(tag)] for tag in tags}
+
+
+def same_weights(one: Path, two: Path, step: int) -> bool:
+    states = [torch.load(run / f"checkpoints/step_{step}.ckpt", weights_only=True)["state_dict"] for run in (one, two)]
+    return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_a_finished_run_is_at_its_last_step_and_is_not_touched(shell: Shell, folder: Path) -> None:
+    assert shell("train SMALL run=done").returncode == 0
+    before = tree(folder)
+    for asked in ("trainer.max_steps=3", "trainer=ddp trainer.devices=2"):
+        done = shell(f"train run=done resume=true {asked}")
+        assert done.returncode == 0, done.stderr
+        assert "is at step 4" in done.stderr
+        assert tree(folder) == before
+
+
+def test_a_run_in_two_parts_adds_up(shell: Shell, folder: Path) -> None:
+    shell("train SMALL run=parts")
+    first = json.loads((folder / "runs/parts/summary.json").read_text())
+    assert shell("train run=parts resume=true trainer.max_steps=8").returncode == 0
+    second = json.loads((folder / "runs/parts/summary.json").read_text())
+    assert second["tokens_seen"] == 2 * first["tokens_seen"]
+    assert second["wall_s"] > 1.2 * first["wall_s"]
+    assert second["tokens_per_s"] < 4 * first["tokens_per_s"]
+
+
+def killed(folder: Path, name: str, step: int, number: signal.Signals, line: str = LONG, seconds: float = 100) -> int:
+    """Starts a run and sends it a signal when it has logged a step; how it ended."""
+    process = subprocess.Popen(
+        command(f"{line} run={name} callbacks.progress.every=1"), cwd=folder, env=environment(), stderr=-1, text=True
+    )
+    assert process.stderr is not None
+    for said in process.stderr:
+        if said.startswith(f"step {step}/"):
+            process.send_signal(number)
+            break
+    process.communicate(timeout=seconds)
+    return process.returncode
+
+
+@pytest.mark.parametrize("logger", ["[tensorboard,csv]"])
+def test_a_killed_run_shows_every_point_once_and_every_validation(shell: Shell, folder: Path, logger: str) -> None:
+    line = f"{LONG} logger={logger} callbacks=brief callbacks.samples=null"
+    assert shell(f"{line} run=straight").returncode == 0
+    straight = folder / "runs/straight"
+    assert killed(folder, "cut", 7, signal.SIGKILL, line) == -signal.SIGKILL
+    assert shell("train run=cut resume=true").returncode == 0
+    cut = folder / "runs/cut"
+    assert points(cut) == points(straight)
+    assert [step for step, _ in points(cut)["val/nats"]] == [2, 5, 8, 11]
+    rows = [(run / "csv/metrics.csv").read_text().splitlines() for run in (straight, cut)]
+    of_step = [Counter(_steps(table)) for table in rows]
+    assert of_step[0] == of_step[1]
+    assert same_weights(straight, cut, 12)
+    assert (cut / "summary.json").exists()
+
+
+def _steps(table: list[str]) -> list[str]:
+    place = table[0].split(",").index("step")
+    return [row.split(",")[place] for row in table[1:]]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_asked_to_end_saves_says_how_to_go_on_and_does_not_look_finished(
+    shell: Shell, folder: Path, number: signal.Signals, status: int
+) -> None:
+    assert killed(folder, "asked", 5, number, LONG.replace("trainer.max_steps=12", "trainer.max_steps=400")) == status
+    run = folder / "runs/asked"
+    assert not (run / "summary.json").exists()
+    (last, _), *_ = reversed(steps(run / "checkpoints"))
+    assert last >= 5
+    shown = [step for step, _ in points(run)["train/loss"]]
+    assert shown == list(range(last))
+    assert shell(f"train run=asked resume=true trainer.max_steps={last + 2}").returncode == 0
+    assert [step for step, _ in points(run)["train/loss"]] == list(range(last + 2))
+
+
+def test_ctrl_c_during_tokenisation_leaves_no_half_cache(folder: Path) -> None:
+    (folder / "t.txt").write_text((folder / "t.txt").read_text() * 400)
+    process = subprocess.Popen(command("train SMALL run=early"), cwd=folder, env=environment(), stderr=-1, text=True)
+    until = time.monotonic() + 60
+    while not list(folder.glob(".cache/*.tmp")) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert not list(folder.glob(".cache/*.tmp"))
+    assert not (folder / "runs").exists()
+
+
+def test_the_only_good_checkpoint_is_kept_whatever_lies_beside_it(shell: Shell, folder: Path) -> None:
+    shell("train SMALL run=kept trainer.keep_checkpoints=1")
+    checkpoints = folder / "runs/kept/checkpoints"
+    for step in (100, 200):
+        (checkpoints / f"step_{step}.ckpt").write_bytes(b"damaged")
+    (checkpoints / "step_100.sha256").write_bytes(b"\xff\xfe")
+    (checkpoints / "step_200.sha256").mkdir()
+    done = shell("train run=kept resume=true trainer.max_steps=6 trainer.checkpoint_every=1")
+    assert done.returncode == 0, done.stderr
+    assert (checkpoints / "step_6.ckpt").exists()
+    (checkpoints / "step_6.ckpt").unlink()
+    line = mistake(shell("train run=kept resume=true trainer.max_steps=8"))
+    assert "damaged" in line and "checkpoints to start anew" in line
+
+
+DAMAGE: dict[str, Any] = {
+    "no yaml": ("config.yaml", lambda path: path.write_text("a: [1")),
+    "no keys": ("config.yaml", lambda path: path.write_text("- a\n- b")),
+    "foreign": ("config.yaml", lambda path: path.write_text("foo: 1")),
+    "an unknown key": ("config.yaml", lambda path: path.write_text(path.read_text() + "foo: 1\n")),
+    "an alias": (
+        "config.yaml",
+        lambda path: path.write_text(path.read_text().replace("run: ", "resume: &a false\nrun: *a #")),
+    ),
+    "no text": ("config.yaml", lambda path: path.write_bytes(b"\xff\xfe\x00")),
+    "a folder": ("config.yaml", lambda path: (path.unlink(), path.mkdir())),
+    "no list": ("overrides.yaml", lambda path: path.write_text("a: 1")),
+    "no archive": ("held_out.npz", lambda path: path.write_text("PK")),
+    "no json": ("text.json", lambda path: path.write_text("{")),
+}
+
+
+def test_a_damaged_small_file_is_named_in_one_line(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    good = train()
+    for name, how in DAMAGE.values():
+        bad = good.with_name("bad")
+        shutil.copytree(good, bad)
+        how(bad / name)
+        with pytest.raises(SystemExit) as end:
+            train("resume=true", "trainer.max_steps=3", name="bad")
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+        assert end.value.code == 2
+        assert "runs/bad" in line and name in line
+        shutil.rmtree(bad)
+
+
+def test_a_reference_in_a_saved_config_is_a_word(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    path = train() / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["model"]["dim"] = "${oc.env:HOME}"
+    path.write_text(yaml.safe_dump(config))
+    assert "model.dim=${oc.env:HOME}: must be int" in told(train, capsys, "resume=true", "trainer.max_steps=3")
+
+
+def test_the_same_text_at_another_place_is_the_same_text(shell: Shell, folder: Path) -> None:
+    shell("train SMALL run=moved")
+    (folder / "t.txt").rename(folder / "elsewhere.txt")
+    shutil.rmtree(folder / ".cache")
+    assert shell("train run=moved resume=true data.path=elsewhere.txt trainer.max_steps=6").returncode == 0
+    (folder / "elsewhere.txt").write_text((folder / "elsewhere.txt").read_text()[:-2000])
+    line = mistake(shell("train run=moved resume=true trainer.max_steps=8"))
+    assert "other text" in line
+
+
+def test_two_processes_and_back(shell: Shell, folder: Path) -> None:
+    two = "trainer=ddp trainer.accelerator=cpu trainer.devices=2"
+    done = shell(f'train SMALL run=wide experts=coarse match.reference="experts.hidden_dim=48" {two}')
+    assert done.returncode == 0, done.stderr
+    assert shell("train run=wide resume=true trainer=cpu trainer.max_steps=6").returncode == 0
+    done = shell(f"train run=wide resume=true {two} trainer.max_steps=8")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((folder / "runs/wide/summary.json").read_text())
+    assert summary["tokens_seen"] == 8 * 128
+    assert [step for step, _ in points(folder / "runs/wide")["train/loss"]] == list(range(8))
+
+
+def test_a_process_that_never_joins_ends_the_other_in_one_line(folder: Path) -> None:
+    alone = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
+    words = command("train SMALL run=lone trainer=ddp trainer.accelerator=cpu trainer.timeout_s=3")
+    done = subprocess.run(words, cwd=folder, env=environment() | alone, capture_output=True, text=True, timeout=60)
+    assert "trainer.timeout_s=3" in mistake(done)
+    assert not (folder / "runs").exists()
