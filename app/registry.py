@@ -131,6 +131,10 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
         if value not in get_args(kind):
             raise UserError(f"{key}={value}: must be one of {', '.join(map(str, get_args(kind)))}")
         return value
+    if isinstance(value, str) and "${" in value:  # a word out of a saved config, which OmegaConf would look up
+        if str not in (kind, *get_args(kind)):
+            raise UserError(f"{key}={value}: must be {getattr(kind, '__name__', kind)}")
+        return value
     try:
         converted = OmegaConf.to_container(OmegaConf.structured(_knob(kind)(value=value)))["value"]  # type: ignore[index, call-overload]
     except (OmegaConfBaseException, OverflowError):
