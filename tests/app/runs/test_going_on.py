@@ -107,7 +107,10 @@ def test_a_run_that_is_asked_to_end_saves_says_how_to_go_on_and_does_not_look_fi
 
 def test_ctrl_c_during_tokenisation_leaves_no_half_cache(folder: Path) -> None:
     (folder / "t.txt").write_text((folder / "t.txt").read_text() * 400)
-    process = subprocess.Popen(command("train SMALL run=early"), cwd=folder, env=environment(), stderr=-1, text=True)
+    hears = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  what a shell starts with & does not
+    process = subprocess.Popen(
+        command("train SMALL run=early"), cwd=folder, env=environment(), stderr=-1, text=True, preexec_fn=hears
+    )
     until = time.monotonic() + 60
     while not list(folder.glob(".cache/*.tmp")) and time.monotonic() < until:
         time.sleep(0.01)
