@@ -75,12 +75,8 @@ def read_text(folder: Path, config: Mapping[str, Any]) -> RunText:
         named = about["domains"], about["topics"], about["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
         raise UserError(f"{folder}: {ABOUT} or {ROWS} is missing or damaged ({error}); restore it") from error
-    return RunText(*named, run_tokenizer(folder, config), columns)
-
-
-def run_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a run, from its own folder."""
-    return make("tokenizer", tokenizer_config(folder, config), key="tokenizer")
+    tokenizer = make("tokenizer", tokenizer_config(folder, config), key="tokenizer")
+    return RunText(*named, tokenizer, columns)
 
 
 def tokenizer_config(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
