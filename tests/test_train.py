@@ -139,7 +139,9 @@ def test_a_mistake_ends_with_one_line_and_status_2(
     assert all(part in line for part in MISTAKES[overrides])
 
 
-@pytest.mark.parametrize("nothing", ["balance=null", "callbacks=null", "logger=null", "experiment=null", "logger=none"])
+@pytest.mark.parametrize(
+    "nothing", ["balance=null", "callbacks=null", "logger=null", "experiment=null", "debug=null", "logger=none"]
+)
 def test_a_group_that_a_run_can_do_without_may_be_taken_away(train: Train, nothing: str) -> None:
     assert (train(nothing, "trainer.max_steps=1") / "summary.json").exists()
 

@@ -21,6 +21,7 @@ from app.registry import PLUGINS, UserError, unknown
 
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONAL = ("balance", "callbacks", "logger")  # null takes the whole group away
+PRESETS = ("experiment", "debug")  # groups of values for all the others, null by default
 Config = dict[str, Any]
 
 
@@ -53,8 +54,8 @@ def composed(overrides: Sequence[str]) -> Config:
 
 
 def without_nulls(overrides: Sequence[str]) -> list[str]:
-    """Overrides that Hydra can read: it has no GROUP=null, which takes a group away, and `experiment` has none."""
-    words = [word for word in overrides if word != "experiment=null"]
+    """Overrides that Hydra can read: it has no GROUP=null, which takes a group away; a preset is none by default."""
+    words = [word for word in overrides if word not in [f"{group}=null" for group in PRESETS]]
     nulls = {
         f"{group}=null": f"{group}=none" if (CONF / group / "none.yaml").exists() else f"~{group}"
         for group in _groups()
@@ -117,4 +118,4 @@ def _groups() -> list[str]:
     """The groups of its defaults list that make a key of the config."""
     entries: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))["defaults"]  # type: ignore[index, call-overload]
     chosen: Iterable[str] = (name for entry in entries if isinstance(entry, dict) for name in entry)
-    return [name for name in chosen if " " not in name and name != "experiment"]
+    return [name for name in chosen if " " not in name and name not in PRESETS]

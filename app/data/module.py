@@ -72,6 +72,8 @@ class TokenDataModule(LightningDataModule):
     `use_distributed_sampler=False`.
     """
 
+    _corpus: Corpus | None = None
+
     def __init__(
         self,
         source: Source,
@@ -82,6 +84,7 @@ class TokenDataModule(LightningDataModule):
         batch_size: int,
         micro_batch_size: int,
         val_rows: int | None,
+        overfit_batches: int | None,
         num_workers: int,
         cache_dir: str,
     ) -> None:
@@ -89,13 +92,18 @@ class TokenDataModule(LightningDataModule):
         for name, value in (("seq_len", seq_len), ("batch_size", batch_size), ("micro_batch_size", micro_batch_size)):
             require(name, value, value >= 1, "must be at least 1")
         require("val_rows", val_rows, val_rows is None or val_rows >= 1, "must be at least 1, or null")
+        require(
+            "overfit_batches",
+            overfit_batches,
+            overfit_batches is None or overfit_batches >= 1,
+            "must be at least 1, or null",
+        )
         require("num_workers", num_workers, num_workers >= 0, "must be at least 0")
         multiple = f"must be a multiple of data.micro_batch_size={micro_batch_size}"
         require("batch_size", batch_size, batch_size % micro_batch_size == 0, multiple)
-        self.source, self.tokenizer, self.seed = source, tokenizer, seed
+        self.source, self.tokenizer, self.seed, self.num_workers = source, tokenizer, seed, num_workers
         self.seq_len, self.batch_size, self.micro_batch_size = seq_len, batch_size, micro_batch_size
-        self.val_rows, self.num_workers, self.cache_dir = val_rows, num_workers, Path(cache_dir)
-        self._corpus: Corpus | None = None
+        self.val_rows, self.overfit_batches, self.cache_dir = val_rows, overfit_batches, Path(cache_dir)
 
     def prepare(self) -> Corpus:
         """Opens the token cache, building it first if need be; afterwards the vocabulary and the domains are known.
@@ -166,7 +174,7 @@ class TokenDataModule(LightningDataModule):
         micro = np.arange(self.batch_size).reshape(-1, self.micro_batch_size)
         order = Order.of(corpus.rows("train", self.seq_len), self.source.weights, self.seed)
         steps = TrainSteps(corpus, order, self.seq_len, self.batch_size, micro[rank::ranks].flatten().tolist())
-        return self._loader(steps, Endless(lambda: self.trainer.global_step if self.trainer else 0))
+        return self._loader(steps, Endless(self._next_step, self.overfit_batches))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._held_out("val", self.val_rows)
@@ -181,6 +189,9 @@ class TokenDataModule(LightningDataModule):
             chosen = evenly(corpus.rows(split, self.seq_len), rows)
             batches = HeldOut(corpus, split, chosen, self.seq_len, self.micro_batch_size, 0, 1)
             yield from (batches[i] for i in range(len(batches)))
+
+    def _next_step(self) -> int:
+        return self.trainer.global_step if self.trainer else 0
 
     def _rank(self) -> tuple[int, int]:
         """This rank's number among those with different data, and how many these are."""

@@ -11,13 +11,17 @@ from app.data.sources import Split
 
 
 class Endless(Sampler[int]):
-    """Counts steps without end from `next_step()`, called when the loop starts: after a checkpoint was read."""
+    """Counts steps without end from `next_step()`, called when the loop starts: after a checkpoint was read.
 
-    def __init__(self, next_step: Callable[[], int]) -> None:
-        self._next_step = next_step
+    With a `period` it begins anew at 0 after so many.
+    """
+
+    def __init__(self, next_step: Callable[[], int], period: int | None) -> None:
+        self._next_step, self._period = next_step, period
 
     def __iter__(self) -> Iterator[int]:
-        return count(self._next_step())
+        steps = count(self._next_step())
+        return steps if self._period is None else (step % self._period for step in steps)
 
 
 class TrainSteps(Dataset[Batch]):

@@ -18,7 +18,7 @@ from app.training.module import LanguageModel
 from app.training.trainer import fixed_to_machine
 
 PLACE = tuple(f"trainer.{key}" for key in ("accelerator", "strategy", "devices", "num_nodes", "ep_size"))
-LIMITS = tuple(f"trainer.{key}" for key in ("max_steps", "threads", "timeout_s", "skip_bad_steps"))
+LIMITS = tuple(f"trainer.{key}" for key in ("max_steps", "threads", "timeout_s", "skip_bad_steps", "detect_anomaly"))
 KEPT = tuple(f"trainer.{key}" for key in ("checkpoint_every", "checkpoint_minutes", "keep_checkpoints"))
 TEXT = ("data.path", "data.cache_dir", "data.num_workers")  # the same text, which its fingerprint shows
 FREE = (*PLACE, *LIMITS, *KEPT, *TEXT, "callbacks", "logger", "run", "resume")

@@ -46,6 +46,7 @@ class TrainerConfig:
     threads: int | None
     timeout_s: int
     compile: bool
+    detect_anomaly: bool
     skip_bad_steps: int
 
     def __post_init__(self) -> None:
@@ -126,6 +127,7 @@ def _trainer(
         num_sanity_val_steps=0,
         log_every_n_steps=config.log_every,
         deterministic=on_cpu if config.deterministic is None else config.deterministic,
+        detect_anomaly=config.detect_anomaly,
         use_distributed_sampler=False,  # the order of the rows is the data module's
         enable_model_summary=False,  # the budget table says more
         logger=loggers or False,

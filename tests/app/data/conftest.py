@@ -16,7 +16,14 @@ from tests.app.data.toy import CONF, Toy
 @pytest.fixture
 def toy(tmp_path: Path) -> Callable[..., TokenDataModule]:
     def build(source: Toy | None = None, tokenizer: Any = None, seed: int = 0, **knobs: Any) -> TokenDataModule:
-        values = {"seq_len": 32, "batch_size": 8, "micro_batch_size": 2, "val_rows": None, "num_workers": 0}
+        values = {
+            "seq_len": 32,
+            "batch_size": 8,
+            "micro_batch_size": 2,
+            "val_rows": None,
+            "overfit_batches": None,
+            "num_workers": 0,
+        }
         values |= {"cache_dir": str(tmp_path / "cache")} | knobs
         return TokenDataModule(source or Toy(), tokenizer or Bytes(), seed, **values)
 

@@ -67,6 +67,13 @@ def test_a_row_longer_than_the_text_is_refused(toy):
         toy(seq_len=100_000).require_enough()
 
 
+def test_a_batch_can_be_repeated(toy):
+    whole, repeated = steps(toy(), 5), steps(toy(overfit_batches=2), 5)
+    for step, batch in enumerate(repeated):
+        assert torch.equal(batch["tokens"], whole[step % 2]["tokens"])
+    assert not torch.equal(whole[0]["tokens"], whole[2]["tokens"])
+
+
 class Reader(LightningModule):
     """Remembers the tokens it saw."""
 
@@ -117,6 +124,7 @@ def test_enwik8_brings_its_tokenizer(config):
         (["+data.seqlen=3"], r"data.seqlen=3: unknown; did you mean 'seq_len'"),
         (["data.seq_len=long"], r"data.seq_len=long: must be int"),
         (["data.seq_len=0"], r"data.seq_len=0: must be at least 1"),
+        (["data.overfit_batches=0"], r"data.overfit_batches=0: must be at least 1, or null"),
         (["data.source=offlin"], r"data.source=offlin: unknown; did you mean 'offline'"),
         (
             ["data.batch_size=12", "data.micro_batch_size=8"],
