@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.plugin_event_accumulator import TENSORS, EventAccumulator
 
 from tests.conftest import ROOT
 
@@ -14,6 +15,7 @@ SMALL = (
     "model=nano tokenizer=bytes data=text data.path=t.txt data.seq_len=32 data.batch_size=4 data.val_rows=4 "
     "callbacks=off trainer.max_steps=4 trainer.val_every=2 trainer.checkpoint_every=2 trainer.log_every=1"
 )
+SENTENCE = "the people of the town say to each other in the morning what they have seen at night"
 Done = subprocess.CompletedProcess[str]
 Shell = Callable[..., Done]
 
@@ -23,30 +25,15 @@ def environment() -> dict[str, str]:
     return {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
 
 
+def write_text(folder: Path) -> None:
+    words = SENTENCE.split()
+    lines = [" ".join(words[(n * k) % len(words)] for k in range(1, 15)) + f" {n}" for n in range(800)]
+    (folder / "t.txt").write_text("\n".join(lines))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    words = [
-        "the",
-        "people",
-        "of",
-        "the",
-        "town",
-        "say",
-        "to",
-        "each",
-        "other",
-        "in",
-        "the",
-        "morning",
-        "what",
-        "they",
-        "have",
-        "seen",
-        "at",
-        "night",
-    ]
-    lines = [" ".join(words[(n * k) % len(words)] for k in range(1, 15)) + f" {n}" for n in range(800)]
-    (tmp_path / "t.txt").write_text("\n".join(lines))
+    write_text(tmp_path)
     return tmp_path
 
 
@@ -80,3 +67,11 @@ def mistake(done: Done) -> str:
 def tree(folder: Path) -> dict[str, int]:
     """All files below a folder, with when they were written."""
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def shown(run: Path) -> dict[str, list[tuple[int, str]]]:
+    """All that TensorBoard shows of a run, tag by tag and step by step, but what the clock says."""
+    events = EventAccumulator(str(run / "tb"), size_guidance={TENSORS: 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["tensors"] if not tag.startswith("speed/")]
+    return {tag: [(one.step, str(one.tensor_proto)) for one in events.Tensors(tag)] for tag in tags}

@@ -22,9 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.utilities import rank_zero_only
 
-import app.training.checkpoints
-from app.data.writer import CorpusWriter
-from app.training.checkpoints import checksum, digest, newest, steps
+from app.training.checkpoints import checksum, digest, newest, steps, write_atomically
 from app.training.module import LanguageModel
 from callbacks.warnings import Warnings
 from tests.conftest import NANO, ROOT
@@ -113,33 +111,6 @@ def assert_same_end(straight: Path, resumed: Path, last: int = LAST) -> None:
 
 
 # --- killed
-
-
-def half_written(*args: Any) -> None:
-    """Writes a part of a checkpoint and is killed: the second one of the run."""
-    checkpoint, file = args
-    if checkpoint["global_step"] >= 4:
-        file.write(b"PK half of it")
-        file.flush()
-        kill()
-
-
-PLACES: dict[str, Callable[[], None]] = {
-    "while a checkpoint is written": lambda: before(app.training.checkpoints.torch, "save", half_written),
-    "between a checkpoint and its name": lambda: before(
-        app.training.checkpoints, "digest", lambda path: kill() if "_4" in path.name else None
-    ),
-    "during validation": lambda: before(LanguageModel, "validation_step", kill),
-    "during tokenisation": lambda: before(CorpusWriter, "add", kill),
-}
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_a_run_killed_at_a_place_goes_on_as_if_nothing_had_been(train: Train, tmp_path: Path, place: str) -> None:
-    cache = f"data.cache_dir={tmp_path / 'cache'}"  # nothing is tokenised before
-    die(train, tmp_path / "said", PLACES[place], cache)
-    resumed = train(*PARTS, cache, "resume=true", name="killed")
-    assert_same_end(train(*PARTS, cache, name="straight"), resumed)
 
 
 def killed_at(train: Train, tmp_path: Path, step: int, last: int) -> None:
@@ -276,9 +247,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
     for step in (2, 4):
-        app.training.checkpoints.write_atomically(
-            {"global_step": step, "x": torch.rand(100)}, tmp_path / f"step_{step}.ckpt"
-        )
+        write_atomically({"global_step": step, "x": torch.rand(100)}, tmp_path / f"step_{step}.ckpt")
     DAMAGE[damage](tmp_path / "step_4.ckpt")
     path, messages = newest(tmp_path)
     assert path == tmp_path / "step_2.ckpt"

@@ -1,0 +1,117 @@
+"""A kill at every moment that leaves another state on the disk: the run goes on and ends as a straight one does."""
+
+import csv
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import pytest
+import torch
+
+from tests.app.runs.conftest import SMALL, shown, write_text
+from tests.app.training.test_faults import same
+from tests.conftest import ROOT
+
+FRESH = multiprocessing.get_context("forkserver")  # every process starts as one that has imported, and done no more
+FRESH.set_forkserver_preload(["app.run", "app.runs.sweep", __name__])
+LINE = (
+    f"{SMALL} data.micro_batch_size=2 trainer.val_every=3 trainer.log_every=3 callbacks=full "
+    "callbacks.expert_pictures.every=2 callbacks.samples.every=2 callbacks.samples.num_tokens=2 "
+    "router=noisy_topk balance=[aux,loss_free] logger=[tensorboard,csv]"
+).split()
+Moment = tuple[str, str, int]  # where a function is, its name, and which of its calls
+CLOCK = ("wall_s", "tokens_per_s", "peak_memory_bytes")
+
+
+def _train(folder: Path, words: list[str], moment: Moment | None) -> None:
+    """train.py, killed when a function is called for the n-th time, before that does anything."""
+    os.chdir(folder)
+    sys.argv = [str(ROOT / "train.py"), *words]
+    if moment is not None:
+        place, name, call = moment
+        owner, calls = resolve_name(place), iter(range(1, call))
+        real = getattr(owner, name)
+
+        def dies(*args: Any, **kwargs: Any) -> Any:
+            if next(calls, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        setattr(owner, name, dies)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def train(folder: Path, words: list[str], moment: Moment | None = None) -> int | None:
+    process = FRESH.Process(target=_train, args=(folder, words, moment))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def names(run: Path) -> set[str]:
+    """Of all files but those of TensorBoard, which have the time in theirs."""
+    return {str(path.relative_to(run)) for path in run.rglob("*") if path.parent.name != "tb"}
+
+
+def summary(run: Path) -> dict[str, Any]:
+    found = json.loads((run / "summary.json").read_text())
+    return {name: value for name, value in found.items() if name not in CLOCK}
+
+
+def table(run: Path) -> list[dict[str, str]]:
+    """The rows of the CSV log without what the clock says."""
+    with (run / "csv/metrics.csv").open() as file:
+        return [{name: value for name, value in row.items() if "speed" not in name} for row in csv.DictReader(file)]
+
+
+def state(run: Path) -> dict[str, Any]:
+    """The last checkpoint, but what the clock says and Lightning's count of validation batches."""
+    saved = torch.load(run / "checkpoints/step_4.ckpt", weights_only=True)
+    del saved["callbacks"]["Usage"], saved["loops"]
+    return saved
+
+
+MOMENTS = {  # of the run above, which validates after steps 3 and 4 on two batches and saves after 2 and 4
+    "the text is cut into tokens": ("app.data.writer:CorpusWriter", "add", 1),
+    "the first small file is written, but under another name": ("pathlib:Path", "replace", 1),
+    "the folder is complete, but under another name": ("pathlib:Path", "rename", 2),  # the first one is the cache's
+    "the folder is there, and nothing was trained": ("app.training.module:LanguageModel", "training_step", 1),
+    "a checkpoint is written": ("torch", "save", 2),
+    "inside the first checkpoint": ("app.training.checkpoints", "digest", 1),
+    "a checksum without its checkpoint": ("pathlib:Path", "replace", 6),
+    "after the first checkpoint": ("app.training.checkpoints:Checkpoints", "_prune", 1),
+    "inside a validation": ("app.training.module:LanguageModel", "validation_step", 2),
+    "inside the last validation": ("app.training.module:LanguageModel", "validation_step", 4),
+    "inside the last checkpoint": ("app.training.checkpoints", "digest", 2),
+    "after the last checkpoint": ("app.training.checkpoints:Checkpoints", "_prune", 2),
+    "before the summary": ("app.run", "write_summary", 1),
+    "inside the summary": ("pathlib:Path", "replace", 9),
+}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    write_text(folder)
+    assert train(folder, [*LINE, "run=whole"]) == 0
+    return folder / "runs/whole"
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_killed_at_any_moment_goes_on_to_what_a_straight_run_shows(
+    straight: Path, folder: Path, moment: str
+) -> None:
+    assert train(folder, [*LINE, "run=cut"], MOMENTS[moment]) == -signal.SIGKILL
+    assert train(folder, [*LINE, "run=cut", "resume=true"]) == 0
+    cut = folder / "runs/cut"
+    assert shown(cut) == shown(straight)
+    assert table(cut) == table(straight)
+    assert summary(cut) == summary(straight)
+    assert same(state(cut), state(straight))
+    assert names(cut) == names(straight)
