@@ -15,6 +15,7 @@ class Validations(lightning.Callback):
         self.every = every
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        trainer.fit_loop.epoch_loop.val_loop.restarting = False  # it would go on in the middle of one, its sums lost
         if trainer.global_step and trainer.global_step % self.every == 0:
             self._validate(trainer, pl_module)
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import sys
 from pathlib import Path
 from pkgutil import resolve_name
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
+from app.training.checkpoints import steps
 from tests.app.runs.conftest import SMALL, shown, write_text
 from tests.app.training.test_faults import same
 from tests.conftest import ROOT
@@ -26,11 +29,12 @@ LINE = (
     "router=noisy_topk balance=[aux,loss_free] logger=[tensorboard,csv]"
 ).split()
 Moment = tuple[str, str, int]  # where a function is, its name, and which of its calls
+TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 CLOCK = ("wall_s", "tokens_per_s", "peak_memory_bytes")
 
 
-def _train(folder: Path, words: list[str], moment: Moment | None) -> None:
-    """train.py, killed when a function is called for the n-th time, before that does anything."""
+def _train(folder: Path, words: list[str], moment: Moment | None, number: signal.Signals) -> None:
+    """train.py, which gets a signal when a function is called for the n-th time, before that does anything."""
     os.chdir(folder)
     sys.argv = [str(ROOT / "train.py"), *words]
     if moment is not None:
@@ -38,20 +42,44 @@ def _train(folder: Path, words: list[str], moment: Moment | None) -> None:
         owner, calls = resolve_name(place), iter(range(1, call))
         real = getattr(owner, name)
 
-        def dies(*args: Any, **kwargs: Any) -> Any:
+        def signalled(*args: Any, **kwargs: Any) -> Any:
             if next(calls, None) is None:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
             return real(*args, **kwargs)
 
-        setattr(owner, name, dies)
+        setattr(owner, name, signalled)
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def train(folder: Path, words: list[str], moment: Moment | None = None) -> int | None:
-    process = FRESH.Process(target=_train, args=(folder, words, moment))
+def _train_rank(rank: int, port: int, *args: Any) -> None:
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    rank_zero_only.rank = rank
+    _train(*args)
+
+
+def train(folder: Path, words: list[str], moment: Moment | None = None, number: Any = signal.SIGKILL) -> int | None:
+    process = FRESH.Process(target=_train, args=(folder, words, moment, number))
     process.start()
     process.join()
     return process.exitcode
+
+
+def train_two(folder: Path, words: list[str], moment: Moment | None = None) -> list[int | None]:
+    """On two processes, the second of which gets the signal."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    moments = (None, moment)
+    two = [
+        FRESH.Process(target=_train_rank, args=(rank, port, folder, [*words, *TWO], moments[rank], signal.SIGKILL))
+        for rank in range(2)
+    ]
+    for process in two:
+        process.start()
+    for process in two:
+        process.join()
+    return [process.exitcode for process in two]
 
 
 def names(run: Path) -> set[str]:
@@ -103,15 +131,47 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs/whole"
 
 
+def assert_same(cut: Path, straight: Path) -> None:
+    assert shown(cut) == shown(straight)
+    assert table(cut) == table(straight)
+    assert summary(cut) == summary(straight)
+    assert same(state(cut), state(straight))
+    assert names(cut) == names(straight)
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_killed_at_any_moment_goes_on_to_what_a_straight_run_shows(
     straight: Path, folder: Path, moment: str
 ) -> None:
     assert train(folder, [*LINE, "run=cut"], MOMENTS[moment]) == -signal.SIGKILL
     assert train(folder, [*LINE, "run=cut", "resume=true"]) == 0
+    assert_same(folder / "runs/cut", straight)
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "status", "saved"),
+    [
+        ("inside a validation", signal.SIGTERM, 143, [2, 3]),
+        ("inside a validation", signal.SIGINT, 130, [2, 3]),
+        ("inside the last validation", signal.SIGTERM, 0, [2, 4]),
+    ],
+)
+def test_a_run_asked_to_end_inside_a_validation_makes_up_for_it(
+    straight: Path, folder: Path, moment: str, number: signal.Signals, status: int, saved: list[int]
+) -> None:
+    assert train(folder, [*LINE, "run=cut"], MOMENTS[moment], number) == status
     cut = folder / "runs/cut"
+    assert [step for step, _ in steps(cut / "checkpoints")] == saved
+    assert (cut / "summary.json").exists() == (status == 0)
+    assert train(folder, [*LINE, "run=cut", "resume=true", "trainer.keep_checkpoints=1"]) == 0
+    assert train(folder, [*LINE, "run=cut", "resume=true"]) == 0
     assert shown(cut) == shown(straight)
-    assert table(cut) == table(straight)
-    assert summary(cut) == summary(straight)
     assert same(state(cut), state(straight))
-    assert names(cut) == names(straight)
+
+
+def test_a_run_on_two_processes_goes_on_to_what_a_straight_one_shows(folder: Path) -> None:
+    assert train_two(folder, [*LINE, "run=whole"]) == [0, 0]
+    inside_the_second_step = ("app.training.module:LanguageModel", "training_step", 4)
+    assert train_two(folder, [*LINE, "run=cut"], inside_the_second_step) == [2, -signal.SIGKILL]
+    assert train_two(folder, [*LINE, "run=cut", "resume=true"]) == [0, 0]
+    assert_same(folder / "runs/cut", folder / "runs/whole")
