@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +43,9 @@ def test_a_finished_run_is_at_its_last_step_and_is_not_touched(
     assert "runs/run is at step 2" in capsys.readouterr().err
 
 
-def test_a_run_in_two_parts_adds_up(shell: Shell, folder: Path) -> None:
-    shell("train SMALL run=parts")
-    first = json.loads((folder / "runs/parts/summary.json").read_text())
-    assert shell("train run=parts resume=true trainer.max_steps=8").returncode == 0
-    second = json.loads((folder / "runs/parts/summary.json").read_text())
+def test_a_run_in_two_parts_adds_up(train: Train) -> None:
+    first = json.loads((train("trainer.max_steps=4") / "summary.json").read_text())
+    second = json.loads((train("trainer.max_steps=8", "resume=true") / "summary.json").read_text())
     assert second["tokens_seen"] == 2 * first["tokens_seen"]
     assert second["wall_s"] > 1.2 * first["wall_s"]
     assert second["tokens_per_s"] < 4 * first["tokens_per_s"]
@@ -68,29 +65,22 @@ def killed(folder: Path, name: str, step: int, number: signal.Signals, line: str
     return process.returncode
 
 
-@pytest.mark.parametrize("logger", ["[tensorboard,csv]"])
-def test_a_killed_run_shows_every_point_once_and_every_validation(shell: Shell, folder: Path, logger: str) -> None:
-    line = f"{LONG} logger={logger} callbacks=brief callbacks.samples=null"
+@pytest.mark.slow  # test_moments.py has every moment, at exact places
+def test_a_run_killed_from_outside_shows_every_point_once_and_every_validation(shell: Shell, folder: Path) -> None:
+    line = f"{LONG} callbacks=brief callbacks.samples=null"
     assert shell(f"{line} run=straight").returncode == 0
-    straight = folder / "runs/straight"
+    straight, cut = folder / "runs/straight", folder / "runs/cut"
     assert killed(folder, "cut", 7, signal.SIGKILL, line) == -signal.SIGKILL
     assert shell("train run=cut resume=true").returncode == 0
-    cut = folder / "runs/cut"
     assert points(cut) == points(straight)
     assert [step for step, _ in points(cut)["val/nats"]] == [2, 5, 8, 11]
-    rows = [(run / "csv/metrics.csv").read_text().splitlines() for run in (straight, cut)]
-    of_step = [Counter(_steps(table)) for table in rows]
-    assert of_step[0] == of_step[1]
     assert same_weights(straight, cut, 12)
     assert (cut / "summary.json").exists()
 
 
-def _steps(table: list[str]) -> list[str]:
-    place = table[0].split(",").index("step")
-    return [row.split(",")[place] for row in table[1:]]
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+)
 def test_a_run_that_is_asked_to_end_saves_says_how_to_go_on_and_does_not_look_finished(
     shell: Shell, folder: Path, number: signal.Signals, status: int
 ) -> None:
@@ -176,11 +166,14 @@ def test_a_reference_in_a_saved_config_is_a_word(train: Train, capsys: pytest.Ca
     assert "model.dim=${oc.env:HOME}: must be int" in told(train, capsys, "resume=true", "trainer.max_steps=3")
 
 
-def test_the_same_text_at_another_place_is_the_same_text(shell: Shell, folder: Path) -> None:
-    shell("train SMALL run=moved")
-    (folder / "t.txt").rename(folder / "elsewhere.txt")
-    shutil.rmtree(folder / ".cache")
-    assert shell("train run=moved resume=true data.path=elsewhere.txt trainer.max_steps=6").returncode == 0
+def test_the_same_text_at_another_place_is_the_same_text(train: Train, text: Path, tmp_path: Path) -> None:
+    moved = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    shutil.copy(text, moved[0])
+    train(f"data.path={moved[0]}", f"data.cache_dir={tmp_path / 'cache'}")
+    moved[0].rename(moved[1])
+    shutil.rmtree(tmp_path / "cache")
+    train(f"data.path={moved[1]}", "resume=true", "trainer.max_steps=4")
+    assert (tmp_path / "runs/run/checkpoints/step_4.ckpt").exists()
 
 
 def test_a_run_of_two_processes_under_a_matched_config_goes_on_alone(shell: Shell, folder: Path) -> None:

@@ -472,8 +472,8 @@ def any_values(train: Train, capsys: pytest.CaptureFixture[str], examples: int) 
     torch.set_num_threads(1)
 
 
-def test_a_hundred_random_configs_train_or_end_in_one_line(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    any_values(train, capsys, 100)
+def test_forty_random_configs_train_or_end_in_one_line(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    any_values(train, capsys, 40)
 
 
 @pytest.mark.slow
