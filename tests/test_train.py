@@ -103,6 +103,7 @@ MISTAKES = {
     "trainer=ep experts=dense": ("trainer.ep_size=2", "no stacked experts"),
     "trainer=ep trainer.ep_size=3": ("trainer.ep_size=3", "must divide 2"),
     "trainer=ddp trainer.ep_size=2": ("trainer.ep_size=2", "needs trainer=ep"),
+    "trainer=ddp trainer.num_nodes=2": ("trainer.num_nodes=2", "torchrun or Slurm"),
     "trainer.devices=2": ("trainer.devices=2", "trainer=ddp"),
     "data.batch_size=3": ("data.batch_size=3", "micro_batch_size"),
     "data.path=/no/such/file": ("data.path=/no/such/file", "no such file"),

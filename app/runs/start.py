@@ -26,7 +26,7 @@ from app.runs.text import ABOUT, read_text, text_files
 from app.training.checkpoints import read_checkpoint, step_of
 from app.training.expert_parallel import check_expert_parallel
 from app.training.messages import say
-from app.training.processes import Decision, starts_processes
+from app.training.processes import Decision, require_starter
 from app.training.trainer import fixed_to_machine, make_trainer
 
 WITHOUT_EFFECT = {  # a key, and what must be set for it to do something
@@ -74,11 +74,7 @@ def check_config(config: Config) -> None:
     if type(seed) is not int or not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: must be a whole number in 0..{2**32 - 1}")
     trainer = build_trainer_config(config)
-    if HydraConfig.get().mode == RunMode.MULTIRUN and starts_processes(trainer.devices):
-        raise UserError(
-            "trainer: a sweep cannot start the processes of its jobs; sweep with one device a job, or launch with "
-            "torchrun --nproc-per-node=N train.py --multirun ..."
-        )
+    require_starter(trainer.devices, trainer.num_nodes, sweep=HydraConfig.get().mode == RunMode.MULTIRUN)
     data = build_data(config["data"], config["tokenizer"], seed, trainer.devices * trainer.num_nodes)
     make_trainer(trainer, RUNS, [], build_callbacks(config))
     build_loggers(config)

@@ -28,9 +28,23 @@ Decision = dict[str, Any]  # plain values
 UNBOUNDED = timedelta(days=30)  # for the first process may tokenise for hours
 
 
-def starts_processes(devices: int) -> bool:
-    """Whether this process will start others, by running its command line again."""
-    return devices > 1 and not environment().creates_processes_externally
+def require_starter(devices: int, num_nodes: int, sweep: bool) -> None:
+    """Checks that somebody starts the processes: this one starts those of its node, by running its command line again.
+
+    Raises:
+        UserError: nobody would start them all.
+    """
+    if environment().creates_processes_externally:
+        return
+    if num_nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes={num_nodes}: torchrun or Slurm must start the processes of several nodes (docs/scale.md)"
+        )
+    if sweep and devices > 1:
+        raise UserError(
+            f"trainer.devices={devices}: a sweep cannot start the processes of its jobs; sweep with one device a job, "
+            "or launch with torchrun --nproc-per-node=N train.py --multirun ..."
+        )
 
 
 def environment() -> ClusterEnvironment:

@@ -85,6 +85,15 @@ def test_files_that_are_not_the_measured_ones_are_named_and_left_out(monkeypatch
     assert "wiki_es (other files)" in caplog.text
 
 
+def test_another_interpreter_than_that_of_the_run_is_named_and_its_text_is_another_one(monkeypatch, caplog):
+    known = Offline(weights={"python": 1}, by_size=False, versions=None)
+    before, was = known.fingerprint(), known.versions["python"]
+    monkeypatch.setattr(offline, "_version", lambda name: "3.99.1")
+    source = Offline(weights={"python": 1}, by_size=False, versions=known.versions)
+    assert source.fingerprint() != before
+    assert caplog.messages == [f"data=offline: python was that of {was}, it is that of 3.99.1 now"]
+
+
 def test_nothing_at_all_is_an_error(monkeypatch):
     monkeypatch.setattr(offline, "_locate", lambda domain: [])
     refused(
