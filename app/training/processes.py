@@ -37,9 +37,7 @@ def require_starter(devices: int, num_nodes: int, sweep: bool) -> None:
     if environment().creates_processes_externally:
         return
     if num_nodes > 1:
-        raise UserError(
-            f"trainer.num_nodes={num_nodes}: torchrun or Slurm must start the processes of several nodes (docs/scale.md)"
-        )
+        raise UserError(f"trainer.num_nodes={num_nodes}: torchrun or Slurm must start the processes of several nodes")
     if sweep and devices > 1:
         raise UserError(
             f"trainer.devices={devices}: a sweep cannot start the processes of its jobs; sweep with one device a job, "
