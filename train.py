@@ -19,10 +19,8 @@ from app.config.saved import with_saved_overrides
 def main(config: DictConfig) -> None:
     """One run, under the composed config."""
     from app.run import run  # torch takes seconds to import, and --help needs none of it
-    from app.runs.sweep import member
 
-    with member():
-        run(config)
+    run(config)
 
 
 if __name__ == "__main__":

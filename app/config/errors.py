@@ -17,10 +17,6 @@ from app.registry import UserError, unknown
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)
 
 
-class MemberFailed(Exception):
-    """A member of a sweep has failed, and was told of."""
-
-
 @contextmanager
 def exit_on_mistake() -> Iterator[None]:
     """Ends the program with status 2 and one line, or on Ctrl-C with 130; errors of our own keep their traceback."""
@@ -29,8 +25,6 @@ def exit_on_mistake() -> Iterator[None]:
     except MISTAKES as error:
         if str(error):  # else the first process has told it
             print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except MemberFailed:
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; nothing is half-written", file=sys.stderr)

@@ -46,8 +46,9 @@ def write_summary(folder: Path, config: Config, checkpoint: dict[str, Any]) -> N
     about = {"seed": config["seed"], "corpus_fingerprint": text.fingerprint}
     summary = summarize(checkpoint) | Budget.of(model, config["data"]["seq_len"]).summary() | about
     write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    say(f"{summary['val_bpb']:.3f} bits per byte. The run lies in {folder}; look at its experts with")
-    say(f"  tensorboard --logdir {folder.parent}")
+    say(f"{summary['val_bpb']:.3f} bits per byte. The run lies in {folder}")
+    if (folder / "tb").exists():
+        say(f"look at its experts: tensorboard --logdir {folder.parent}")
 
 
 def is_finished(checkpoint: dict[str, Any]) -> bool:

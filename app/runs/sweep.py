@@ -1,57 +1,63 @@
-"""What goes wrong in a sweep is said by member, and the other members run."""
+"""A sweep is runs one after another: what goes wrong in one is said at once, with its number, and the others run."""
 
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from app.config.errors import MISTAKES, MemberFailed, exit_on_mistake, one_line
+from app.config.errors import MISTAKES, exit_on_mistake, one_line
 from app.registry import UserError
 
 
-class OneNameEach(Callback):
-    """Refuses a sweep whose members would all have one name; Hydra calls it before the first of them."""
+class Members(Callback):
+    """Called by Hydra around a sweep and after every run of it; the exit status is 2 if one of them has failed."""
+
+    def __init__(self) -> None:
+        self.failed = False
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # run='x_${seed}' as it is
-        overrides = OverridesParser.create().parse_overrides(typed)
-        swept = [override for override in overrides if override.is_sweep_override()]
-        fixed = [override for override in overrides if override.key_or_group == "run"][-1:]
-        fixed = [o for o in fixed if o not in swept and o.value() is not None and "${" not in str(o.input_line)]
-        if swept and fixed:
-            key = swept[0].key_or_group
-            with exit_on_mistake():
-                raise UserError(
-                    f"{fixed[-1].input_line}: would be the name of every member of the sweep; leave it out, or put in "
-                    f"what differs: run='{fixed[-1].value()}_${{{key}}}'"
-                )
+        with exit_on_mistake():
+            require_one_name_each(typed)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if job_return.status is not JobStatus.FAILED:
+            return
+        error = job_return._return_value
+        if config.hydra.mode != RunMode.MULTIRUN:
+            if isinstance(error, MISTAKES):
+                with exit_on_mistake():
+                    raise error
+            return  # Hydra raises it
+        if not isinstance(error, MISTAKES):
+            traceback.print_exception(error)
+        if str(error):  # else the first process of the run has told it
+            what = " ".join(word for word in config.hydra.overrides.task if word not in sys.argv)
+            print(f"error: job {config.hydra.job.num} ({what}): {one_line(error)}", file=sys.stderr)
+        self.failed, job_return.status = True, JobStatus.COMPLETED  # Hydra would end the sweep with it once more
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if self.failed:
+            sys.exit(2)
 
 
-@contextmanager
-def member() -> Iterator[None]:
-    """Around one run: in a sweep tells its failure at once, with its number and what it was, and goes on.
+def require_one_name_each(overrides: list[str]) -> None:
+    """Checks that the members of a sweep do not all have one name.
 
     Raises:
-        MemberFailed: told; at the end of the sweep it makes the exit status.
+        UserError: they do.
     """
-    job = HydraConfig.get()
-    if job.mode != RunMode.MULTIRUN:
-        with exit_on_mistake():
-            yield
-        return
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, MISTAKES):
-            traceback.print_exc()
-        what = " ".join(word for word in job.overrides.task if word not in sys.argv)
-        if str(error):
-            print(f"error: job {job.job.num} ({what}): {one_line(error)}", file=sys.stderr)
-        raise MemberFailed from error
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    swept = [override for override in parsed if override.is_sweep_override()]
+    fixed = [override for override in parsed if override.key_or_group == "run"][-1:]
+    fixed = [o for o in fixed if o not in swept and o.value() is not None and "${" not in str(o.input_line)]
+    if swept and fixed:
+        raise UserError(
+            f"{fixed[-1].input_line}: would be the name of every member of the sweep; leave it out, or put in what "
+            f"differs: run='{fixed[-1].value()}_${{{swept[0].key_or_group}}}'"
+        )

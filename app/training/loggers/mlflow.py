@@ -10,11 +10,11 @@ from app.registry import UserError, register
 
 @register("logger")
 class MlFlow:
-    """Sends scalars to MLflow, under the name of the run.
+    """Sends scalars to MLflow, under the name of the run; a run that goes on is the same run there.
 
     Args:
         experiment: where the runs lie.
-        tracking_uri: of a server; null: the folder `mlruns` of the run.
+        tracking_uri: of a server or a database; null: the file `mlflow.db` of the run.
 
     Raises:
         UserError: its package is not installed.
@@ -26,9 +26,21 @@ class MlFlow:
         self.experiment, self.tracking_uri = experiment, tracking_uri
 
     def open(self, folder: Path, step: int) -> MLFlowLogger:
+        uri = self.tracking_uri or f"sqlite:///{folder.absolute()}/mlflow.db"
+        known = self._known(uri, folder.name) if step else None
         return MLFlowLogger(
             self.experiment,
             run_name=folder.name,
-            tracking_uri=self.tracking_uri,
-            save_dir=str(folder / "mlruns"),
+            tracking_uri=uri,
+            run_id=known,
+            artifact_location=str(folder.absolute() / "mlflow"),
         )
+
+    def _known(self, uri: str, name: str) -> str | None:
+        """The run of this name, which has begun already."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(self.experiment)
+        found = client.search_runs([experiment.experiment_id], f"tags.mlflow.runName = '{name}'") if experiment else []
+        return str(found[0].info.run_id) if found else None

@@ -22,7 +22,7 @@ from tests.app.training.test_faults import same
 from tests.conftest import ROOT
 
 FRESH = multiprocessing.get_context("forkserver")  # every process starts as one that has imported, and done no more
-FRESH.set_forkserver_preload(["app.run", "app.runs.sweep", __name__])
+FRESH.set_forkserver_preload(["app.run", __name__])
 LINE = (
     f"{SMALL} data.micro_batch_size=2 trainer.val_every=3 trainer.log_every=3 logger=[tensorboard,csv] "
     "router=noisy_topk balance=[aux,loss_free] callbacks=full callbacks.expert_pictures.every=2 "
