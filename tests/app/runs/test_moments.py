@@ -34,8 +34,8 @@ TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 CLOCK = ("wall_s", "tokens_per_s", "peak_memory_bytes")
 
 
-def _train(folder: Path, words: list[str], moment: Moment | None, number: signal.Signals) -> None:
-    """train.py, which gets a signal when a function is called for the n-th time, before that does anything."""
+def _train(folder: Path, words: list[str], moment: Moment | None, *numbers: signal.Signals) -> None:
+    """train.py, which gets signals when a function is called for the n-th time, before that does anything."""
     os.chdir(folder)
     sys.argv = [str(ROOT / "train.py"), *words]
     if moment is not None:
@@ -45,7 +45,8 @@ def _train(folder: Path, words: list[str], moment: Moment | None, number: signal
 
         def signalled(*args: Any, **kwargs: Any) -> Any:
             if next(calls, None) is None:
-                os.kill(os.getpid(), number)
+                for number in numbers:
+                    os.kill(os.getpid(), number)
             return real(*args, **kwargs)
 
         setattr(owner, name, signalled)
@@ -65,8 +66,8 @@ def ended(process: Any) -> int | None:
     return process.exitcode
 
 
-def train(folder: Path, words: list[str], moment: Moment | None = None, number: Any = signal.SIGKILL) -> int | None:
-    process = FRESH.Process(target=_train, args=(folder, words, moment, number))
+def train(folder: Path, words: list[str], moment: Moment | None = None, *numbers: signal.Signals) -> int | None:
+    process = FRESH.Process(target=_train, args=(folder, words, moment, *numbers))
     process.start()
     return ended(process)
 
@@ -147,7 +148,7 @@ def assert_same(cut: Path, straight: Path) -> None:
 def test_a_run_killed_at_any_moment_goes_on_to_what_a_straight_run_shows(
     straight: Path, folder: Path, moment: str
 ) -> None:
-    assert train(folder, [*FEWER, "run=cut"], MOMENTS[moment]) == -signal.SIGKILL
+    assert train(folder, [*FEWER, "run=cut"], MOMENTS[moment], signal.SIGKILL) == -signal.SIGKILL
     assert train(folder, [*FEWER, "run=cut", "resume=true"]) == 0
     assert_same(folder / "runs/cut", straight)
 
@@ -171,6 +172,12 @@ def test_a_run_asked_to_end_inside_a_validation_makes_up_for_it(
     assert train(folder, [*FEWER, "run=cut", "resume=true"]) == 0
     assert shown(cut) == shown(straight)
     assert same(state(cut), state(straight))
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(folder: Path) -> None:
+    third_step = ("app.training.module:LanguageModel", "training_step", 3)
+    assert train(folder, [*FEWER, "run=cut"], third_step, signal.SIGINT, signal.SIGINT) == 130
+    assert [step for step, _ in steps(folder / "runs/cut/checkpoints")] == [2]
 
 
 def test_a_run_on_two_processes_goes_on_to_what_a_straight_one_shows(folder: Path) -> None:
