@@ -91,13 +91,8 @@ class TokenDataModule(LightningDataModule):
         super().__init__()
         for name, value in (("seq_len", seq_len), ("batch_size", batch_size), ("micro_batch_size", micro_batch_size)):
             require(name, value, value >= 1, "must be at least 1")
-        require("val_rows", val_rows, val_rows is None or val_rows >= 1, "must be at least 1, or null")
-        require(
-            "overfit_batches",
-            overfit_batches,
-            overfit_batches is None or overfit_batches >= 1,
-            "must be at least 1, or null",
-        )
+        for name, limit in (("val_rows", val_rows), ("overfit_batches", overfit_batches)):
+            require(name, limit, limit is None or limit >= 1, "must be at least 1, or null")
         require("num_workers", num_workers, num_workers >= 0, "must be at least 0")
         multiple = f"must be a multiple of data.micro_batch_size={micro_batch_size}"
         require("batch_size", batch_size, batch_size % micro_batch_size == 0, multiple)

@@ -28,13 +28,7 @@ class MlFlow:
     def open(self, folder: Path, step: int) -> MLFlowLogger:
         uri = self.tracking_uri or f"sqlite:///{folder.absolute()}/mlflow.db"
         known = self._known(uri, folder.name) if step else None
-        return MLFlowLogger(
-            self.experiment,
-            run_name=folder.name,
-            tracking_uri=uri,
-            run_id=known,
-            artifact_location=str(folder.absolute() / "mlflow"),
-        )
+        return MLFlowLogger(self.experiment, run_name=folder.name, tracking_uri=uri, run_id=known)
 
     def _known(self, uri: str, name: str) -> str | None:
         """The run of this name, which has begun already."""
