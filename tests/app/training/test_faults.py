@@ -477,5 +477,6 @@ def test_forty_random_configs_train_or_end_in_one_line(train: Train, capsys: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_a_thousand_random_configs_train_or_end_in_one_line(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     any_values(train, capsys, 1000)
