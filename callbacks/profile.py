@@ -30,7 +30,7 @@ class Profile(lightning.Callback):
         ValueError: a knob is out of its range.
     """
 
-    tags = (Tag("profile/operations", "where the recorded steps spent their time", "s", "text", "rank 0"),)
+    tags = (Tag("profile/operations", "where the recorded steps spent their time", "text", "text", "rank 0"),)
 
     def __init__(self, *, skip: int, steps: int, rows: int) -> None:
         for name, value in (("skip", skip), ("steps", steps), ("rows", rows)):
@@ -40,7 +40,7 @@ class Profile(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.recorded = False
         phases = schedule(wait=self.skip - 1, warmup=1, active=self.steps, repeat=1)
-        self.recorder = profile(schedule=phases, on_trace_ready=partial(self._write, trainer), record_shapes=False)
+        self.recorder = profile(schedule=phases, on_trace_ready=partial(self._write, trainer))
         self.recorder.start()
 
     def on_train_batch_end(self, *_: object) -> None:

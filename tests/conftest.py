@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two threads on busy cores wait for each other
 
 import runpy
+import socket
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import app.environment  # noqa: F401
 from app.config.compose import as_dict
@@ -19,6 +22,26 @@ from app.config.compose import as_dict
 ROOT = Path(__file__).parent.parent
 NANO = ("model=nano", "tokenizer=bytes", "data.seq_len=32", "data.batch_size=4", "data.micro_batch_size=2",
         "data.val_rows=2", "trainer.max_steps=2", "trainer.precision=32-true", "callbacks=off")  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def become_rank(rank: int, ranks: int, port: int) -> None:
+    """Makes this process one of several, as a launcher would."""
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(ranks)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]
+
+
+def events_of(run: Path) -> EventAccumulator:
+    """What a run has written to TensorBoard."""
+    events = EventAccumulator(str(run / "tb"))
+    events.Reload()
+    return events
 
 
 @pytest.fixture(scope="session")

@@ -29,21 +29,25 @@ class Members(Callback):
         if job_return.status is not JobStatus.FAILED:
             return
         error = job_return._return_value
-        if config.hydra.mode != RunMode.MULTIRUN:
-            if isinstance(error, MISTAKES):
-                with exit_on_mistake():
-                    raise error
-            return  # Hydra raises it
-        if not isinstance(error, MISTAKES):
-            traceback.print_exception(error)
-        if str(error):  # else the first process of the run has told it
-            what = " ".join(word for word in config.hydra.overrides.task if word not in sys.argv)
-            print(f"error: job {config.hydra.job.num} ({what}): {one_line(error)}", file=sys.stderr)
-        self.failed, job_return.status = True, JobStatus.COMPLETED  # Hydra would end the sweep with it once more
+        if config.hydra.mode == RunMode.MULTIRUN:
+            tell(error, config)
+            self.failed, job_return.status = True, JobStatus.COMPLETED  # Hydra would raise it when all have ended
+        elif isinstance(error, MISTAKES):  # Hydra raises others, and would say a line of its own before these
+            with exit_on_mistake():
+                raise error
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if self.failed:
             sys.exit(2)
+
+
+def tell(error: Exception, config: DictConfig) -> None:
+    """What was wrong with a member of a sweep, after its number and what sets it apart."""
+    if not isinstance(error, MISTAKES):
+        traceback.print_exception(error)
+    if str(error):  # else the first process of the run has told it
+        what = " ".join(word for word in config.hydra.overrides.task if word not in sys.argv)
+        print(f"error: job {config.hydra.job.num} ({what}): {one_line(error)}", file=sys.stderr)
 
 
 def require_one_name_each(overrides: list[str]) -> None:

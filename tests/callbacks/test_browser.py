@@ -1,6 +1,5 @@
 """TensorBoard in a real browser, on a short real run: does a person find the experts?"""
 
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 
 from tests.callbacks.conftest import starter
 from tests.callbacks.test_brief import OFTEN
+from tests.conftest import free_port
 
 pytestmark = pytest.mark.browser
 CHROMIUM = Path("/usr/bin/chromium")
@@ -26,9 +26,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not CHROMIUM.exists():
         pytest.skip(f"no {CHROMIUM}; apt-get install chromium")
     folder = starter(tmp_path_factory.mktemp("browser"))("callbacks=brief", *OFTEN).folder
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

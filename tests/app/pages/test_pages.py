@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from app.pages.__main__ import TABLES
 from app.pages.markers import ROOT, between, replaced
 from app.pages.tags import tags
+from tests.conftest import events_of
 
 
 @pytest.mark.parametrize(("page", "marker", "table"), TABLES, ids=[marker for _, marker, _ in TABLES])
@@ -23,9 +23,7 @@ def test_only_what_stands_between_the_markers_is_replaced():
 
 def written(run: Path) -> set[tuple[str, str]]:
     """Kind and name of all that a run has written."""
-    events = EventAccumulator(str(run / "tb"))
-    events.Reload()
-    found = events.Tags()
+    found = events_of(run).Tags()
     texts = {tag.removesuffix("/text_summary") for tag in found["tensors"] if tag.endswith("/text_summary")}
     kinds = {"scalar": found["scalars"], "image": found["images"], "histogram": found["histograms"], "text": texts}
     return {(kind, name) for kind, names in kinds.items() for name in names}

@@ -1,37 +1,36 @@
 """`debug=NAME`: what is needed when something looks wrong, by one word and beside any other choice."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import ROOT
+from app.config.compose import composed
+from tests.conftest import ROOT, events_of
 from tests.test_train import Train
 
 
-def shown(run: Path) -> EventAccumulator:
-    events = EventAccumulator(str(run / "tb"))
-    events.Reload()
-    return events
+@pytest.mark.parametrize("experiment", ["null", "toy/small", "paper/deepseekmoe_2b"])
+def test_fast_is_three_steps_whatever_the_experiment(experiment: str) -> None:
+    trainer = composed([f"experiment={experiment}", "debug=fast"])["trainer"]
+    assert (trainer["max_steps"], trainer["val_every"], trainer["checkpoint_every"]) == (3, 3, 3)
 
 
-def test_fast_is_three_steps_to_the_summary_whatever_the_experiment(train: Train) -> None:
-    run = train("experiment=toy/small", "model=nano", "debug=fast", "trainer.max_steps=3")
+def test_fast_goes_to_the_summary(train: Train) -> None:
+    run = train("debug=fast", "trainer.max_steps=3")  # the fixture asks for 2
     assert json.loads((run / "summary.json").read_text())["tokens_seen"] == 3 * 4 * 32
-    assert [point.step for point in shown(run).Scalars("train/loss")] == [0, 1, 2]
+    assert [point.step for point in events_of(run).Scalars("train/loss")] == [0, 1, 2]
 
 
 def test_overfit_brings_the_loss_of_one_batch_towards_zero(train: Train) -> None:
     run = train("debug=overfit", "trainer.max_steps=100", "optimizer.lr=0.01", "balance=none")
-    losses = [point.value for point in shown(run).Scalars("train/loss")]
+    losses = [point.value for point in events_of(run).Scalars("train/loss")]
     assert losses[-1] < 0.1 < 2 < losses[0]
 
 
 def test_profile_shows_the_operations_and_leaves_a_trace(train: Train) -> None:
     run = train("debug=profile", "trainer.max_steps=6")
-    text = shown(run).Tensors("profile/operations/text_summary")[0].tensor_proto.string_val[0].decode()
+    text = events_of(run).Tensors("profile/operations/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "aten::mm" in text and "Self CPU time total" in text
     (trace,) = (run / "profile").glob("rank_0.*.pt.trace.json")
     events = json.loads(trace.read_text())["traceEvents"]

@@ -9,29 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from app.training.checkpoints import steps
-from tests.app.runs.conftest import Shell, command, environment, mistake, tree
+from tests.app.runs.conftest import Shell, command, environment, mistake, shown, tree
+from tests.app.training.test_faults import assert_same_end
 from tests.test_train import Train
 from tests.test_train import mistake as told
 
 LONG = "train SMALL trainer.max_steps=12 trainer.val_every=3 trainer.checkpoint_every=4 schedule.warmup_steps=2"
 
 
-def points(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """The scalars that TensorBoard shows of a run, but those of the clock."""
-    shown = EventAccumulator(str(run / "tb"), size_guidance={"scalars": 0})
-    shown.Reload()
-    tags = [tag for tag in shown.Tags()["scalars"] if not tag.startswith("speed")]
-    return {tag: [(point.step, point.value) for point in shown.Scalars(tag)] for tag in tags}
-
-
-def same_weights(one: Path, two: Path, step: int) -> bool:
-    states = [torch.load(run / f"checkpoints/step_{step}.ckpt", weights_only=True)["state_dict"] for run in (one, two)]
-    return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+def logged(run: Path, tag: str) -> list[int]:
+    return [step for step, _ in shown(run)[tag]]
 
 
 @pytest.mark.parametrize("asked", ["", "trainer.max_steps=1", "trainer=ddp"])
@@ -72,9 +62,9 @@ def test_a_run_killed_from_outside_shows_every_point_once_and_every_validation(s
     straight, cut = folder / "runs/straight", folder / "runs/cut"
     assert killed(folder, "cut", 7, signal.SIGKILL, line) == -signal.SIGKILL
     assert shell("train run=cut resume=true").returncode == 0
-    assert points(cut) == points(straight)
-    assert [step for step, _ in points(cut)["val/nats"]] == [2, 5, 8, 11]
-    assert same_weights(straight, cut, 12)
+    assert shown(cut) == shown(straight)
+    assert logged(cut, "val/nats") == [2, 5, 8, 11]
+    assert_same_end(straight, cut, 12)
     assert (cut / "summary.json").exists()
 
 
@@ -89,10 +79,9 @@ def test_a_run_that_is_asked_to_end_saves_says_how_to_go_on_and_does_not_look_fi
     assert not (run / "summary.json").exists()
     (last, _), *_ = reversed(steps(run / "checkpoints"))
     assert last >= 5
-    shown = [step for step, _ in points(run)["train/loss"]]
-    assert shown == list(range(last))
+    assert logged(run, "train/loss") == list(range(last))
     assert shell(f"train run=asked resume=true trainer.max_steps={last + 2}").returncode == 0
-    assert [step for step, _ in points(run)["train/loss"]] == list(range(last + 2))
+    assert logged(run, "train/loss") == list(range(last + 2))
 
 
 def test_ctrl_c_during_tokenisation_leaves_no_half_cache(folder: Path) -> None:
@@ -184,7 +173,7 @@ def test_a_run_of_two_processes_under_a_matched_config_goes_on_alone(shell: Shel
     assert done.returncode == 0, done.stderr
     summary = json.loads((folder / "runs/wide/summary.json").read_text())
     assert summary["tokens_seen"] == 6 * 128
-    assert [step for step, _ in points(folder / "runs/wide")["train/loss"]] == list(range(6))
+    assert logged(folder / "runs/wide", "train/loss") == list(range(6))
 
 
 def test_a_process_that_never_joins_ends_the_other_in_one_line(folder: Path) -> None:

@@ -6,20 +6,19 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import sys
+from itertools import count
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 
 from app.training.checkpoints import steps
 from tests.app.runs.conftest import SMALL, shown, write_text
-from tests.app.training.test_faults import same
-from tests.conftest import ROOT
+from tests.app.training.test_faults import before, same
+from tests.conftest import ROOT, become_rank, free_port
 
 FRESH = multiprocessing.get_context("forkserver")  # every process starts as one that has imported, and done no more
 FRESH.set_forkserver_preload(["app.run", __name__])
@@ -40,23 +39,13 @@ def _train(folder: Path, words: list[str], moment: Moment | None, *numbers: sign
     sys.argv = [str(ROOT / "train.py"), *words]
     if moment is not None:
         place, name, call = moment
-        owner, calls = resolve_name(place), iter(range(1, call))
-        real = getattr(owner, name)
-
-        def signalled(*args: Any, **kwargs: Any) -> Any:
-            if next(calls, None) is None:
-                for number in numbers:
-                    os.kill(os.getpid(), number)
-            return real(*args, **kwargs)
-
-        setattr(owner, name, signalled)
+        calls = count(1)
+        before(resolve_name(place), name, lambda *_: next(calls) == call and list(map(signal.raise_signal, numbers)))
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def _train_rank(rank: int, port: int, *args: Any) -> None:
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    rank_zero_only.rank = rank
+    become_rank(rank, 2, port)
     _train(*args)
 
 
@@ -74,10 +63,7 @@ def train(folder: Path, words: list[str], moment: Moment | None = None, *numbers
 
 def train_two(folder: Path, words: list[str], moment: Moment | None = None) -> list[int | None]:
     """On two processes, the second of which gets the signal."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    moments = (None, moment)
+    moments, port = (None, moment), free_port()
     two = [
         FRESH.Process(target=_train_rank, args=(rank, port, folder, [*words, *TWO], moments[rank], signal.SIGKILL))
         for rank in range(2)

@@ -2,11 +2,14 @@
 
 import json
 import subprocess
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from app.training.module import LanguageModel
 from tests.app.runs.conftest import Shell, command, environment, mistake
 from tests.test_train import Train
 from tests.test_train import mistake as told
@@ -26,6 +29,27 @@ def test_a_sweep_with_a_failing_member_runs_the_others_each_in_its_own_folder(sh
     assert seeds == [OmegaConf.load(run / "config.yaml").seed for run in runs] == [3, 4]
     losses = [json.loads((run / "summary.json").read_text())["val_nats"] for run in runs]
     assert losses[0] != losses[1]
+
+
+def test_a_member_that_fails_while_it_trains_keeps_its_folder_and_the_others_end(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, calls = LanguageModel.training_step, count(1)
+
+    def ill(*args: Any) -> Any:  # of four members with two steps each, the third in its second
+        if next(calls) == 6:
+            raise RuntimeError("out of memory")
+        return step(*args)
+
+    monkeypatch.setattr(LanguageModel, "training_step", ill)
+    with pytest.raises(SystemExit) as end:
+        train("run=null", "seed=3,4", "router=topk,gru", "--multirun")
+    assert end.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert lines == ["error: job 2 (seed=4 router=topk): out of memory"]
+    runs = sorted((tmp_path / "runs").iterdir())
+    assert [OmegaConf.load(run / "config.yaml").seed for run in runs] == [3, 3, 4, 4]
+    assert [(run / "summary.json").exists() for run in runs] == [True, True, False, True]
 
 
 def test_a_member_never_goes_on_with_another(shell: Shell, folder: Path) -> None:

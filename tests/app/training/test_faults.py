@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,12 +19,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lightning.pytorch.utilities import rank_zero_only
 
 from app.training.checkpoints import checksum, digest, newest, steps, write_atomically
 from app.training.module import LanguageModel
 from callbacks.warnings import Warnings
-from tests.conftest import NANO, ROOT
+from tests.conftest import NANO, ROOT, become_rank, free_port
 from tests.test_train import mistake
 
 Train = Callable[..., Path]
@@ -152,14 +150,10 @@ def test_sigterm_saves_after_the_step_and_ends_well(train: Train, tmp_path: Path
 
 def on_two(train: Train, tmp_path: Path, ill: Callable[[], None], *overrides: str, strategy: str = "ddp") -> list[int]:
     """The processes of a run, the second of which is ill."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
 
     def work(rank: int) -> None:
-        os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        rank_zero_only.rank = rank
+        become_rank(rank, 2, port)
         if rank:
             ill()
         where = (f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.precision=32-true")

@@ -1,8 +1,6 @@
 """The gradient of a step does not depend on how its rows are cut into micro-batches or shared among ranks, nor on who
 holds which expert; neither do its norm and what clipping makes of it."""
 
-import os
-import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch.utils.data import DataLoader
 from app.config.build import build_module, build_trainer_config
 from app.training.sharding import full_tensor
 from app.training.trainer import make_strategy
+from tests.conftest import become_rank, free_port
 
 Gradients = dict[str, Tensor]
 ROWS, LENGTH, VOCAB = 4, 16, 64
@@ -112,16 +111,11 @@ def on_ranks(config: dict[str, Any], ranks: int, folder: Path) -> Gradients:
 
 def fork(work: Callable[[int], None], ranks: int) -> None:
     """Calls `work` with its rank in several processes that know of each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start_processes(_worker, (ranks, port, work), nprocs=ranks, start_method="fork")
+    start_processes(_worker, (ranks, free_port(), work), nprocs=ranks, start_method="fork")
 
 
 def _worker(rank: int, ranks: int, port: int, work: Callable[[int], None]) -> None:
-    os.environ.update(
-        LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+    become_rank(rank, ranks, port)
     torch.set_num_threads(1)
     work(rank)
     torch.distributed.destroy_process_group()
