@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from app.model.assemble import build_model, ranged
+from app.model.upcycle import Upcycle
 from app.registry import UserError, check, make
 from app.training.loggers import LoggerPart
 from app.training.module import LanguageModel
@@ -27,6 +28,11 @@ TARGETS = ("lightning", "torch", "torchmetrics")  # whose classes a config may n
 def build_trainer_config(config: Config) -> TrainerConfig:
     """How the run trains, checked."""
     return ranged("trainer", lambda: TrainerConfig(**check(TrainerConfig, config["trainer"], "trainer")))
+
+
+def build_upcycle(config: Config) -> Upcycle:
+    """What the experts start from, checked; nothing is read."""
+    return ranged("upcycle", lambda: Upcycle(**check(Upcycle, config["upcycle"], "upcycle")))
 
 
 def build_optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:

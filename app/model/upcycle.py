@@ -10,22 +10,36 @@ With gates that sum to 1 the first forward pass of `copied` and `granular` is th
 over as it is; a shared expert starts at 0.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from app.model.moe import MoE
 from app.model.transformer import Block, Transformer
-from app.registry import UserError, require, unknown
+from app.registry import UserError, require
 from experts.contract import FeedForward, Routed
 from routers.contract import Score
 
 How = Literal["copied", "granular", "drop"]
 State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upcycle:
+    """The config group `upcycle`: what the experts start from, and how.
+
+    Raises:
+        ValueError: `drop_share` is not in 0..1.
+    """
+
+    checkpoint: str | None
+    how: How
+    drop_share: float
+
+    def __post_init__(self) -> None:
+        require("drop_share", self.drop_share, 0 <= self.drop_share <= 1, "must be in 0..1")
 
 
 @torch.no_grad()
@@ -35,14 +49,12 @@ def upcycle(model: Transformer, dense: State, how: How, drop_share: float = 0.5,
     Args:
         dense: state of a `Transformer` without experts; the prefix `model.` of a checkpoint is understood.
         how: copied, granular or drop.
-        drop_share: of the hidden units that `drop` draws anew.
+        drop_share: of the hidden units that `drop` draws anew, 0..1.
         seed: of what is drawn.
 
     Raises:
-        ValueError: `drop_share` is not in 0..1.
         UserError: the sizes do not fit, or the layout has no single stack of experts.
     """
-    require("drop_share", drop_share, 0 <= drop_share <= 1, "must be in 0..1")
     dense = {name.removeprefix("model."): tensor for name, tensor in dense.items()}
     random = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -108,25 +120,6 @@ def _draw_anew(w_in: Tensor, w_out: Tensor, share: float, random: torch.Generato
     for matrix in (w_in[:, :width], w_in[:, width:], w_out.T):
         drawn = torch.randn(len(matrix), len(units), generator=random)
         matrix[:, units] = (matrix.mean() + matrix.std() * drawn).to(matrix.dtype)
-
-
-def upcycle_from(model: Transformer, chosen: Mapping[str, Any], seed: int) -> None:
-    """The same by the config's words: `checkpoint`, `how`, `drop_share`.
-
-    Raises:
-        UserError: the checkpoint cannot be read or does not fit, or a value is not allowed.
-    """
-    path, how = Path(chosen["checkpoint"]), chosen["how"]
-    if how not in get_args(How):
-        raise UserError(unknown(f"upcycle.how={how}", str(how), get_args(How)))
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except (OSError, KeyError, UnpicklingError) as error:
-        raise UserError(f"upcycle.checkpoint={path}: is not a checkpoint of ours ({type(error).__name__})") from error
-    try:
-        upcycle(model, state, how, chosen["drop_share"], seed)
-    except ValueError as error:
-        raise UserError(f"upcycle.{error}") from error
 
 
 def _copy(name: str, parameter: Tensor, saved: Tensor | None) -> None:

@@ -72,13 +72,17 @@ def read_run(path: Path) -> TrainedRun:
     return TrainedRun(folder, config, model.eval(), text, checkpoint)
 
 
-def checkpoint_at(path: Path) -> Path:
-    """A checkpoint, or the newest one of the run whose folder it is.
+def dense_weights(checkpoint: str) -> dict[str, Any]:
+    """The state of the dense model that experts start from, of a checkpoint or the newest one of a run.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is damaged.
     """
-    return located(path)[1] if path.is_dir() else path
+    path = Path(checkpoint)
+    if not path.exists():
+        raise UserError(f"upcycle.checkpoint={path}: no such file or folder; give a checkpoint, or the folder of a run")
+    state: dict[str, Any] = read_checkpoint(located(path)[1] if path.is_dir() else path)["state_dict"]
+    return state
 
 
 def located(path: Path) -> tuple[Path, Path]:

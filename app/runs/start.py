@@ -11,7 +11,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from app.config.build import build_callbacks, build_loggers, build_module, build_trainer_config
+from app.config.build import build_callbacks, build_loggers, build_module, build_trainer_config, build_upcycle
 from app.config.compose import Config
 from app.config.overrides import key_of
 from app.config.saved import CONFIG, OVERRIDES, RUNS, dumped, listed
@@ -19,7 +19,7 @@ from app.cost.match import matched
 from app.data.module import TokenDataModule, build_data
 from app.registry import UserError
 from app.runs.folder import SUMMARY, opened, run_name, taken
-from app.runs.read import checkpoint_at, require_same_text
+from app.runs.read import dense_weights, require_same_text
 from app.runs.resume import newest_checkpoint, saved_config
 from app.runs.summary import is_finished, write_summary
 from app.runs.text import ABOUT, read_text, text_files
@@ -54,6 +54,9 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
     if checkpoint is not None and step_of(checkpoint) >= config["trainer"]["max_steps"]:
         return _nothing_to_do(config, folder, checkpoint)
     check_config(config)
+    dense = build_upcycle(config).checkpoint
+    if checkpoint is None and dense is not None:
+        dense_weights(dense)
     if not goes_on:  # a saved config is matched already
         config = matched(config, overrides)
     data = _text(config, folder)
@@ -81,8 +84,6 @@ def check_config(config: Config) -> None:
     with torch.device("meta"):
         module = build_module(config, 1, ["text"], data.micro_batch_size)
     check_expert_parallel(module.model, trainer.ep_size)
-    if config["upcycle"]["checkpoint"] is not None:
-        read_checkpoint(checkpoint_at(Path(config["upcycle"]["checkpoint"])))
 
 
 def _resolved(chosen: Config, overrides: list[str], folder: Path) -> tuple[Config, list[str], bool]:

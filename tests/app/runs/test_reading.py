@@ -101,3 +101,5 @@ def test_a_checkpoint_stands_for_its_run_and_a_run_for_its_newest_checkpoint(
         json.loads((tmp_path / f"runs/{name}/summary.json").read_text()) for name in ("of_run", "of_checkpoint")
     )
     assert one["val_nats"] == two["val_nats"]
+    shutil.rmtree(dense)
+    train("resume=true", "trainer.max_steps=2", name="of_run")  # what it started from is in its weights now
