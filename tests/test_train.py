@@ -145,10 +145,17 @@ def test_a_mistake_ends_with_one_line_and_status_2(
 
 
 @pytest.mark.parametrize(
-    "nothing", ["balance=null", "callbacks=null", "logger=null", "experiment=null", "debug=null", "logger=none"]
+    "nothing",
+    ["balance=null", "~balance", "callbacks=null", "~callbacks", "logger=null", "experiment=null", "debug=null"],
 )
 def test_a_group_that_a_run_can_do_without_may_be_taken_away(train: Train, nothing: str) -> None:
     assert (train(nothing, "trainer.max_steps=1") / "summary.json").exists()
+
+
+def test_a_run_without_callbacks_says_nothing_of_its_steps(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train("callbacks=null")
+    said = capsys.readouterr()
+    assert "loss" not in said.out + said.err
 
 
 def test_a_taken_run_name_is_refused_and_nothing_is_overwritten(

@@ -54,12 +54,10 @@ def composed(overrides: Sequence[str]) -> Config:
 
 
 def without_nulls(overrides: Sequence[str]) -> list[str]:
-    """Overrides that Hydra can read: it has no GROUP=null, which takes a group away; a preset is none by default."""
+    """Overrides that Hydra can read, where GROUP=null or ~GROUP takes a group away; a preset is none by default."""
     words = [word for word in overrides if word not in [f"{group}=null" for group in PRESETS]]
-    nulls = {
-        f"{group}=null": f"{group}=none" if (CONF / group / "none.yaml").exists() else f"~{group}"
-        for group in _groups()
-    }
+    away = {group: f"{group}=none" if (CONF / group / "none.yaml").exists() else f"~{group}" for group in _groups()}
+    nulls = {word: instead for group, instead in away.items() for word in (f"{group}=null", f"~{group}")}
     return [nulls.get(word, word) for word in words]
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
@@ -129,6 +130,7 @@ def _trainer(
         deterministic=on_cpu if config.deterministic is None else config.deterministic,
         detect_anomaly=config.detect_anomaly,
         use_distributed_sampler=False,  # the order of the rows is the data module's
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),  # ours, or none
         enable_model_summary=False,  # the budget table says more
         logger=loggers or False,
         callbacks=callbacks,
