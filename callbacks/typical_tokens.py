@@ -7,6 +7,7 @@ import lightning
 import torch
 from torch import Tensor
 
+from app.analysis.continuation import continued
 from app.analysis.specialisation import chosen, typical_tokens
 from app.registry import register, require
 from app.training.module import Batch
@@ -80,12 +81,14 @@ class TypicalTokens(RoutingCallback):
     def _row(self, tokens: Tensor, places: list[int]) -> tuple[str, str]:
         if not places:
             return "", ""
-        words = "  ".join(f"«{self._text(tokens, place, place + 1)}»" for place in places)
+        words = "  ".join(f"«{self._text(tokens, place - AROUND, place, place + 1)}»" for place in places)
         first = places[0]
-        left = self._text(tokens, max(0, first - AROUND), first)
-        right = self._text(tokens, first + 1, first + 1 + AROUND)
-        return words, f"{left}«{self._text(tokens, first, first + 1)}»{right}"
+        left = self._text(tokens, first - AROUND, first - AROUND, first)
+        word = self._text(tokens, first - AROUND, first, first + 1)
+        return words, f"{left}«{word}»{self._text(tokens, first - AROUND, first + 1, first + 1 + AROUND)}"
 
-    def _text(self, tokens: Tensor, start: int, stop: int) -> str:
+    def _text(self, tokens: Tensor, before: int, start: int, stop: int) -> str:
+        """What stands from `start` to `stop`, as it reads after the tokens from `before` on."""
         assert self.tokenizer is not None
-        return self.tokenizer.decode(tokens[start:stop].tolist())
+        before, start = max(0, before), max(0, start)
+        return continued(self.tokenizer, tokens[before:start].tolist(), tokens[start:stop].tolist())

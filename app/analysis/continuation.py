@@ -1,5 +1,8 @@
 """What a model writes after a prompt."""
 
+from collections.abc import Sequence
+from os.path import commonprefix
+
 import torch
 from torch import Tensor
 
@@ -24,7 +27,13 @@ def continuation(
     for _ in range(num_tokens):
         logits = model.logits(tokens[:, -window:])[0, -1, : tokenizer.vocab_size].float()
         tokens = torch.cat((tokens, draw_token(logits, temperature, generator).view(1, 1)), 1)
-    return tokenizer.decode(tokens[0, len(start) :].tolist())
+    return continued(tokenizer, start, tokens[0, len(start) :].tolist())
+
+
+def continued(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int]) -> str:
+    """What the ids add to the text of those before them: a space belongs to where a token stands, not to the token."""
+    known, whole = tokenizer.decode(before), tokenizer.decode([*before, *ids])
+    return whole[len(commonprefix([known, whole])) :]  # noqa: RUF071  of texts, not of paths
 
 
 def draw_token(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from app.analysis.continuation import continued
 from app.analysis.specialisation import gates, load_by_label
 from app.data.corpus import Batch
 from app.data.tokenizers import Tokenizer
@@ -17,6 +18,7 @@ from routers.contract import Routing
 PAGE = Path(__file__).with_suffix(".html")
 TOP = 3.0  # multiple of 1/E that has the darkest colour
 SHOWN = 8  # experts of a token, at most
+BEFORE = 8  # tokens that decide how the next one is written
 ROWS = 8  # of a forward pass
 
 
@@ -54,9 +56,14 @@ def _sample(name: str, batch: Batch, routings: list[Routing], tokenizer: Tokeniz
     tokens = batch["tokens"][0, :length].tolist()
     return {
         "name": name,
-        "tokens": [tokenizer.decode([token]) or "¶" for token in tokens],
+        "tokens": [_spelled(tokenizer, tokens, place) for place in range(length)],
         "experts": [_experts(gates(routing)[:length]) for routing in routings],
     }
+
+
+def _spelled(tokenizer: Tokenizer, tokens: list[int], place: int) -> str:
+    """A token as it reads after those before it; ¶ for what is no text."""
+    return continued(tokenizer, tokens[max(0, place - BEFORE) : place], tokens[place : place + 1]) or "¶"
 
 
 def _experts(gate: Tensor) -> list[list[tuple[int, float]]]:
@@ -69,7 +76,7 @@ def write_report(folder: Path, numbers: dict[str, Any]) -> Path:
     """Writes page and numbers into a folder; returns the page."""
     folder.mkdir(exist_ok=True)
     text = json.dumps(numbers, ensure_ascii=False)
-    page = PAGE.read_text(encoding="utf-8").replace("DATA", text.replace("</", "<\\/"), 1)
+    page = PAGE.read_text(encoding="utf-8").replace("DATA", text.replace("<", "\\u003c"), 1)
     (folder / "report.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
     (folder / "index.html").write_text(page, encoding="utf-8")
     return folder / "index.html"

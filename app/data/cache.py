@@ -22,7 +22,7 @@ from app.data.writer import CorpusWriter
 from app.registry import UserError
 
 log = logging.getLogger(__name__)
-FORMAT = 1  # increase it when the files, or how they are made, change
+FORMAT = 2  # increase it when the files, or how they are made, change
 BATCH = 1 << 22  # characters or bytes that are encoded at once
 SAMPLE = 1 << 23  # characters that a tokenizer learns from, the same share out of every domain
 NO_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
@@ -45,9 +45,11 @@ def open_corpus(source: Source, tokenizer: Tokenizer, cache_dir: Path) -> Corpus
 
 
 def _complete(folder: Path) -> bool:
+    """Whether all files have their sizes, and no token lies beyond the vocabulary."""
     try:
-        sizes = json.loads((folder / META).read_text(encoding="utf-8"))["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        whole = all((folder / name).stat().st_size == size for name, size in meta["sizes"].items())
+        return whole and Corpus(folder).largest_token() < meta["vocab_size"]
     except (OSError, ValueError, KeyError):
         return False
 

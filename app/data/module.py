@@ -1,7 +1,6 @@
 """The LightningDataModule: one training batch is what this rank does in one optimizer step."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from app.data.cache import open_corpus
 from app.data.corpus import Batch, Corpus
 from app.data.order import Order
+from app.data.reading.paths import home
 from app.data.sources import SPLITS, Source, Split
 from app.data.steps import Endless, HeldOut, TrainSteps, evenly
 from app.data.tokenizers import Tokenizer
@@ -98,7 +98,11 @@ class TokenDataModule(LightningDataModule):
         require("batch_size", batch_size, batch_size % micro_batch_size == 0, multiple)
         self.source, self.tokenizer, self.seed, self.num_workers = source, tokenizer, seed, num_workers
         self.seq_len, self.batch_size, self.micro_batch_size = seq_len, batch_size, micro_batch_size
-        self.val_rows, self.overfit_batches, self.cache_dir = val_rows, overfit_batches, Path(cache_dir)
+        self.val_rows, self.overfit_batches, self.cache_dir = (
+            val_rows,
+            overfit_batches,
+            home(cache_dir, "data.cache_dir"),
+        )
 
     def prepare(self) -> Corpus:
         """Opens the token cache, building it first if need be; afterwards the vocabulary and the domains are known.

@@ -1,10 +1,11 @@
 """The byte-level benchmarks enwik8 and text8 (Mahoney 2006): bytes 90M / 5M / 5M, measured in bits per character."""
 
-import gzip
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 
+from app.data.reading.packing import opened
+from app.data.reading.paths import home
 from app.data.sources import SPLITS, Document
 from app.registry import UserError, register
 
@@ -14,7 +15,7 @@ class Enwik8:
     """Cuts one file into three documents, one a split, by position; no symbol ends a document.
 
     Args:
-        path: the unpacked file, or .gz.
+        path: the unpacked file, or .gz .zst .bz2 .xz.
         sizes: bytes of train, val and test, in the order of the file; at least 1 each.
 
     Raises:
@@ -29,7 +30,7 @@ class Enwik8:
     def __init__(self, *, path: str | None, sizes: list[int]) -> None:
         if len(sizes) != 3 or min(sizes) < 1:
             raise ValueError(f"sizes={sizes}: must be three numbers of bytes: train, val, test")
-        self._path = Path(path or "")
+        self._path = home(path or "", "data.path")
         self._named = path
         self._sizes = sizes
 
@@ -38,7 +39,8 @@ class Enwik8:
         return f"enwik8 {self._path.resolve()} {stat.st_size} {stat.st_mtime_ns} {self._sizes}"
 
     def documents(self) -> Iterator[Document]:
-        data = self._read()
+        with opened(self._file()) as stream:
+            data = stream.read(sum(self._sizes))
         if len(data) < sum(self._sizes):
             raise UserError(
                 f"data.path={self._path}: has {len(data):,} of {sum(self._sizes):,} bytes; give the whole file "
@@ -47,10 +49,6 @@ class Enwik8:
         ends = list(accumulate(self._sizes, initial=0))
         for split, start, stop in zip(SPLITS, ends, ends[1:], strict=False):
             yield Document(split, data[start:stop], "enwik8", None, split)
-
-    def _read(self) -> bytes:
-        data = self._file().read_bytes()
-        return gzip.decompress(data) if self._path.suffix == ".gz" else data
 
     def _file(self) -> Path:
         if not self._named:

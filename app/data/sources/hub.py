@@ -1,9 +1,11 @@
 """Any text data set of the Hugging Face Hub, or a local folder that `datasets` can load."""
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.data.reading.packing import LARGEST
 from app.data.sources import Document, Split, first_line, in_order, read_dataset, split_of
 from app.registry import UserError, register
 
@@ -76,8 +78,9 @@ class Hub:
 
     def _joined(self, split: Split, rows: Any, alone: bool) -> Iterator[Document]:
         text = "".join(self._texts(rows))
-        for part, piece in in_order(text) if alone else [(split, text)]:
-            yield Document(f"{split}/{part}", piece, self.domains[0], None, part)
+        parts = in_order(io.StringIO(text), len(text), LARGEST) if alone else [(split, text)]
+        for number, (part, piece) in enumerate(parts):
+            yield Document(f"{split}/{number}", piece, self.domains[0], None, part)
 
     def _texts(self, rows: Any) -> Iterator[str]:
         size = 0

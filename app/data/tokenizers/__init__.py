@@ -1,5 +1,6 @@
 """Text <-> token ids. A token knows how many UTF-8 bytes it stands for: bits per byte compare across tokenizers."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 Integers = NDArray[np.integer]
 Kept = TypeVar("Kept")
 GROUP = 1 << 12  # pieces that are encoded together
-PIECE = 1 << 14  # characters: what is encoded at once; a token has less than 64 KB
+PIECE = 1 << 14  # characters: a text of more is cut, so that the cores share it
+BEFORE_SPACE = re.compile(r"(?<=\S)[ \n]")
+Fits = Callable[[str, int], bool]
 
 
 class Encoded(NamedTuple):
@@ -51,25 +54,27 @@ class Tokenizer(Protocol):
         """The text, without separators; bytes that are not UTF-8 become U+FFFD."""
 
 
-def pieces(text: str) -> Iterator[str]:
-    """Cuts a long text before the white space of a line end, where no byte-level BPE token crosses."""
+def pieces(text: str, fits: Fits = lambda text, place: True) -> Iterator[str]:
+    """Cuts a long text before white space that follows a word, where `fits` says that no token changes by it.
+
+    No token of a byte-level BPE crosses such a place. Where eight places in a row do not fit, none will: the rest is
+    one piece.
+    """
     start = 0
     while len(text) - start > PIECE:
-        stop = text.rfind("\n", start, start + PIECE)
-        while stop > start and text[stop - 1].isspace():
-            stop -= 1
-        stop = stop if stop > start else start + PIECE
+        places = islice(BEFORE_SPACE.finditer(text, start + PIECE), 8)
+        stop = next((place.start() for place in places if fits(text, place.start())), len(text))
         yield text[start:stop]
         start = stop
-    yield text[start:]
+    if start < len(text) or not text:
+        yield text[start:]
 
 
 def encode_pieces(
-    texts: Sequence[str | bytes], encode: "Callable[[list[str]], list[Encoding]]", keep: "Callable[[Encoding], Kept]"
-) -> list[tuple[list[str], list[Kept]]]:
-    """Each text as its pieces and what is kept of their encodings, which are large; the cores share `GROUP` pieces."""
-    cut = [list(pieces(str(text))) for text in texts]
+    cut: Sequence[list[str]], encode: "Callable[[list[str]], list[Encoding]]", keep: "Callable[[Encoding], Kept]"
+) -> list[list[Kept]]:
+    """What is kept of the encodings of all pieces of each text; they are large, so the cores share `GROUP` of them."""
     flat = [piece for parts in cut for piece in parts]
     groups = (encode(flat[start : start + GROUP]) for start in range(0, len(flat), GROUP))
     kept = (keep(encoding) for group in groups for encoding in group)
-    return [(parts, list(islice(kept, len(parts)))) for parts in cut]
+    return [list(islice(kept, len(parts))) for parts in cut]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, __version__, decoders, models, pre_tokenizers, trainers
 
-from app.data.tokenizers import Encoded, encode_pieces
+from app.data.tokenizers import Encoded, encode_pieces, pieces
 from app.registry import register
 
 FILE = "tokenizer.json"
@@ -56,8 +56,9 @@ class Bpe:
         return str(self._model.to_str())
 
     def encode(self, texts: Sequence[str | bytes]) -> list[Encoded]:
-        kept = encode_pieces(texts, self._model.encode_batch_fast, lambda encoding: np.array(encoding.ids, np.int32))
-        ids = [np.concatenate(parts) for _, parts in kept]
+        cut = [list(pieces(str(text))) for text in texts]
+        kept = encode_pieces(cut, self._model.encode_batch_fast, lambda encoding: np.array(encoding.ids, np.int32))
+        ids = [np.concatenate(parts) for parts in kept]
         return [Encoded(tokens, self._nbytes[tokens]) for tokens in ids]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -1,16 +1,22 @@
 """A ready `tokenizer.json` of the Hugging Face `tokenizers` library: any model, any normalizer."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from app.data.tokenizers import Encoded, Integers, encode_pieces
+from app.data.reading.paths import home
+from app.data.sources import first_line
+from app.data.tokenizers import Encoded, Integers, encode_pieces, pieces
 from app.registry import UserError, register
+
+AROUND = 128  # characters on each side of a cut that are looked at
+WORD = re.compile(r"\S+|\s+")
 
 
 @register("tokenizer")
@@ -31,7 +37,8 @@ class File:
     def __init__(self, *, path: str | None, separator: str | None) -> None:
         if not path:
             raise ValueError("path=null: tokenizer=file needs a file; set tokenizer.path=tokenizer.json")
-        self._text = _read(Path(path).expanduser())
+        self._path, self._named = path, separator
+        self._text = _read(home(path, "tokenizer.path"))
         self._use(separator)
 
     def fingerprint(self) -> str:
@@ -47,11 +54,12 @@ class File:
         return self._text
 
     def encode(self, texts: Sequence[str | bytes]) -> list[Encoded]:
-        encode = partial(self._model.encode_batch, add_special_tokens=False)
-        return [_join(*pair) for pair in encode_pieces(texts, encode, _ids_and_ends)]
+        plain = [str(text) for text in texts]
+        read = zip(plain, self._ids_and_ends(plain), strict=True)
+        return [Encoded(ids, _nbytes(text, ends)) for text, (ids, ends) in read]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return str(self._model.decode([token for token in ids if token != self.separator]))
+        return str(self._model.decode([token for token in ids if token != self.separator], skip_special_tokens=False))
 
     def _use(self, separator: str | None) -> None:
         self._model = Tokenizer.from_str(self._text)
@@ -64,27 +72,87 @@ class File:
         self.separator = known
         self.vocab_size = max(size, known + 1)
 
+    def _fits(self, text: str, place: int) -> bool:
+        """Whether a cut at this place changes no token around it."""
+        left, right = text[place - AROUND : place], text[place : place + AROUND]
+        try:
+            return self._ids(left + right) == self._ids(left) + self._ids(right)
+        except Exception:  # told where the text itself is encoded
+            return False
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._model.encode(text, add_special_tokens=False).ids)
+
+    def _ids_and_ends(self, texts: Sequence[str]) -> list[Integers]:
+        """(2, N) of each text: its tokens, and the characters where they end."""
+        cut = [list(pieces(text, self._fits)) for text in texts]
+        encode = partial(self._model.encode_batch, add_special_tokens=False)
+        try:
+            encoded = encode_pieces(cut, encode, _kept)
+        except Exception as error:  # `tokenizers` raises bare Exceptions
+            raise self._unknown(texts, error) from error
+        return [
+            self._without_separator(text, whole) for text, whole in zip(texts, map(_join, cut, encoded), strict=True)
+        ]
+
+    def _without_separator(self, text: str, read: Integers) -> Integers:
+        """The same where no token is the separator; else of the text cut inside of the words that make it one."""
+        ids, ends = read
+        found = np.flatnonzero(ids == self.separator)
+        if not len(found):
+            return read
+        starts, stops = np.where(found > 0, ends[found - 1], 0), ends[found]
+        if (stops - starts < 2).any():
+            raise UserError(
+                f"tokenizer.separator={self._named}: is also how the text {text[starts[0] : stops[0]]!r} is read; "
+                "name a token that is no text, or null for one of its own"
+            )
+        cuts = [0, *(starts + stops) // 2, len(text)]
+        parts = [text[start:stop] for start, stop in pairwise(cuts)]
+        return _join(parts, self._ids_and_ends(parts))
+
+    def _unknown(self, texts: Iterable[str | bytes], error: Exception) -> UserError:
+        """The error that names the first word that cannot be read, and the character where that ends."""
+        words = (word for text in texts for word in WORD.findall(str(text)))
+        word = next(filter(self._fails, words), "")
+        letter = next((word[end - 1] for end in range(1, len(word)) if self._fails(word[:end])), word[-1:])
+        return UserError(
+            f"tokenizer.path={self._path}: has no token for {letter!r} in {word[:40]!r}, and none for what is unknown "
+            f"({first_line(error)}); use a file with an unknown token, or tokenizer=bpe"
+        )
+
+    def _fails(self, text: str) -> bool:
+        try:
+            self._ids(text)
+        except Exception:
+            return True
+        return False
+
 
 def _read(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
-        Tokenizer.from_str(text)
+        vocabulary = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
     except Exception as error:  # `tokenizers` raises bare Exceptions
-        why = str(error).partition("\n")[0]
-        raise UserError(f"tokenizer.path={path}: not a readable tokenizer.json ({why}); give another file") from error
+        raise UserError(
+            f"tokenizer.path={path}: not a readable tokenizer.json ({first_line(error)}); give another file"
+        ) from error
+    if not vocabulary:
+        raise UserError(f"tokenizer.path={path}: has an empty vocabulary; give another file")
     return text
 
 
-def _ids_and_ends(encoding: Encoding) -> Integers:
-    """(2, N): the tokens, and the characters where they end."""
+def _kept(encoding: Encoding) -> Integers:
     return np.array([encoding.ids, [end for _, end in encoding.offsets]], dtype=np.int32)
 
 
-def _join(parts: list[str], encoded: list[Integers]) -> Encoded:
+def _join(parts: Sequence[str], read: Sequence[Integers]) -> Integers:
+    """(2, N) of the parts one after the other; the ends never fall."""
     starts = accumulate(map(len, parts), initial=0)
-    moved = [np.add(pair, [[0], [start]]) for pair, start in zip(encoded, starts, strict=False)]
-    ids, ends = np.concatenate(moved, axis=1)
-    return Encoded(ids, _nbytes("".join(parts), ends))
+    ids, ends = np.concatenate(
+        [np.add(each, [[0], [start]]) for each, start in zip(read, starts, strict=False)], axis=1
+    )
+    return np.stack([ids, np.maximum.accumulate(ends)])
 
 
 def _nbytes(text: str, ends: Integers) -> Integers:
@@ -93,6 +161,4 @@ def _nbytes(text: str, ends: Integers) -> Integers:
     code = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     width = 1 + (code > 0x7F) + (code > 0x7FF) + (code > 0xFFFF)
     before = np.concatenate([[0], np.cumsum(width)])  # (characters + 1,) bytes before each character
-    ends = np.maximum.accumulate(ends)
-    ends[-1] = len(text)
-    return np.diff(before[ends], prepend=0)
+    return np.diff(before[np.append(ends[:-1], len(text))], prepend=0)

@@ -78,6 +78,15 @@ def test_a_damaged_cache_is_named_and_built_anew(tmp_path, caplog, name):
     assert "damaged" in caplog.text
 
 
+def test_a_token_beyond_the_vocabulary_is_damage(tmp_path, caplog):
+    folder = open_corpus(Toy(), Bytes(), tmp_path).folder
+    before = (folder / "val.1.tokens").read_bytes()
+    (folder / "val.1.tokens").write_bytes(before[:100] + b"\xff\xff" + before[102:])
+    open_corpus(Toy(), Bytes(), tmp_path)
+    assert (folder / "val.1.tokens").read_bytes() == before
+    assert "damaged" in caplog.text
+
+
 def prepare(cache):
     open_corpus(Toy(), Bpe(vocab_size=300), Path(cache))
 

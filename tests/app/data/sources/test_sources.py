@@ -38,7 +38,7 @@ def test_the_split_is_a_hash_of_the_id_with_three_percent_each_held_out():
 
 def test_one_long_text_is_cut_94_3_3_in_order_at_line_ends():
     lines = "".join(f"line {number}\n" for number in range(10_000))
-    parts = dict(in_order(lines))
+    parts = dict(in_order(io.StringIO(lines), len(lines), 1 << 28))
     assert "".join(parts.values()) == lines
     assert list(parts) == ["train", "val", "test"]
     assert [round(len(part) / len(lines), 2) for part in parts.values()] == [0.94, 0.03, 0.03]
@@ -130,7 +130,7 @@ def test_all_kinds_are_read_plain_and_zipped(tmp_path, kind, zipped):
 
 def test_a_folder_and_a_glob_find_the_same_files(tmp_path):
     (tmp_path / "in").mkdir()
-    for name in ("b.txt", "in/a.txt", "note.md"):
+    for name in ("b.txt", "in/a.txt", "note.rst"):
         (tmp_path / name).write_text(f"text of {name}")
     assert [d.id for d in text(tmp_path)] == ["b.txt", "in/a.txt"]
     assert [d.text for d in text(tmp_path / "**" / "*.txt")] == ["text of b.txt", "text of in/a.txt"]
@@ -150,13 +150,18 @@ def test_a_changed_file_changes_the_fingerprint(tmp_path):
         ("none.txt", None, "no such file or folder"),
         ("a.txt", b"", "empty"),
         ("a.txt", b" \n\n", "empty"),
-        ("a.txt", b"\x89PNG\r\n\xff\xfe", "not UTF-8 text"),
-        ("a.png", b"\0\0\0\0", "not text"),
-        ("a.txt.gz", b"no gzip", "not UTF-8 text"),
-        ("a.jsonl", b"{not json}\n", "not readable as .jsonl"),
+        ("a.txt", b"one\n\x89PNG\r\n\xff\xfe", r"a.txt: line 2 is not UTF-8 \(byte 0x89 at 1\); convert it"),
+        ("a.txt", b"\0\0\0\0", "not text"),
+        ("a.png", b"\0\0\0\0", "files of kind .png are not read"),
+        ("a.txt.gz", b"no gzip", "not a whole .gz file"),
+        ("a.jsonl", b'{"text": "x"}\n{not json}\n', "a.jsonl: line 2 is not JSON .*'not json"),
         ("a.jsonl", b"", "empty"),
         ("a.parquet", b"no parquet", "not readable as .parquet"),
-        ("a.jsonl", b'{"body": "x"}\n', "data.text_key=text: no text under this key.*set data.text_key to one of body"),
+        (
+            "a.jsonl",
+            b'{"body": "x"}\n',
+            "data.text_key=text: none of 1 rows has text.*set .* one of body",
+        ),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, name, data, message):
@@ -166,7 +171,10 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name, data, message):
 
 
 def test_a_folder_without_text_and_no_path_at_all_are_refused(tmp_path):
-    refused(Text(path=str(tmp_path), text_key="text"), r"data.path=.*no .txt, .jsonl, .parquet")
+    refused(
+        Text(path=str(tmp_path), text_key="text"),
+        "no text in it; the kinds that are read: .txt .md .jsonl",
+    )
     refused(Text(path=None, text_key="text"), r"data.path=null: .* set data.path=FILE")
 
 

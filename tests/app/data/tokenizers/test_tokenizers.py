@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from app.data.tokenizers import PIECE, pieces
+from app.data.tokenizers import pieces
 from app.data.tokenizers.bpe import Bpe
 from app.data.tokenizers.bytes import Bytes
 from app.data.tokenizers.file import File
+from app.registry import UserError
 
 TEXTS = [
     "The quick brown fox\n\n  jumps over\tthe lazy dog.  \n",
@@ -37,6 +38,21 @@ def unigram():
     return model
 
 
+def sentencepiece():
+    """As Llama's: no words are split off, so the start of the text is marked as that of a word."""
+    model = Tokenizer(models.BPE(unk_token="<unk>"))
+    model.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>"], max_token_length=8)
+    model.train_from_iterator(TEXTS[:2], trainer)
+    return model
+
+
+def word_level(*words, unknown=None):
+    model = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token=unknown or "none"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return model
+
+
 def byte_level():
     model = Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -52,7 +68,10 @@ def ready(model, tmp_path, separator=None):
     return File(path=str(tmp_path / "tokenizer.json"), separator=separator)
 
 
-@pytest.fixture(params=["bytes", "bpe", "wordpiece", "unigram", "byte_level"])
+READY = {"wordpiece": wordpiece, "unigram": unigram, "sentencepiece": sentencepiece, "byte_level": byte_level}
+
+
+@pytest.fixture(params=["bytes", "bpe", *READY])
 def tokenizer(request, tmp_path):
     if request.param == "bytes":
         return Bytes()
@@ -60,7 +79,7 @@ def tokenizer(request, tmp_path):
         learned = Bpe(vocab_size=400)
         learned.fit(TEXTS[:4], tmp_path)
         return learned
-    return ready({"wordpiece": wordpiece, "unigram": unigram, "byte_level": byte_level}[request.param](), tmp_path)
+    return ready(READY[request.param](), tmp_path)
 
 
 def test_bytes_of_the_tokens_sum_to_those_of_the_text(tokenizer):
@@ -94,15 +113,36 @@ def test_our_own_tokenizers_lose_nothing(tokenizer):
         assert tokenizer.decode(encoded.ids.tolist()) == text
 
 
-def test_pieces_are_the_text_and_change_no_bpe_token(tmp_path):
+def test_pieces_are_the_text_and_end_before_white_space():
     text = "".join(TEXTS) * 3
     parts = list(pieces(text))
     assert "".join(parts) == text
-    assert max(map(len, parts)) <= PIECE
-    lines = TEXTS[3] * 2
-    learned = Bpe(vocab_size=400)
-    learned.fit(TEXTS[:4], tmp_path)
-    assert learned.encode([lines])[0].ids.tolist() == learned._model.encode(lines).ids
+    assert len(parts) > 10
+    assert all(part[0].isspace() for part in parts[1:])
+    assert list(pieces("")) == [""]
+
+
+LONG = [
+    "one line of many words, none of them its last " * 900,
+    "two  spaces\t\ttabs \u00a0 and\u2003others\n\n\n  indented  " * 900,
+    "it's we'll 12 34 ?! e\u0301 \u0301 \x1c \x1d!\n" * 900,
+    "nospace" * 9000,
+    "日本語の文章、" * 4000,
+]
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", *READY], indirect=True)
+@pytest.mark.parametrize("text", LONG, ids=lambda text: text[:9])
+def test_the_tokens_of_a_long_text_are_those_of_the_whole(tokenizer, text):
+    whole = tokenizer._model.encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode([text])[0].ids.tolist() == whole
+
+
+def test_a_cut_that_would_change_tokens_is_not_made(tmp_path):
+    text = LONG[0]
+    tokenizer = ready(sentencepiece(), tmp_path)
+    assert len(list(pieces(text, tokenizer._fits))) == 1
+    assert len(list(pieces(text, ready(wordpiece(), tmp_path)._fits))) > 2
 
 
 def test_a_small_text_gives_a_smaller_vocabulary(tmp_path):
@@ -122,3 +162,50 @@ def test_a_named_separator_is_the_files_own(tmp_path):
 def test_a_normalizer_that_changes_lengths_keeps_the_bytes(tmp_path):
     text = unicodedata.normalize("NFC", "ﬁﬁ é ﬃ ½ Å")
     assert ready(unigram(), tmp_path).encode([text])[0].nbytes.sum() == len(text.encode())
+
+
+SEPARATED = {
+    "a special token": (byte_level, "<|endoftext|>", True),
+    "a piece of a unigram": (unigram, "</s>", False),
+    "a word that is split off": (lambda: word_level("the", "[SEP]", "[UNK]", unknown="[UNK]"), "[SEP]", False),
+}
+
+
+@pytest.mark.parametrize(("build", "separator", "special"), SEPARATED.values(), ids=SEPARATED)
+def test_no_text_makes_a_separator_of_the_file_whatever_it_holds(tmp_path, build, separator, special):
+    model = build()
+    if special:
+        model.add_special_tokens([separator])
+    tokenizer = ready(model, tmp_path, separator)
+    assert tokenizer.separator in tokenizer._model.encode(f"the {separator} the").ids
+    for text in (separator, f"the {separator} the", f"the {separator}{' ' * 30}{separator}", f"{separator}\n" * 3000):
+        encoded = tokenizer.encode([text])[0]
+        assert tokenizer.separator not in encoded.ids
+        assert encoded.nbytes.sum() == len(text.encode())
+
+
+def test_a_separator_that_is_one_letter_of_the_text_is_refused(tmp_path):
+    tokenizer = ready(word_level("a", "b"), tmp_path, "b")
+    with pytest.raises(UserError, match=r"tokenizer.separator=b: is also how the text 'b' is read; name a token"):
+        tokenizer.encode(["b a"])
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "unknown"),
+    [
+        (word_level("the", "quick"), "the quick zebra", "'z' in 'zebra'"),
+        (Tokenizer(models.Unigram([("a", -1.0), ("b", -2.0)])), "abïa", "'ï' in 'abïa'"),
+        (Tokenizer(models.WordPiece({"a": 0, "##b": 1}, unk_token="[UNK]")), "abc", "'c' in 'abc'"),
+    ],
+)
+def test_a_character_without_a_token_is_named_where_the_file_has_none_for_it(tmp_path, model, text, unknown):
+    tokenizer = ready(model, tmp_path)
+    with pytest.raises(
+        UserError, match=rf"tokenizer.path=.*: has no token for {unknown}, and none for what is unknown"
+    ):
+        tokenizer.encode(["a" if "a" in model.get_vocab() else "the", text])
+
+
+def test_an_empty_vocabulary_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"tokenizer.path=.*: has an empty vocabulary; give another file"):
+        ready(Tokenizer(models.BPE()), tmp_path)

@@ -1,0 +1,100 @@
+"""Which files a path names: what exists is meant as it is written; only what does not may be a pattern or `~`."""
+
+import glob
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from app.registry import UserError
+
+log = logging.getLogger(__name__)
+TEXT = (".txt", ".md")
+ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+PACKED = (".gz", ".zst", ".bz2", ".xz")
+KINDS = f"{' '.join((*TEXT, *ROWS))}, each also {' '.join(PACKED)}"
+NOT_DATA = {"__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini"}  # and all hidden ones
+
+
+def kind_of(path: Path) -> tuple[str, str]:
+    """What a file holds and how it is packed, in small letters: (".jsonl", ".gz") of A.JSONL.gz."""
+    suffix = path.suffix.lower()
+    return (Path(path.stem).suffix.lower(), suffix) if suffix in PACKED else (suffix, "")
+
+
+def home(path: str, key: str) -> Path:
+    """The path; `~` is the home folder unless something has that very name.
+
+    Raises:
+        UserError: there is no home folder.
+    """
+    if os.path.lexists(path):
+        return Path(path)
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{key}={path}: no home folder is known here; write the path out, or set HOME") from error
+
+
+def files_of(path: str) -> list[Path]:
+    """The files of a kind that can be read, sorted; in a folder or a pattern the others are passed over with a line.
+
+    Raises:
+        UserError: there is none, or a folder cannot be read.
+    """
+    root = home(path, "data.path")
+    if root.is_file():
+        return [_readable(root)]
+    if not root.is_dir() and not glob.has_magic(path):
+        raise UserError(f"data.path={path}: no such file or folder; give a FILE, FOLDER or 'GLOB' of text")
+    found = list(_inside(root) if root.is_dir() else _matching(root))
+    files = sorted(file for file in found if file.is_file() and kind_of(file)[0] in (*TEXT, *ROWS))
+    others = sorted(set(found) - set(files))
+    if not files:
+        raise UserError(f"data.path={path}: no text in it{_listed(others)}; the kinds that are read: {KINDS}")
+    if others:
+        rank_zero_only(log.warning)(f"data.path={path}: passed over {len(others):,} files{_listed(others)}")
+    return files
+
+
+def _readable(file: Path) -> Path:
+    kind, packing = kind_of(file)
+    if kind not in (*TEXT, *ROWS):
+        what = f"files of kind {kind}{packing} are" if kind else "a file without a kind is"
+        raise UserError(
+            f"data.path={file}: {what} not read; if it is plain text, name it {file.name.removesuffix(packing)}.txt"
+            f"{packing}; the kinds that are read: {KINDS}"
+        )
+    return file
+
+
+def _listed(others: Iterable[Path]) -> str:
+    """How many there are of each kind."""
+    kinds = Counter("broken links" if not file.exists() else kind_of(file)[0] or "without a kind" for file in others)
+    return f" ({', '.join(f'{number:,} {kind}' for kind, number in kinds.most_common())})" if kinds else ""
+
+
+def _matching(pattern: Path) -> Iterator[Path]:
+    """All files that a pattern matches, those inside of folders that it matches too."""
+    for path in map(Path, glob.glob(str(pattern), recursive=True)):  # noqa: PTH207  Path.glob takes no absolute one
+        if not path.is_dir():
+            yield path
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """All files below a folder that are not hidden; links are followed, but not back into where they come from."""
+    for inner, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
+        above = {os.path.realpath(parent) for parent in (Path(inner), *Path(inner).parents)}
+        folders[:] = [n for n in folders if _is_data(n) and os.path.realpath(Path(inner, n)) not in above]
+        yield from (Path(inner, name) for name in names if _is_data(name))
+
+
+def _is_data(name: str) -> bool:
+    return not name.startswith((".", "~$")) and name not in NOT_DATA
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"data.path={error.filename}: cannot be read ({error.strerror}); make it readable") from error
