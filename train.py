@@ -10,7 +10,7 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of 
 import hydra
 from omegaconf import DictConfig
 
-from app.config.compose import add_plugin_configs, without_nulls
+from app.config.compose import add_plugin_configs, readable
 from app.config.errors import exit_on_mistake
 from app.config.saved import with_saved_overrides
 
@@ -26,5 +26,5 @@ def main(config: DictConfig) -> None:
 if __name__ == "__main__":
     add_plugin_configs()
     with exit_on_mistake():
-        sys.argv[1:] = with_saved_overrides(without_nulls(sys.argv[1:]))
+        sys.argv[1:] = with_saved_overrides(readable(sys.argv[1:]))
         main()

@@ -42,7 +42,9 @@ def test_every_file_on_the_map_exists() -> None:
     assert [file for file in files if not (ROOT / file).is_file()] == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/scale.md", "docs/refused.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/scale.md", "docs/refused.md", "docs/data.md"]
+)
 def test_the_files_and_tests_that_a_page_names_exist(page: str) -> None:
     text = re.sub(r"^`[^`]*`\n```.*?```|^```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
     files = set(re.findall(r"`((?:app|routers|experts|callbacks|tests|conf|benchmarks|docs)/[\w/]+\.\w+)", text))

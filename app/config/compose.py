@@ -17,6 +17,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
+from app.config.overrides import path_quoted
 from app.registry import PLUGINS, UserError, unknown
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -45,7 +46,7 @@ def composed(overrides: Sequence[str]) -> Config:
         HydraException: an override does not exist or cannot be read; `app.config.errors.one_line` tells it.
         UserError: as `as_dict`.
     """
-    overrides = without_nulls(overrides)
+    overrides = readable(overrides)
     if GlobalHydra.instance().is_initialized():
         return as_dict(compose("config", overrides))
     add_plugin_configs()
@@ -53,9 +54,11 @@ def composed(overrides: Sequence[str]) -> Config:
         return as_dict(compose("config", overrides))
 
 
-def without_nulls(overrides: Sequence[str]) -> list[str]:
-    """Overrides that Hydra can read, where GROUP=null or ~GROUP takes a group away; a preset is none by default."""
-    words = [word for word in overrides if word not in [f"{group}=null" for group in PRESETS]]
+def readable(overrides: Sequence[str]) -> list[str]:
+    """Overrides that Hydra can read: GROUP=null or ~GROUP takes a group away (a preset is none by default), a path is a
+    path whatever its characters.
+    """
+    words = [path_quoted(word) for word in overrides if word not in [f"{group}=null" for group in PRESETS]]
     away = {group: f"{group}=none" if (CONF / group / "none.yaml").exists() else f"~{group}" for group in _groups()}
     nulls = {word: instead for group, instead in away.items() for word in (f"{group}=null", f"~{group}")}
     return [nulls.get(word, word) for word in words]

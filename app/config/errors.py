@@ -24,7 +24,8 @@ def exit_on_mistake() -> Iterator[None]:
         yield
     except MISTAKES as error:
         if str(error):  # else the first process has told it
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in one_line(error))
+            print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; nothing is half-written", file=sys.stderr)

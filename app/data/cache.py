@@ -100,8 +100,9 @@ def _fill(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _progress() -> Progress:
-    size = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    return Progress(TextColumn("{task.description}"), BarColumn(), *size, console=Console(stderr=True))
+    size, console = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()), Console(stderr=True)
+    bar = (TextColumn("{task.description}"), BarColumn(), *size)
+    return Progress(*bar, console=console, disable=not console.is_terminal)
 
 
 def _watch(documents: Iterable[Document], progress: Progress, what: str) -> Iterator[Document]:
@@ -110,7 +111,7 @@ def _watch(documents: Iterable[Document], progress: Progress, what: str) -> Iter
     done = 0
     for document in documents:
         yield document
-        done += len(document.text)
+        done += len(document.text if isinstance(document.text, bytes) else document.text.encode())
         progress.update(task, completed=done)
     progress.update(task, total=done)
 

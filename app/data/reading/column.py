@@ -1,16 +1,12 @@
 """The text of a row, and the count of the rows that have none: told when some have it, an error when none has."""
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-
 from app.registry import UserError
 
-log = logging.getLogger(__name__)
 ENOUGH = 10_000  # rows without one text among them: no more are read
 CHATS = ("messages", "conversations", "conversation")
 ABSENT = object()
@@ -50,18 +46,19 @@ class TextColumn:
             self._require_one()
         return None
 
-    def finish(self, quietly: bool) -> None:
-        """After the last row: tells how many had no text.
+    def finish(self) -> str:
+        """After the last row: what is to be said of those without text.
 
         Raises:
             UserError: none had one.
         """
         self._require_one()
-        if self._without and not quietly:
-            rank_zero_only(log.warning)(
-                f"data.path={self._path}: {self._without.total():,} of {self._seen:,} rows without text are left out "
-                f"({self._reasons()}), first: {self._first}"
-            )
+        if not self._without:
+            return ""
+        return (
+            f"data.path={self._path}: {self._without.total():,} of {self._seen:,} rows without text are left out "
+            f"({self._reasons()}), first: {self._first}"
+        )
 
     def _require_one(self) -> None:
         if self._seen > self._without.total():

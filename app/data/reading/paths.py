@@ -1,17 +1,13 @@
 """Which files a path names: what exists is meant as it is written; only what does not may be a pattern or `~`."""
 
 import glob
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-
 from app.registry import UserError
 
-log = logging.getLogger(__name__)
 TEXT = (".txt", ".md")
 ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 PACKED = (".gz", ".zst", ".bz2", ".xz")
@@ -39,25 +35,23 @@ def home(path: str, key: str) -> Path:
         raise UserError(f"{key}={path}: no home folder is known here; write the path out, or set HOME") from error
 
 
-def files_of(path: str) -> list[Path]:
-    """The files of a kind that can be read, sorted; in a folder or a pattern the others are passed over with a line.
+def files_of(path: str) -> tuple[list[Path], str]:
+    """The files that are read, sorted, and what is to be said of those in a folder or a pattern that are not.
 
     Raises:
         UserError: there is none, or a folder cannot be read.
     """
     root = home(path, "data.path")
     if root.is_file():
-        return [_readable(root)]
+        return [_readable(root)], ""
     if not root.is_dir() and not glob.has_magic(path):
         raise UserError(f"data.path={path}: no such file or folder; give a FILE, FOLDER or 'GLOB' of text")
-    found = list(_inside(root) if root.is_dir() else _matching(root))
-    files = sorted(file for file in found if file.is_file() and kind_of(file)[0] in (*TEXT, *ROWS))
-    others = sorted(set(found) - set(files))
+    found = sorted(_inside(root) if root.is_dir() else _matching(root))
+    files = [file for file in found if file.is_file() and kind_of(file)[0] in (*TEXT, *ROWS)]
+    others = _kinds(set(found) - set(files))
     if not files:
-        raise UserError(f"data.path={path}: no text in it{_listed(others)}; the kinds that are read: {KINDS}")
-    if others:
-        rank_zero_only(log.warning)(f"data.path={path}: passed over {len(others):,} files{_listed(others)}")
-    return files
+        raise UserError(f"data.path={path}: no text in it{others}; the kinds that are read: {KINDS}")
+    return files, f"data.path={path}: passed over {len(found) - len(files):,} files{others}" if others else ""
 
 
 def _readable(file: Path) -> Path:
@@ -71,10 +65,10 @@ def _readable(file: Path) -> Path:
     return file
 
 
-def _listed(others: Iterable[Path]) -> str:
+def _kinds(files: Iterable[Path]) -> str:
     """How many there are of each kind."""
-    kinds = Counter("broken links" if not file.exists() else kind_of(file)[0] or "without a kind" for file in others)
-    return f" ({', '.join(f'{number:,} {kind}' for kind, number in kinds.most_common())})" if kinds else ""
+    kinds = Counter("broken links" if not file.exists() else kind_of(file)[0] or "without a kind" for file in files)
+    return f" ({', '.join(f'{number:,} {kind}' for kind, number in sorted(kinds.items()))})" if kinds else ""
 
 
 def _matching(pattern: Path) -> Iterator[Path]:

@@ -108,14 +108,16 @@ def _separated(mark: str) -> Callable[[Path, BinaryIO, str], Iterator[Numbered]]
         table = csv.reader((line for _, line in lines(path, stream)), delimiter=mark, strict=True)
         try:
             header = next(table, [])
+            start = table.line_num + 1  # a row may have several lines
             for values in table:
                 if len(values) > len(header):
-                    what = f"line {table.line_num:,} has {len(values)} columns and the first line {len(header)}"
+                    what = f"line {start:,} has {len(values)} columns and the first line {len(header)}"
                     raise wrong(path, what, 'put a text that holds the separator in "quotes"')
                 if values:
-                    yield table.line_num, dict(zip(header, values, strict=False))
+                    yield start, dict(zip(header, values, strict=False))
+                start = table.line_num + 1
         except csv.Error as error:
-            raise wrong(path, f"line {table.line_num:,} is not readable ({error})", CURE) from error
+            raise wrong(path, f"line {start:,} is not readable ({error})", CURE) from error
 
     return read
 

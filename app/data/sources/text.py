@@ -1,13 +1,16 @@
 """The user's own files, of every usual kind: one file, a folder or a pattern."""
 
 import io
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TextIO
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from app.data.reading.column import TextColumn
 from app.data.reading.packing import LARGEST, opened, wrong
@@ -16,6 +19,7 @@ from app.data.reading.rows import lines, rows_of
 from app.data.sources import Document, in_order, split_of
 from app.registry import UserError, register
 
+log = logging.getLogger(__name__)
 LONG = 64_000  # characters: a longer .txt is cut in order, a shorter one is one document
 
 
@@ -35,23 +39,22 @@ class Text:
 
     def __init__(self, *, path: str | None, text_key: str) -> None:
         self._path, self._text_key = path, text_key
-        self._files: list[Path] | None = None
-        self._told = False
+        self._told: set[str] = set()
 
     def fingerprint(self) -> str:
-        stats = [(path, path.stat()) for path in self._found()]
+        stats = [(path, path.stat()) for path in self._found[0]]
         return f"text {self._text_key} " + " ".join(f"{p.resolve()} {s.st_size} {s.st_mtime_ns}" for p, s in stats)
 
     def documents(self) -> Iterator[Document]:
-        files = self._found()
+        files, passed_over = self._found
+        self._tell(passed_over)
         root = os.path.commonpath([path.parent for path in files])
         column = TextColumn(self._text_key, str(self._path))
         for path in files:
             name = path.relative_to(root).as_posix()
             read = _text if kind_of(path)[0] in TEXT else self._rows
             yield from read(path, name, column, len(files) == 1)
-        column.finish(quietly=self._told)
-        self._told = True
+        self._tell(column.finish())
 
     def _rows(self, path: Path, name: str, column: TextColumn, alone: bool) -> Iterator[Document]:
         for number, row in rows_of(path, self._text_key):
@@ -60,11 +63,17 @@ class Text:
                 key = f"{name}/{number}"
                 yield Document(key, text, "text", None, split_of(key))
 
-    def _found(self) -> list[Path]:
+    @cached_property
+    def _found(self) -> tuple[list[Path], str]:
         if not self._path:
             raise UserError("data.path=null: data=text needs text; set data.path=FILE, FOLDER or 'GLOB'")
-        self._files = self._files or files_of(self._path)
-        return self._files
+        return files_of(self._path)
+
+    def _tell(self, line: str) -> None:
+        """Once, though a tokenizer that learns reads the text twice."""
+        if line and line not in self._told:
+            rank_zero_only(log.warning)(line)
+        self._told.add(line)
 
 
 def _text(path: Path, name: str, column: TextColumn, alone: bool) -> Iterator[Document]:
