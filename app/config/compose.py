@@ -71,7 +71,30 @@ def as_dict(config: Any) -> Config:
         UserError: a group that a run needs was taken away, or there is a key that nothing reads.
     """
     require_groups(config)
-    return require_known_keys(OmegaConf.to_container(config, resolve=True))
+    plain = require_known_keys(OmegaConf.to_container(config, resolve=True))
+    return plain | {"data": with_whole_sources(plain["data"])}
+
+
+def with_whole_sources(data: Config) -> Config:
+    """The group `data`, where each of `sources` is completed by the option of this group that it names.
+
+    Raises:
+        UserError: one is no set of keys, or names an option that does not exist.
+    """
+    if not isinstance(data.get("sources"), dict):
+        return data
+    options, whole = sorted(path.stem for path in (CONF / "data").glob("*.yaml")), {}
+    for name, given in data["sources"].items():
+        key = f"data.sources.{name}"
+        if not isinstance(given, dict):
+            raise UserError(f"{key}={given}: must be keys, such as {{path: {given}}}")
+        option = given.get("data", "text")
+        if option not in options:
+            raise UserError(unknown(f"{key}.data={option}", str(option), options))
+        own = {} if "source" in given else composed([f"data={option}"])["data"]
+        inner = {knob: value for knob, value in {**own, **given}.items() if knob != "data"}
+        whole[name] = with_whole_sources({k: v for k, v in inner.items() if k not in _own()["data"]})
+    return data | {"sources": whole}
 
 
 def require_groups(config: Any) -> None:

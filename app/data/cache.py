@@ -5,6 +5,7 @@ import hashlib
 import heapq
 import json
 import logging
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -123,7 +124,7 @@ def _sample(documents: Iterable[Document], limit: int) -> list[str]:
     for document in documents:
         heap = heaps[document.domain]
         for number, piece in enumerate(pieces(str(document.text)) if document.split == "train" else ()):
-            place = int.from_bytes(hashlib.sha256(f"{document.id} {number}".encode()).digest()[:8])
+            place = int.from_bytes(hashlib.sha256(os.fsencode(f"{document.id} {number}")).digest()[:8])
             heapq.heappush(heap, (-place, piece))
             sizes[document.domain] += len(piece)
             while sizes[document.domain] > limit:

@@ -1,10 +1,12 @@
 """The LightningDataModule: one training batch is what this rank does in one optimizer step."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -17,6 +19,7 @@ from app.data.steps import Endless, HeldOut, TrainSteps, evenly
 from app.data.tokenizers import Tokenizer
 from app.registry import UserError, check, find, knobs, make, require, unknown
 
+log = logging.getLogger(__name__)
 FORWARD = 8  # rows of a forward pass, at most, where the config leaves the cut to us
 
 
@@ -85,24 +88,22 @@ class TokenDataModule(LightningDataModule):
         micro_batch_size: int,
         val_rows: int | None,
         overfit_batches: int | None,
+        max_epochs: float | None,
         num_workers: int,
         cache_dir: str,
     ) -> None:
         super().__init__()
         for name, value in (("seq_len", seq_len), ("batch_size", batch_size), ("micro_batch_size", micro_batch_size)):
             require(name, value, value >= 1, "must be at least 1")
-        for name, limit in (("val_rows", val_rows), ("overfit_batches", overfit_batches)):
+        for name, limit in (("val_rows", val_rows), ("overfit_batches", overfit_batches), ("max_epochs", max_epochs)):
             require(name, limit, limit is None or limit >= 1, "must be at least 1, or null")
         require("num_workers", num_workers, num_workers >= 0, "must be at least 0")
         multiple = f"must be a multiple of data.micro_batch_size={micro_batch_size}"
         require("batch_size", batch_size, batch_size % micro_batch_size == 0, multiple)
         self.source, self.tokenizer, self.seed, self.num_workers = source, tokenizer, seed, num_workers
         self.seq_len, self.batch_size, self.micro_batch_size = seq_len, batch_size, micro_batch_size
-        self.val_rows, self.overfit_batches, self.cache_dir = (
-            val_rows,
-            overfit_batches,
-            home(cache_dir, "data.cache_dir"),
-        )
+        self.val_rows, self.overfit_batches, self.max_epochs = val_rows, overfit_batches, max_epochs
+        self.cache_dir = home(cache_dir, "data.cache_dir")
 
     def prepare(self) -> Corpus:
         """Opens the token cache, building it first if need be; afterwards the vocabulary and the domains are known.
@@ -171,9 +172,25 @@ class TokenDataModule(LightningDataModule):
         corpus, (rank, ranks) = self.prepare(), self._rank()
         self.micro_batches(ranks)
         micro = np.arange(self.batch_size).reshape(-1, self.micro_batch_size)
-        order = Order.of(corpus.rows("train", self.seq_len), self.source.weights, self.seed)
-        steps = TrainSteps(corpus, order, self.seq_len, self.batch_size, micro[rank::ranks].flatten().tolist())
+        places = micro[rank::ranks].flatten().tolist()
+        steps = TrainSteps(corpus, self._order(corpus), self.seq_len, self.batch_size, places)
         return self._loader(steps, Endless(self._next_step, self.overfit_batches))
+
+    def _order(self, corpus: Corpus) -> Order:
+        """Of the training rows; says which domain is read too often on the way."""
+        steps = max(0, self.trainer.max_steps) if self.trainer else 0  # without an end: -1
+        rows = corpus.rows("train", self.seq_len)
+        starts = [0, *(round(phase.until * steps) * self.batch_size for phase in self.source.phases[:-1])]
+        weights = [phase.weights for phase in self.source.phases]
+        order = Order.of(rows, list(zip(starts, weights, strict=True)), self.seed)
+        read = order.taken(steps * self.batch_size) if self.overfit_batches is None else []
+        for domain, number, count in zip(corpus.domains, rows, read, strict=False):
+            if self.max_epochs is not None and number and count > self.max_epochs * number:
+                rank_zero_only(log.warning)(
+                    f"data.max_epochs={self.max_epochs}: this run reads {domain} {count / number:.1f} times; "
+                    "give more of it or less weight to it, take fewer steps, or set null for no limit"
+                )
+        return order
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._held_out("val", self.val_rows)

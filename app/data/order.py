@@ -4,6 +4,7 @@ Rows come in blocks. A block holds each domain's share, rounded so that the shar
 an order drawn from (seed, block); inside a domain the rows are a permutation drawn from (seed, domain, epoch).
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,31 +20,46 @@ BLOCK = 256  # rows
 
 @dataclass(frozen=True)
 class Order:
-    """The endless order of the rows of all domains: `rows[d]` of them in domain d, drawn in the shares `weights`."""
+    """The endless order of the rows of all domains: `rows[d]` of them in domain d, in the shares of each phase."""
 
     rows: tuple[int, ...]
-    weights: tuple[float, ...]
+    starts: tuple[int, ...]  # position where each phase begins; the first one at 0
+    weights: tuple[tuple[float, ...], ...]  # of each phase
     seed: int
 
     @classmethod
-    def of(cls, rows: Sequence[int], weights: Sequence[float] | None, seed: int) -> "Order":
-        """The order at these weights, or by size; a domain without rows is left out."""
-        shares = (float(weight) if count else 0.0 for weight, count in zip(weights or rows, rows, strict=True))
-        return cls(tuple(rows), tuple(shares), seed)
+    def of(cls, rows: Sequence[int], phases: Sequence[tuple[int, Sequence[float] | None]], seed: int) -> "Order":
+        """The order of phases (start, weights), weights None: by size; a domain without rows is left out."""
+        starts, weights = zip(*phases, strict=True)
+        shares = (
+            tuple(float(weight) if count else 0.0 for weight, count in zip(each or rows, rows, strict=True))
+            for each in weights
+        )
+        return cls(tuple(rows), tuple(starts), tuple(shares), seed)
 
     def __getitem__(self, position: int) -> Row:
-        block, place = divmod(position, BLOCK)
-        domain, number = _block(self, block)[place]
+        phase = bisect_right(self.starts, position) - 1
+        block, place = divmod(position - self.starts[phase], BLOCK)
+        domain, number = _block(self, phase, block)[place]
         epoch, nth = divmod(int(number), self.rows[domain])
         return Row(int(domain), int(_permutation((self.seed, 1, int(domain), epoch), self.rows[domain])[nth]))
 
     def taken(self, count: int) -> list[int]:
         """How many of the first `count` rows are of each domain: `count` in all, none of them falling with it."""
-        taken = []
-        for share in _shares(self.weights):
-            taken.append(int(share * count))
-            count -= taken[-1]
-        return taken
+        ends = [*self.starts[1:], count]
+        parts = [
+            _taken(weights, max(0, min(count, end) - start))
+            for start, end, weights in zip(self.starts, ends, self.weights, strict=True)
+        ]
+        return [sum(numbers) for numbers in zip(*parts, strict=True)]
+
+
+def _taken(weights: tuple[float, ...], count: int) -> list[int]:
+    taken = []
+    for share in _shares(weights):
+        taken.append(int(share * count))
+        count -= taken[-1]
+    return taken
 
 
 @lru_cache
@@ -54,12 +70,16 @@ def _shares(weights: tuple[float, ...]) -> list[Fraction]:
 
 
 @lru_cache(maxsize=4)
-def _block(order: Order, block: int) -> NDArray[np.int64]:
-    """(BLOCK, 2): the domain of each row and how many rows of that domain came before it in the whole order."""
-    before, after = order.taken(block * BLOCK), order.taken((block + 1) * BLOCK)
-    shuffled = np.repeat(np.arange(len(before)), np.subtract(after, before))[
-        _permutation((order.seed, 0, block), BLOCK)
-    ]
+def _block(order: Order, phase: int, block: int) -> NDArray[np.int64]:
+    """(BLOCK, 2): the domain of each row and how many rows of that domain came before it in the whole order.
+
+    The last block of a phase is cut where the next one begins.
+    """
+    first = order.starts[phase] + block * BLOCK
+    last = min([first + BLOCK, *order.starts[phase + 1 : phase + 2]])
+    before, after = order.taken(first), order.taken(last)
+    in_order = np.repeat(np.arange(len(before)), np.subtract(after, before))
+    shuffled = in_order[_permutation((order.seed, 0, order.starts[phase] + block), last - first)]
     rows = np.stack([shuffled, np.zeros_like(shuffled)], axis=1)
     for domain, span in enumerate(zip(before, after, strict=True)):
         rows[shuffled == domain, 1] = range(*span)

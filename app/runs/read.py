@@ -9,8 +9,8 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from app.config.compose import Config, composed
-from app.config.overrides import key_of, last
+from app.config.compose import Config, composed, with_whole_sources
+from app.config.overrides import key_of, last, path_quoted
 from app.config.saved import CONFIG, read_config
 from app.data.module import TokenDataModule, build_data
 from app.model.assemble import build_model
@@ -124,6 +124,7 @@ def with_data(config: Config, overrides: list[str]) -> Config:
     Raises:
         UserError: an override is of another group, or names a key that does not exist.
     """
+    overrides = list(map(path_quoted, overrides))
     for override in overrides:
         if key_of(override).partition(".")[0] != "data":
             raise UserError(f"{override}: is fixed by the run; here only data=... and data.KEY=... can be set")
@@ -137,7 +138,7 @@ def with_data(config: Config, overrides: list[str]) -> Config:
         if key not in data or inner:
             raise UserError(unknown(override, key, data))
         data[key] = _value(override)
-    return data
+    return with_whole_sources(data)
 
 
 def _value(override: str) -> Any:

@@ -5,6 +5,7 @@ keep and how it is watched may be changed.
 """
 
 from copy import deepcopy
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from app.training.trainer import fixed_to_machine
 PLACE = tuple(f"trainer.{key}" for key in ("accelerator", "strategy", "devices", "num_nodes", "ep_size"))
 LIMITS = tuple(f"trainer.{key}" for key in ("max_steps", "threads", "timeout_s", "skip_bad_steps", "detect_anomaly"))
 KEPT = tuple(f"trainer.{key}" for key in ("checkpoint_every", "checkpoint_minutes", "keep_checkpoints"))
-TEXT = ("data.path", "data.cache_dir", "data.num_workers")  # the same text, which its fingerprint shows
-FREE = (*PLACE, *LIMITS, *KEPT, *TEXT, "callbacks", "logger", "run", "resume")
+TEXT = ("data.path", "data.sources.*.path", "data.cache_dir")  # the same text, which its fingerprint shows
+READING = ("data.num_workers", "data.max_epochs")
+FREE = (*PLACE, *LIMITS, *KEPT, *TEXT, *READING, "callbacks", "logger", "run", "resume")
 
 
 def saved_config(folder: Path, composed: Config, overrides: list[str]) -> tuple[Config, list[str], list[str]]:
@@ -78,7 +80,7 @@ def _merged(saved: Config, composed: Config, overrides: list[str]) -> tuple[Conf
         key = key_of(override)
         for path in PLACE if key == "trainer" else [key]:
             asked, has = _get(composed, path), _get(merged, path)
-            if any(f"{path}.".startswith(f"{free}.") for free in FREE):
+            if any(fnmatch(f"{path}.", f"{free}.*") for free in FREE):
                 _put(merged, path, asked)
             elif asked != has:
                 kept[override] = f"keeping {path}={_short(has)} of the run, not {_short(asked)}"

@@ -60,8 +60,7 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
     if not goes_on:  # a saved config is matched already
         config = matched(config, overrides)
     data = _text(config, folder)
-    if data.source.versions:
-        config = config | {"data": config["data"] | {"versions": dict(data.source.versions)}}
+    config = config | {"data": config["data"] | data.source.pinned}
     files: dict[str, Any] = {CONFIG: dumped(config), OVERRIDES: listed(_lasting(overrides))}
     held.enter_context(opened(folder, files | text_files(data), new=not goes_on))
     return {"config": config, "folder": str(folder), "checkpoint": checkpoint and str(checkpoint)}

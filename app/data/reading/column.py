@@ -13,28 +13,29 @@ ABSENT = object()
 
 
 class TextColumn:
-    """Takes the text out of the rows of one pass over all files.
+    """Takes the text out of the rows of one pass over all rows of a text.
 
     Args:
         key: the column; with dots it reaches into nested ones.
-        path: of the files, as the user wrote it.
+        what: key and value that name them.
+        blank_lines: whether a text may be empty.
     """
 
-    def __init__(self, key: str, path: str) -> None:
-        self._key, self._path = key, path
+    def __init__(self, key: str, what: str, blank_lines: bool) -> None:
+        self._key, self._what, self._blank_lines = key, what, blank_lines
         self._seen = 0
         self._without: Counter[str] = Counter()
         self._first = ""  # row without text
         self._example: Any = {}  # a row without the key
 
-    def text(self, file: Path, number: int | None, row: Any) -> str | None:
+    def text(self, file: Path | str, number: int | None, row: Any) -> str | None:
         """The text of a row, which may be a text itself; None if it has none.
 
         Raises:
             UserError: the first 10,000 rows have none.
         """
         value = row if isinstance(row, str) else _inside(row, self._key)
-        reason = _fault(value)
+        reason = self._fault(value)
         self._seen += 1
         if reason is None:
             return str(value)
@@ -56,9 +57,21 @@ class TextColumn:
         if not self._without:
             return ""
         return (
-            f"data.path={self._path}: {self._without.total():,} of {self._seen:,} rows without text are left out "
+            f"{self._what}: {self._without.total():,} of {self._seen:,} rows without text are left out "
             f"({self._reasons()}), first: {self._first}"
         )
+
+    def _fault(self, value: Any) -> str | None:
+        """Why a value is no text."""
+        if value is ABSENT or value is None:
+            return "without the key" if value is ABSENT else "null"
+        if not isinstance(value, str):
+            return "not a text"
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "with half a character (a lone surrogate)"
+        return None if value.strip() or self._blank_lines else "empty"
 
     def _require_one(self) -> None:
         if self._seen > self._without.total():
@@ -66,7 +79,7 @@ class TextColumn:
         rows = f"none of {self._seen:,} rows has text"
         if self._example:
             raise UserError(f"data.text_key={self._key}: {rows} under this key, first: {self._first}; {self._other()}")
-        raise UserError(f"data.path={self._path}: {rows} ({self._reasons() or 'it is empty'}); give a file with text")
+        raise UserError(f"{self._what}: {rows} ({self._reasons() or 'it is empty'}); give a file with text")
 
     def _reasons(self) -> str:
         return ", ".join(f"{number:,} {reason}" for reason, number in self._without.most_common())
@@ -86,19 +99,6 @@ def _inside(row: Any, key: str) -> Any:
         return row[key]
     first, _, rest = key.partition(".")
     return _inside(row[first], rest) if rest and isinstance(row, dict) and first in row else ABSENT
-
-
-def _fault(value: Any) -> str | None:
-    """Why a value is no text."""
-    if value is ABSENT or value is None:
-        return "without the key" if value is ABSENT else "null"
-    if not isinstance(value, str):
-        return "not a text"
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return "with half a character (a lone surrogate)"
-    return None if value.strip() else "empty"
 
 
 def _texts(row: Any, prefix: str = "") -> Iterator[str]:

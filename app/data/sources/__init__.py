@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any, Literal, NamedTuple, Protocol, TextIO
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+log = logging.getLogger(__name__)
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 HELD_OUT = 0.03  # the share of the documents that each of val and test gets
@@ -22,6 +25,16 @@ class Document(NamedTuple):
     split: Split
 
 
+class Phase(NamedTuple):
+    """The share of each domain, any scale, until this part of the steps; None: proportional to its size."""
+
+    until: float
+    weights: Sequence[float] | None
+
+
+BY_SIZE = (Phase(1.0, None),)
+
+
 class Source(Protocol):
     """What a class registered under the kind `data` offers; building it reads no text."""
 
@@ -32,12 +45,12 @@ class Source(Protocol):
         """Names of the domains that have documents, in the order of their numbers."""
 
     @property
-    def weights(self) -> Sequence[float] | None:
-        """Share of each domain in the training rows, any scale; None = proportional to its size."""
+    def phases(self) -> Sequence["Phase"]:
+        """The shares of the domains in the training rows, one phase after the other; the last one ends at 1."""
 
     @property
-    def versions(self) -> Mapping[str, str]:
-        """Of what is installed and part of the text, by domain; empty: nothing is."""
+    def pinned(self) -> Mapping[str, Any]:
+        """Values of its knobs that a run keeps, so that it goes on with the same text; after the text was read."""
 
     def fingerprint(self) -> str:
         """Changes whenever `documents` would; cheap."""
@@ -50,18 +63,16 @@ class Source(Protocol):
         """
 
 
-def read_dataset(*args: Any, **kwargs: Any) -> Any:
-    """`datasets.load_dataset` without its own bars and log lines; imported here because that is slow.
+class Once:
+    """Tells each line once and by the first process only, though a tokenizer that learns reads the text twice."""
 
-    Raises:
-        Exception: whatever the library raises; it has no common base.
-    """
-    import datasets
+    def __init__(self) -> None:
+        self._told: set[str] = set()
 
-    datasets.disable_progress_bars()
-    for library in ("datasets", "huggingface_hub"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-    return datasets.load_dataset(*args, **kwargs)
+    def __call__(self, line: str) -> None:
+        if line and line not in self._told:
+            rank_zero_only(log.warning)(line)
+        self._told.add(line)
 
 
 def first_line(error: Exception) -> str:

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from app.data.reading.packing import opened
 from app.data.reading.paths import home
-from app.data.sources import SPLITS, Document
+from app.data.sources import BY_SIZE, SPLITS, Document
 from app.registry import UserError, register
 
 
@@ -24,8 +25,8 @@ class Enwik8:
 
     raw = True
     domains = ("enwik8",)
-    weights = None
-    versions: Mapping[str, str] = {}
+    phases = BY_SIZE
+    pinned: Mapping[str, Any] = {}
 
     def __init__(self, *, path: str | None, sizes: list[int]) -> None:
         if len(sizes) != 3 or min(sizes) < 1:

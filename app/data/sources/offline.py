@@ -15,11 +15,11 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from app.data.sources import Document, chunks, split_of
+from app.data.sources import BY_SIZE, Document, Phase, chunks, split_of
 from app.registry import UserError, register, unknown
 
 log = logging.getLogger(__name__)
@@ -90,13 +90,17 @@ class Offline:
         return list(self._found)
 
     @property
-    def weights(self) -> list[float] | None:
+    def phases(self) -> tuple[Phase]:
         if self._wanted is None:
-            return None if self._by_size else [1.0] * len(self._found)
-        return [self._wanted[name] for name in self.domains]
+            return BY_SIZE if self._by_size else (Phase(1.0, [1.0] * len(self._found)),)
+        return (Phase(1.0, [self._wanted[name] for name in self.domains]),)
+
+    @property
+    def pinned(self) -> dict[str, Any]:
+        return {"versions": self._versions}
 
     @cached_property
-    def versions(self) -> dict[str, str]:
+    def _versions(self) -> dict[str, str]:
         """Of what its domains are part of, as installed; a line where a run has seen others."""
         now = {name: _version(name) for name in self._found}
         for name, then in (self._expected or {}).items():
@@ -106,7 +110,7 @@ class Offline:
 
     def fingerprint(self) -> str:
         digests = {name: _digest(files) for name, files in self._found.items()}
-        return json.dumps([digests, self.versions])
+        return json.dumps([digests, self._versions])
 
     def documents(self) -> Iterator[Document]:
         for domain, files in self._found.items():

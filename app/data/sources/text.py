@@ -1,25 +1,21 @@
 """The user's own files, of every usual kind: one file, a folder or a pattern."""
 
 import io
-import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TextIO
-
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+from typing import Any, TextIO
 
 from app.data.reading.column import TextColumn
 from app.data.reading.packing import LARGEST, opened, wrong
 from app.data.reading.paths import TEXT, files_of, kind_of
 from app.data.reading.rows import lines, rows_of
-from app.data.sources import Document, in_order, split_of
+from app.data.sources import BY_SIZE, Document, Once, in_order, split_of
 from app.registry import UserError, register
 
-log = logging.getLogger(__name__)
 LONG = 64_000  # characters: a longer .txt is cut in order, a shorter one is one document
 
 
@@ -34,12 +30,12 @@ class Text:
 
     raw = False
     domains = ("text",)
-    weights = None
-    versions: Mapping[str, str] = {}
+    phases = BY_SIZE
+    pinned: Mapping[str, Any] = {}
 
     def __init__(self, *, path: str | None, text_key: str) -> None:
         self._path, self._text_key = path, text_key
-        self._told: set[str] = set()
+        self._tell = Once()
 
     def fingerprint(self) -> str:
         stats = [(path, path.stat()) for path in self._found[0]]
@@ -49,7 +45,7 @@ class Text:
         files, passed_over = self._found
         self._tell(passed_over)
         root = os.path.commonpath([path.parent for path in files])
-        column = TextColumn(self._text_key, str(self._path))
+        column = TextColumn(self._text_key, f"data.path={self._path}", blank_lines=False)
         for path in files:
             name = path.relative_to(root).as_posix()
             read = _text if kind_of(path)[0] in TEXT else self._rows
@@ -68,12 +64,6 @@ class Text:
         if not self._path:
             raise UserError("data.path=null: data=text needs text; set data.path=FILE, FOLDER or 'GLOB'")
         return files_of(self._path)
-
-    def _tell(self, line: str) -> None:
-        """Once, though a tokenizer that learns reads the text twice."""
-        if line and line not in self._told:
-            rank_zero_only(log.warning)(line)
-        self._told.add(line)
 
 
 def _text(path: Path, name: str, column: TextColumn, alone: bool) -> Iterator[Document]:

@@ -22,6 +22,7 @@ def toy(tmp_path: Path) -> Callable[..., TokenDataModule]:
             "micro_batch_size": 2,
             "val_rows": None,
             "overfit_batches": None,
+            "max_epochs": None,
             "num_workers": 0,
         }
         values |= {"cache_dir": str(tmp_path / "cache")} | knobs

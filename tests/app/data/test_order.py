@@ -12,7 +12,7 @@ ROWS = (100, 50, 30, 7, 3)
 
 
 def order(seed=0):
-    return Order.of(ROWS, WEIGHTS, seed)
+    return Order.of(ROWS, [(0, WEIGHTS)], seed)
 
 
 def test_a_position_has_one_row_however_it_is_reached():
@@ -35,11 +35,34 @@ def test_shares_are_exact_in_the_long_run():
     assert order().taken(10**9) == [5 * 10**8, 25 * 10**7, 15 * 10**7, 10**8, 0]
 
 
+PHASES = [(0, [1, 1, 0]), (300, [0, 1, 3]), (1000, None)]
+
+
+def test_each_phase_has_its_own_shares_from_its_first_row_on():
+    phased = Order.of([100, 50, 10], PHASES, 0)
+    domains = [phased[position].domain for position in range(1768)]  # to the end of a block
+    found = [Counter(domains[start:stop]) for start, stop in ((0, 300), (300, 1000), (1000, 1768))]
+    assert found == [{0: 150, 1: 150}, {1: 175, 2: 525}, {0: 480, 1: 240, 2: 48}]
+    assert phased.taken(1800) == [650, 575, 575]
+
+
+def test_a_domain_goes_on_in_the_next_phase_where_it_was():
+    phased = Order.of([100, 50, 10], PHASES, 0)
+    rows = [row.number for position in range(1500) if (row := phased[position]).domain == 1]
+    for epoch in range(0, len(rows) - 50, 50):
+        assert sorted(rows[epoch : epoch + 50]) == list(range(50))
+
+
+def test_the_first_phase_is_the_order_without_phases():
+    phased, plain = Order.of([100, 50, 10], PHASES, 3), Order.of([100, 50, 10], PHASES[:1], 3)
+    assert [phased[position] for position in range(256)] == [plain[position] for position in range(256)]
+
+
 @given(st.lists(st.floats(0, 1e3), min_size=1, max_size=8), st.integers(0, 10**6), st.integers(0, 5000))
 @settings(deadline=None, max_examples=200)
 def test_counts_never_fall_and_sum_to_the_position(weights, count, more):
     weights[0] += 1
-    counted = Order.of([9] * len(weights), weights, 0)
+    counted = Order.of([9] * len(weights), [(0, weights), (700, weights[::-1]), (2000, None)], 0)
     first, then = counted.taken(count), counted.taken(count + more)
     assert sum(first) == count
     assert all(before <= after for before, after in zip(first, then, strict=True))
@@ -53,5 +76,5 @@ def test_a_domain_repeats_no_row_before_all_were_read():
 
 
 def test_without_weights_domains_come_by_size_and_one_without_rows_never():
-    assert Order.of([30, 0, 10], None, 0).taken(400) == [300, 0, 100]
-    assert Order.of([30, 0, 10], [1, 2, 1], 0).taken(400) == [200, 0, 200]
+    assert Order.of([30, 0, 10], [(0, None)], 0).taken(400) == [300, 0, 100]
+    assert Order.of([30, 0, 10], [(0, [1, 2, 1])], 0).taken(400) == [200, 0, 200]

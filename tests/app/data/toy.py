@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.data.sources import SPLITS, Document
+from app.data.sources import SPLITS, Document, Phase
 
 CONF = Path(__file__).parents[3] / "conf"
 
@@ -15,7 +15,7 @@ class Toy:
     domains = ("a", "b", "c")
 
     def __init__(self, weights: list[float] | None = None, text: str = "naïve 😀 text") -> None:
-        self.weights, self.text, self.read = weights, text, 0
+        self.phases, self.text, self.read = [Phase(1.0, weights)], text, 0
 
     def fingerprint(self) -> str:
         return f"toy {self.text}"

