@@ -51,7 +51,7 @@ def _complete(folder: Path) -> bool:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         whole = all((folder / name).stat().st_size == size for name, size in meta["sizes"].items())
         return whole and Corpus(folder).largest_token() < meta["vocab_size"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever stands there instead
         return False
 
 

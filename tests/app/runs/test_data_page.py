@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -16,15 +17,14 @@ from typing import Any
 import pyarrow
 import pytest
 from pyarrow import parquet
+from tokenizers import Tokenizer, models
 
 from tests.app.runs.conftest import SENTENCE
 from tests.app.runs.test_moments import FRESH, _train, ended
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs/data.md").read_text()
-SMALL = (
-    "model=nano tokenizer=bytes data=text data.seq_len=16 data.batch_size=2 data.val_rows=2 callbacks=off logger=none"
-)
+SMALL = "model=nano data=text data.seq_len=16 data.batch_size=2 data.val_rows=2 callbacks=off logger=none"
 LINE = f"{SMALL} logger=none trainer.max_steps=1 trainer.val_every=1 trainer.checkpoint_every=1".split()
 TEXTS = [f"text {n}: «naïve», \"said\" the 日本 'cat',\n\tand 😀 went {SENTENCE}" for n in range(300)]
 GOOD = [{"text": text} for text in TEXTS]
@@ -135,13 +135,15 @@ TROUBLES: dict[str, Callable[[str], Made]] = {
 
 
 def _told(folder: Path, words: list[str]) -> None:
-    os.dup2(os.open(folder / "told", os.O_CREAT | os.O_WRONLY), 2)
+    os.environ["HOME"] = str(folder)
+    os.dup2(os.open(folder / "told", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
     _train(folder, words, None)
 
 
 def check(folder: Path, words: list[str], happens: str, texts: list[str]) -> None:
     """Trains in the folder; what it says, how it ends and what is in its cache then."""
-    process = FRESH.Process(target=_told, args=(folder, [*LINE, *words]))
+    own = [] if "tokenizer=file" in words else ["tokenizer=bytes"]
+    process = FRESH.Process(target=_told, args=(folder, [*LINE, *own, *words]))
     process.start()
     status = ended(process)
     told = (folder / "told").read_text()
@@ -152,8 +154,8 @@ def check(folder: Path, words: list[str], happens: str, texts: list[str]) -> Non
         assert not (folder / "runs").exists()
         return
     assert status == 0, told
-    assert told.count("without text") + told.count("passed over") == len(quotes), told
-    (meta,) = (folder / ".cache").glob("*/meta.json")
+    assert len(re.findall("without text|passed over|built anew", told)) == len(quotes), told
+    (meta,) = [*(folder / ".cache").glob("*/meta.json"), *(folder / "cache").glob("*/meta.json")]
     counts = [split["text"] for split in json.loads(meta.read_text())["documents_tokens_bytes"].values()]
     assert sum(size for _, _, size in counts) == sum(len(text.encode()) for text in texts)
     assert sum(number for number, _, _ in counts) == (len(texts) if len(texts) > 1 else 3)
@@ -241,6 +243,53 @@ def test_what_a_path_names(tmp_path: Path, what: str, happens: str) -> None:
     path, texts = PATHS[what](tmp_path)
     quoted = f"data.path='{path}'" if "[0-9]" in path else f"data.path={path}"  # Hydra reads brackets as a list
     check(tmp_path, [quoted], happens, texts)
+
+
+def tokenizer(folder: Path, model: Any) -> list[str]:
+    (folder / "tokenizer.json").write_text(model if isinstance(model, str) else Tokenizer(model).to_str())
+    return ["tokenizer=file", "tokenizer.path=tokenizer.json"]
+
+
+def without_unknown(folder: Path) -> list[str]:
+    letters = sorted(set("".join(TEXTS)) - {"«"})
+    return tokenizer(folder, models.Unigram([(letter, -1.0) for letter in letters]))
+
+
+def separated(folder: Path) -> list[str]:
+    """The separator is in every third text; a letter is a token."""
+    texts = [text + "<end>" * (number % 3) for number, text in enumerate(TEXTS)]
+    (folder / "a.jsonl").write_bytes(written(".jsonl", [{"text": text} for text in texts]))
+    vocabulary = {letter: place for place, letter in enumerate(sorted(set("".join(texts))))}
+    model = Tokenizer(models.BPE(vocabulary, []))
+    model.add_special_tokens(["<end>"])
+    return [*tokenizer(folder, model.to_str()), "tokenizer.separator='<end>'"]
+
+
+def damaged(folder: Path) -> list[str]:
+    check(folder, ["data.path=a.jsonl"], "read", TEXTS)
+    (file,) = (folder / ".cache").glob("*/train.0.tokens")
+    data = file.read_bytes()
+    file.write_bytes(data[:200] + b"\xff\xff" + data[202:])
+    shutil.rmtree(folder / "runs")
+    return []
+
+
+OTHERS: dict[str, Callable[[Path], list[str]]] = {
+    "a `tokenizer.json` has no token for a letter of the text, and none for what is unknown": without_unknown,
+    "a `tokenizer.json` has an empty vocabulary": lambda folder: tokenizer(folder, models.BPE()),
+    "a `tokenizer.json` is none": lambda folder: tokenizer(folder, "{}"),
+    "the text holds the name of the separator": separated,
+    "a token of the cache lies beyond the vocabulary": damaged,
+    "`data.cache_dir=~/cache`, which is not there yet": lambda folder: ["data.cache_dir=~/cache"],
+}
+
+
+@pytest.mark.parametrize(("what", "happens"), table(2))
+def test_what_else_is_wrong(tmp_path: Path, what: str, happens: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(written(".jsonl", GOOD))
+    words = OTHERS[what](tmp_path)
+    texts = [json.loads(line)["text"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    check(tmp_path, ["data.path=a.jsonl", *words], happens, texts)
 
 
 def test_the_page_turns_chats_into_text(tmp_path: Path) -> None:
