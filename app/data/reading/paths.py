@@ -3,7 +3,9 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
 
 from app.registry import UserError
@@ -72,18 +74,33 @@ def _kinds(files: Iterable[Path]) -> str:
 
 
 def _matching(pattern: Path) -> Iterator[Path]:
-    """All files that a pattern matches, those inside of folders that it matches too."""
-    for path in map(Path, glob.glob(str(pattern), recursive=True)):  # noqa: PTH207  Path.glob takes no absolute one
-        if not path.is_dir():
-            yield path
+    """All files that a pattern matches."""
+    if "**" not in pattern.parts:
+        return (path for path in map(Path, glob.glob(str(pattern))) if not path.is_dir())  # noqa: PTH207  takes any path
+    fixed = list(takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    base, rest = Path(*fixed), pattern.parts[len(fixed) :]
+    return (file for file in _inside(base) if _matches(file.relative_to(base).parts, rest))
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path is of the pattern, whose part `**` stands for any folders."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _inside(folder: Path) -> Iterator[Path]:
-    """All files below a folder that are not hidden; links are followed, but not back into where they come from."""
+    """All files below a folder that are not hidden."""
     for inner, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
-        above = {os.path.realpath(parent) for parent in (Path(inner), *Path(inner).parents)}
-        folders[:] = [n for n in folders if _is_data(n) and os.path.realpath(Path(inner, n)) not in above]
+        folders[:] = [name for name in folders if _is_data(name) and not _leads_back(Path(inner, name))]
         yield from (Path(inner, name) for name in names if _is_data(name))
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a link leads to a folder that it lies in; all others are followed."""
+    return folder.is_symlink() and os.path.realpath(folder) in map(os.path.realpath, folder.parents)
 
 
 def _is_data(name: str) -> bool:

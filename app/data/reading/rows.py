@@ -58,9 +58,10 @@ def _json_lines(path: Path, stream: BinaryIO, key: str) -> Iterator[Numbered]:
     for number, line in lines(path, stream):
         if not line.isspace():
             try:
-                yield number, DECODER.decode(line)
+                value = DECODER.decode(line)
             except (json.JSONDecodeError, RecursionError) as error:
                 raise wrong(path, f"line {number:,} {_why(error)}", CURE) from error
+            yield number, value
 
 
 def _why(error: json.JSONDecodeError | RecursionError) -> str:

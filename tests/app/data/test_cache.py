@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.data.cache import open_corpus
+from app.data.cache import _progress, _watch, open_corpus
+from app.data.sources import Document
 from app.data.tokenizers.bpe import Bpe
 from app.data.tokenizers.bytes import Bytes
 from app.data.writer import StreamWriter
@@ -85,6 +86,14 @@ def test_a_token_beyond_the_vocabulary_is_damage(tmp_path, caplog):
     open_corpus(Toy(), Bytes(), tmp_path)
     assert (folder / "val.1.tokens").read_bytes() == before
     assert "damaged" in caplog.text
+
+
+def test_the_bar_counts_bytes(monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    documents = [Document("a", "é" * 5, "a", None, "train"), Document("b", b"12345", "a", None, "train")]
+    with _progress() as progress:
+        assert list(_watch(documents, progress, "tokenising")) == documents
+        assert (progress.tasks[0].completed, progress.tasks[0].total) == (15, 15)
 
 
 def prepare(cache):

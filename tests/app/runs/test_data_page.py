@@ -233,6 +233,7 @@ PATHS: dict[str, Callable[[Path], tuple[str, list[str]]]] = {
     "a folder with pictures, hidden files and checkpoints of notebooks": mixed,
     "a folder with a link to another folder and one to itself": circle,
     "a pattern": pattern,
+    "a pattern over folders with a link to itself": lambda folder: ("in/**/*.txt", circle(folder)[1]),
     "a folder without text": pictures,
     "nothing that exists": lambda folder: ("nowhere", []),
 }

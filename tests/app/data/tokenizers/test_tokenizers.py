@@ -4,7 +4,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from app.data.tokenizers import pieces
 from app.data.tokenizers.bpe import Bpe
@@ -162,6 +162,18 @@ def test_a_named_separator_is_the_files_own(tmp_path):
 def test_a_normalizer_that_changes_lengths_keeps_the_bytes(tmp_path):
     text = unicodedata.normalize("NFC", "ﬁﬁ é ﬃ ½ Å")
     assert ready(unigram(), tmp_path).encode([text])[0].nbytes.sum() == len(text.encode())
+
+
+def test_a_letter_whose_parts_are_read_apart_has_its_bytes_once(tmp_path):
+    model = byte_level()
+    model.normalizer = normalizers.NFKC()  # U+FDFA is eighteen letters and spaces, whose offsets go back and forth
+    model.post_processor = processors.ByteLevel(trim_offsets=True)
+    text = "ﷺ and ﷺ"
+    ends = [end for _, end in model.encode(text).offsets]
+    assert ends != sorted(ends)
+    encoded = ready(model, tmp_path).encode([text])[0]
+    assert encoded.nbytes.min() >= 0
+    assert encoded.nbytes.sum() == len(text.encode())
 
 
 SEPARATED = {
