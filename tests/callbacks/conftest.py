@@ -63,7 +63,7 @@ def starter(tmp_path: Path) -> Start:
         config = read_config(*overrides)
         data = TokenDataModule(
             Toy(), Bytes(), 0, seq_len=32, batch_size=4, micro_batch_size=2, val_rows=None, overfit_batches=None,
-            num_workers=0, cache_dir=str(tmp_path / "cache"),
+            max_epochs=None, num_workers=0, cache_dir=str(tmp_path / "cache"),
         )  # fmt: skip
         folder.mkdir(exist_ok=True)
         OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")

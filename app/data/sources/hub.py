@@ -125,7 +125,7 @@ class Hub:
 
     def _texts(self, split: Split, rows: Any, column: TextColumn) -> Iterator[str]:
         size = 0
-        rows = self._shuffled(self._projected(rows))
+        rows = self._shuffled(rows)
         try:
             for number, row in enumerate(rows, 1):
                 text = column.text(split, number, row)
@@ -138,12 +138,6 @@ class Hub:
             raise
         except Exception as error:  # the network goes away, a shard is damaged: each has its own error
             raise self._unreadable(error) from error
-
-    def _projected(self, rows: Any) -> Any:
-        """The rows with the column of the text alone, where it is known which columns there are."""
-        names = rows.column_names or ()
-        top = self._text_key if self._text_key in names else self._text_key.partition(".")[0]
-        return rows.select_columns([top]) if top in names else rows
 
     def _shuffled(self, rows: Any) -> Any:
         if self._shuffle_buffer is None:
@@ -197,10 +191,27 @@ class Hub:
             self._ask()  # the library itself tries for minutes
         where, revision = (str(self._folder), None) if self._folder else (self._name, self._commit)
         try:
-            return datasets.load_dataset(where, self._config, revision=revision, streaming=self._streaming)
+            columns = self._columns(datasets.load_dataset_builder(where, self._config, revision=revision))
+            return datasets.load_dataset(where, self._config, revision=revision, streaming=self._streaming, **columns)
+        except UserError:
+            raise
         except Exception as error:  # wrong config, gated, no space: each has its own error
             raise self._unreadable(error) from error
 
+    def _columns(self, builder: Any) -> dict[str, list[str]]:
+        """Out of Parquet only the column of the text is read, so the others may change from shard to shard."""
+        if not hasattr(builder.config, "columns"):
+            return {}
+        names = next(iter(builder.as_streaming_dataset().values())).column_names or ()
+        top = self._text_key if self._text_key in names else self._text_key.partition(".")[0]
+        if top not in names:
+            known = ", ".join(names)
+            raise UserError(f"data.text_key={self._text_key}: no such column; set data.text_key to one of {known}")
+        return {"columns": [top]}
+
     def _unreadable(self, error: Exception) -> UserError:
-        why = " ".join(str(error).split())[:200] or type(error).__name__
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # "an error occurred" because of one that says which
+            cause = cause.__cause__
+        why = " ".join(str(cause).split())[:200] or type(cause).__name__
         return UserError(f"data.name={self._name}: cannot be read ({why}); set what it asks for, or {AT_HOME}")

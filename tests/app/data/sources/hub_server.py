@@ -30,21 +30,24 @@ configs:
 
 
 def write_set(folder: Path) -> None:
-    """Two revisions of a set of two configs, of three shards each; a column beside the text changes its type."""
+    """Two revisions of two configs of three shards; a column beside the text is of another type in each shard."""
     for revision in (OLD, NEW):
         root = folder / revision
         for config in ("en", "fr"):
             (root / config).mkdir(parents=True)
             for shard in range(3):
-                _write(root / config / f"train-{shard:05}-of-00003.parquet", f"{revision[0]} {config} {shard}", 200)
-        _write(root / "en/validation-00000-of-00001.parquet", f"{revision[0]} val", 50)
+                other = [0, "a word", {"inner": 0}][shard]
+                _write(
+                    root / config / f"train-{shard:05}-of-00003.parquet", f"{revision[0]} {config} {shard}", 200, other
+                )
+        _write(root / "en/validation-00000-of-00001.parquet", f"{revision[0]} val", 50, 0)
         (root / "README.md").write_text(CARD)
 
 
-def _write(path: Path, what: str, number: int) -> None:
+def _write(path: Path, what: str, number: int, other: Any) -> None:
     texts = [f"{what} row {row}: what the people of the town say to each other" for row in range(number)]
     meta = [{"title": f"title {row}", "number": row} for row in range(number)]
-    parquet.write_table(pyarrow.table({"text": texts, "meta": meta}), path)
+    parquet.write_table(pyarrow.table({"text": texts, "meta": meta, "other": [other] * number}), path)
 
 
 class Server(ThreadingHTTPServer):

@@ -149,7 +149,7 @@ def test_a_killed_stream_goes_on_at_its_row_though_the_set_has_moved_on(
         (f"{SET} data.revision=v9", r"data.revision=v9: owner/set has none such; null: the newest"),
         ("data.name=owner/set data.config=fr", r"data.splits=null: the set has no split 'train' but train_sft; name"),
         (f"{SET} data.splits={{train:trian}}", r"data.splits.train=trian: unknown; did you mean 'train'"),
-        (f"{SET} data.text_key=txt", r"data.text_key=txt: none of 650 rows .*set .* one of text, meta.title"),
+        (f"{SET} data.text_key=txt", r"data.text_key=txt: no such column; set .* to one of text, meta, other"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(told: Told, tmp_path: Path, words: str, line: str) -> None:

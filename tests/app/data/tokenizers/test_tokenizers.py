@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from app.data.tokenizers import pieces
+from app.data.tokenizers import PIECE, pieces
 from app.data.tokenizers.bpe import Bpe
 from app.data.tokenizers.bytes import Bytes
 from app.data.tokenizers.file import File
@@ -128,6 +128,7 @@ LONG = [
     "it's we'll 12 34 ?! e\u0301 \u0301 \x1c \x1d!\n" * 900,
     "nospace" * 9000,
     "日本語の文章、" * 4000,
+    ("x" * (PIECE - 2) + "     y") * 3,
 ]
 
 
