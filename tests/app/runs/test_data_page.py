@@ -181,8 +181,8 @@ def test_what_is_in_a_file(tmp_path: Path, kind: str, packing: str, what: str, h
 
 
 def named(folder: Path) -> tuple[str, list[str]]:
-    (folder / "[1] a=b, {c}*?.txt").write_text("\n".join(TEXTS))
-    return "[1] a=b, {c}*?.txt", ["\n".join(TEXTS)]
+    (folder / "[1] a=b, ${c}*?.txt").write_text("\n".join(TEXTS))
+    return "[1] a=b, ${c}*?.txt", ["\n".join(TEXTS)]
 
 
 def linked(folder: Path) -> tuple[str, list[str]]:
@@ -228,7 +228,7 @@ def pictures(folder: Path) -> tuple[str, list[str]]:
 
 
 PATHS: dict[str, Callable[[Path], tuple[str, list[str]]]] = {
-    "a file called `[1] a=b, {c}*?.txt`": named,
+    "a file called `[1] a=b, ${c}*?.txt`": named,
     "a link to a file": linked,
     "a folder with pictures, hidden files and checkpoints of notebooks": mixed,
     "a folder with a link to another folder and one to itself": circle,

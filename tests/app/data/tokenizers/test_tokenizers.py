@@ -128,7 +128,7 @@ LONG = [
     "it's we'll 12 34 ?! e\u0301 \u0301 \x1c \x1d!\n" * 900,
     "nospace" * 9000,
     "日本語の文章、" * 4000,
-    ("x" * (PIECE - 2) + "     y") * 3,
+    ("x" * (PIECE - 2) + "\n    return a") * 3,
 ]
 
 
