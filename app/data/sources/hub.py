@@ -214,4 +214,6 @@ class Hub:
         while cause.__cause__ is not None:  # "an error occurred" because of one that says which
             cause = cause.__cause__
         why = " ".join(str(cause).split())[:200] or type(cause).__name__
-        return UserError(f"data.name={self._name}: cannot be read ({why}); set what it asks for, or {AT_HOME}")
+        on_disk = isinstance(cause, OSError) and cause.filename is not None
+        cure = "set HF_HOME to a folder that can be written" if on_disk else "set what it asks for"
+        return UserError(f"data.name={self._name}: cannot be read ({why}); {cure}, or {AT_HOME}")

@@ -183,6 +183,12 @@ def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_a_library_that_cannot_write_is_not_a_fault_of_the_text(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", Path("/dev/null/cache"))
+    with pytest.raises(UserError, match=r"cannot be read \(.*Not a directory.*; set HF_HOME to a folder that can be"):
+        list(Hub(name=str(local), **HUB).documents())
+
+
 def test_rows_of_one_running_text_become_one_document_a_split(local: Path) -> None:
     train, val = Hub(name=str(local), **HUB | {"join_rows": True}).documents()
     assert str(train.text).startswith("train 0\ntrain 1\n") and str(train.text).endswith("train 299\n")
