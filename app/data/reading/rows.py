@@ -84,7 +84,10 @@ def _json(path: Path, stream: BinaryIO, key: str) -> Iterator[Numbered]:
         except (json.JSONDecodeError, RecursionError) as error:
             rest = buffer[place:]
             buffer, place = _more(path, text, rest), 0
-            if len(buffer) == len(rest) or len(buffer) > LARGEST or isinstance(error, RecursionError):
+            if len(buffer) > LARGEST:
+                what = f"row {number + 1:,} is longer than {LARGEST >> 20} MB, or no JSON"
+                raise wrong(path, what, "cut or mend it") from error
+            if len(buffer) == len(rest) or isinstance(error, RecursionError):
                 if rest.strip() == closing:
                     return
                 raise wrong(path, f"row {number + 1:,} {_why(error)}", CURE) from error
