@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.errors import MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
@@ -83,15 +84,16 @@ def with_whole_sources(data: Config) -> Config:
     """
     if not isinstance(data.get("sources"), dict):
         return data
-    options, whole = sorted(path.stem for path in (CONF / "data").glob("*.yaml")), {}
+    whole = {}
     for name, given in data["sources"].items():
         key = f"data.sources.{name}"
         if not isinstance(given, dict):
             raise UserError(f"{key}={given}: must be keys, such as {{path: {given}}}")
         option = given.get("data", "text")
-        if option not in options:
-            raise UserError(unknown(f"{key}.data={option}", str(option), options))
-        own = {} if "source" in given else composed([f"data={option}"])["data"]
+        try:
+            own = {} if "source" in given else composed([f"data={option}"])["data"]
+        except MissingConfigException as error:
+            raise UserError(unknown(f"{key}.data={option}", str(option), error.options or ())) from error
         inner = {knob: value for knob, value in {**own, **given}.items() if knob != "data"}
         whole[name] = with_whole_sources({k: v for k, v in inner.items() if k not in _own()["data"]})
     return data | {"sources": whole}

@@ -177,20 +177,24 @@ class TokenDataModule(LightningDataModule):
         return self._loader(steps, Endless(self._next_step, self.overfit_batches))
 
     def _order(self, corpus: Corpus) -> Order:
-        """Of the training rows; says which domain is read too often on the way."""
+        """Of the training rows."""
         steps = max(0, self.trainer.max_steps) if self.trainer else 0  # without an end: -1
         rows = corpus.rows("train", self.seq_len)
         starts = [0, *(round(phase.until * steps) * self.batch_size for phase in self.source.phases[:-1])]
         weights = [phase.weights for phase in self.source.phases]
         order = Order.of(rows, list(zip(starts, weights, strict=True)), self.seed)
-        read = order.taken(steps * self.batch_size) if self.overfit_batches is None else []
-        for domain, number, count in zip(corpus.domains, rows, read, strict=False):
-            if self.max_epochs is not None and number and count > self.max_epochs * number:
+        if self.max_epochs is not None and self.overfit_batches is None:
+            self._tell_repeated(corpus.domains, rows, order.taken(steps * self.batch_size), self.max_epochs)
+        return order
+
+    def _tell_repeated(self, domains: Iterable[str], rows: Iterable[int], read: Iterable[int], most: float) -> None:
+        """Which domains are read too often, of so many rows each and so many that are read of them."""
+        for domain, number, count in zip(domains, rows, read, strict=True):
+            if count > most * number:
                 rank_zero_only(log.warning)(
-                    f"data.max_epochs={self.max_epochs}: this run reads {domain} {count / number:.1f} times; "
+                    f"data.max_epochs={most}: this run reads {domain} {count / number:.1f} times; "
                     "give more of it or less weight to it, take fewer steps, or set null for no limit"
                 )
-        return order
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._held_out("val", self.val_rows)

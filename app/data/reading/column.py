@@ -32,7 +32,7 @@ class TextColumn:
         """The text of a row, which may be a text itself; None if it has none.
 
         Raises:
-            UserError: the first 10,000 rows have none.
+            UserError: the first `ENOUGH` rows have none.
         """
         value = row if isinstance(row, str) else _inside(row, self._key)
         reason = self._fault(value)

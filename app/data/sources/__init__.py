@@ -3,11 +3,13 @@
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any, Literal, NamedTuple, Protocol, TextIO
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from app.registry import unknown
 
 log = logging.getLogger(__name__)
 Split = Literal["train", "val", "test"]
@@ -45,7 +47,7 @@ class Source(Protocol):
         """Names of the domains that have documents, in the order of their numbers."""
 
     @property
-    def phases(self) -> Sequence["Phase"]:
+    def phases(self) -> Sequence[Phase]:
         """The shares of the domains in the training rows, one phase after the other; the last one ends at 1."""
 
     @property
@@ -61,6 +63,21 @@ class Source(Protocol):
         Raises:
             UserError: the text cannot be read.
         """
+
+
+def require_shares(knob: str, shares: Mapping[str, float], known: Iterable[str]) -> None:
+    """Checks the shares of what is known.
+
+    Raises:
+        ValueError: one is of something else or negative, or none is positive.
+    """
+    for name, share in shares.items():
+        if name not in known:
+            raise ValueError(unknown(f"{knob}.{name}={share}", name, known))
+        if share < 0:
+            raise ValueError(f"{knob}.{name}={share}: must not be negative")
+    if not any(shares.values()):
+        raise ValueError(f"{knob}={shares}: one of them must be positive")
 
 
 class Once:

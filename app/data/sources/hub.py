@@ -125,17 +125,17 @@ class Hub:
 
     def _texts(self, split: Split, rows: Any, column: TextColumn) -> Iterator[str]:
         size = 0
-        rows = self._shuffled(rows)
+        for number, row in enumerate(self._rows(rows), 1):
+            text = column.text(split, number, row)
+            if text is not None:
+                yield text
+                size += len(text.encode())
+            if self._max_bytes and size >= self._max_bytes:
+                return
+
+    def _rows(self, rows: Any) -> Iterator[dict[str, Any]]:
         try:
-            for number, row in enumerate(rows, 1):
-                text = column.text(split, number, row)
-                if text is not None:
-                    yield text
-                    size += len(text.encode())
-                if self._max_bytes and size >= self._max_bytes:
-                    return
-        except UserError:
-            raise
+            yield from self._shuffled(rows)
         except Exception as error:  # the network goes away, a shard is damaged: each has its own error
             raise self._unreadable(error) from error
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from app.data.sources import Document, Phase, Source
-from app.registry import UserError, check, find, register, unknown
+from app.data.sources import Document, Phase, Source, require_shares
+from app.registry import UserError, check, find, register
 
 
 @register("data")
@@ -64,6 +64,7 @@ class Mix:
         return {"sources": {name: {**config, **self._sources[name].pinned} for name, config in self._configs.items()}}
 
     def fingerprint(self) -> str:
+        self._require_divisible_shares()
         prints = []
         for name, source in self._sources.items():
             with _named(name):
@@ -97,17 +98,25 @@ class Mix:
         spread: list[float] = []
         for name, source in self._sources.items():
             inner = source.phases[0].weights or [1.0]
-            if len(inner) != len(source.domains):
-                raise UserError(f"data.sources.{name}: its domains have shares by size; give it weights of its own")
             spread += [shares[name] * weight / sum(inner) for weight in inner]
         return spread
+
+    def _require_divisible_shares(self) -> None:
+        for name, source in self._sources.items():
+            if len(source.phases) > 1:
+                raise UserError(f"data.sources.{name}.until: the phases are those of the whole; set it to null")
+            by_size = source.phases[0].weights is None and len(source.domains) > 1
+            if by_size and self._shares != [None]:
+                raise UserError(f"data.sources.{name}: its domains have shares by size; give it weights of its own")
 
 
 def _source(name: str, config: Mapping[str, Any]) -> Source:
     knobs = dict(config)
     cls = find("data", knobs.pop("source", None), key=f"data.sources.{name}.source")
-    with _named(name):
+    try:
         source: Source = cls(**check(cls, knobs, f"data.sources.{name}"))
+    except ValueError as error:
+        raise UserError(f"data.sources.{name}.{error}") from error
     if source.raw:
         raise UserError(f"data.sources.{name}.source={config['source']}: is counted in bytes; a mix has tokens")
     return source
@@ -120,21 +129,13 @@ def _named(name: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(re.sub(r"^data\.(?!sources)", f"data.sources.{name}.", str(error))) from error
-    except ValueError as error:
-        raise UserError(f"data.sources.{name}.{error}") from error
 
 
 def _checked(knob: str, shares: Mapping[str, float] | None, sources: Mapping[str, Any]) -> Mapping[str, float] | None:
     """The share of every source."""
     if shares is None:
         return None
-    for name, share in shares.items():
-        if name not in sources:
-            raise ValueError(unknown(f"{knob}.{name}={share}", name, sources))
-        if share < 0:
-            raise ValueError(f"{knob}.{name}={share}: must not be negative")
-    if not any(shares.values()):
-        raise ValueError(f"{knob}={shares}: one of them must be positive")
+    require_shares(knob, shares, sources)
     left_out = ", ".join(name for name in sources if name not in shares)
     if left_out:
         raise ValueError(f"{knob}={shares}: leaves out {left_out}; a share of 0 is never read")

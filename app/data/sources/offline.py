@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from app.data.sources import BY_SIZE, Document, Phase, chunks, split_of
-from app.registry import UserError, register, unknown
+from app.data.sources import BY_SIZE, Document, Phase, chunks, require_shares, split_of
+from app.registry import UserError, register
 
 log = logging.getLogger(__name__)
 CHUNK = 24_000  # characters: whole speeches would make the split uneven
@@ -76,13 +76,8 @@ class Offline:
     raw = False
 
     def __init__(self, *, weights: dict[str, float] | None, by_size: bool, versions: dict[str, str] | None) -> None:
-        for name, weight in (weights or {}).items():
-            if name not in DOMAINS:
-                raise ValueError(unknown(f"weights.{name}={weight}", name, DOMAINS))
-            if weight < 0:
-                raise ValueError(f"weights.{name}={weight}: must not be negative")
-        if weights is not None and not any(weights.values()):
-            raise ValueError(f"weights={weights}: one of them must be positive")
+        if weights is not None:
+            require_shares("weights", weights, DOMAINS)
         self._wanted, self._by_size, self._expected = weights, by_size, versions
 
     @property

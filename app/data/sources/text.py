@@ -48,11 +48,13 @@ class Text:
         column = TextColumn(self._text_key, f"data.path={self._path}", blank_lines=False)
         for path in files:
             name = path.relative_to(root).as_posix()
-            read = _text if kind_of(path)[0] in TEXT else self._rows
-            yield from read(path, name, column, len(files) == 1)
+            if kind_of(path)[0] in TEXT:
+                yield from _text(path, name, column, alone=len(files) == 1)
+            else:
+                yield from self._rows(path, name, column)
         self._tell(column.finish())
 
-    def _rows(self, path: Path, name: str, column: TextColumn, alone: bool) -> Iterator[Document]:
+    def _rows(self, path: Path, name: str, column: TextColumn) -> Iterator[Document]:
         for number, row in rows_of(path, self._text_key):
             text = column.text(path, number, row)
             if text is not None:

@@ -90,7 +90,10 @@ class File:
         try:
             encoded = encode_pieces(cut, encode, _kept)
         except Exception as error:  # `tokenizers` raises bare Exceptions
-            raise self._unknown(texts, error) from error
+            word = next((word for text in texts for word in WORD.findall(text) if self._fails(word)), None)
+            if word is None:
+                raise
+            raise self._unknown(word, error) from error
         return [
             self._without_separator(text, whole) for text, whole in zip(texts, map(_join, cut, encoded), strict=True)
         ]
@@ -111,10 +114,8 @@ class File:
         parts = [text[start:stop] for start, stop in pairwise(cuts)]
         return _join(parts, self._ids_and_ends(parts))
 
-    def _unknown(self, texts: Iterable[str | bytes], error: Exception) -> UserError:
-        """The error that names the first word that cannot be read, and the character where that ends."""
-        words = (word for text in texts for word in WORD.findall(str(text)))
-        word = next(filter(self._fails, words), "")
+    def _unknown(self, word: str, error: Exception) -> UserError:
+        """The error that names a word that cannot be read, and the character where that ends."""
         letter = next((word[end - 1] for end in range(1, len(word)) if self._fails(word[:end])), word[-1:])
         return UserError(
             f"tokenizer.path={self._path}: has no token for {letter!r} in {word[:40]!r}, and none for what is unknown "

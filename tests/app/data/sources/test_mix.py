@@ -122,6 +122,25 @@ def test_a_mistake_names_the_source_and_the_key(
         build(*words)
 
 
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("{data:offline,by_size:true}", "data.sources.x: its domains have shares by size; give it weights of its own"),
+        (
+            "{data:mix,sources:{a:{path:BOOKS}},weights:{a:1},until:0.5,final_weights:{a:1}}",
+            "data.sources.x.until: the phases are those of the whole; set it to null",
+        ),
+    ],
+)
+def test_shares_that_cannot_be_divided_are_told_before_text_is_read(
+    build: Callable[..., TokenDataModule], source: str, line: str
+) -> None:
+    module = build(f"data.sources={{x:{source}}}", "data.weights={x:1}")
+    with pytest.raises(UserError, match=f"^{line}"):
+        module.prepare()
+    assert not module.cache_dir.exists()
+
+
 SMALL = "model=nano tokenizer=bytes data=mix data.seq_len=32 data.batch_size=4 data.val_rows=4 callbacks=off"
 SHARES = "data.weights={a:1,b:0} data.until=0.5 data.final_weights={a:0,b:1}"
 STEPS = "trainer.max_steps=4 trainer.val_every=2 trainer.checkpoint_every=2 trainer.log_every=1"
