@@ -105,4 +105,4 @@ def square(pairs: torch.Tensor) -> torch.Tensor:
 
 def _head(routing: Routing, rows: int) -> Routing:
     valid = routing.valid[:rows]
-    return routing._replace(scores=routing.scores[: valid.numel()], valid=valid)
+    return routing._replace(probabilities=routing.probabilities[: valid.numel()], valid=valid)

@@ -39,16 +39,24 @@ def experts_per_token(routing: Routing) -> Tensor:
     return served.new_zeros(len(routing.logits)).scatter_add_(0, routing.token, served)
 
 
-def assigned(scores: Tensor, token: Tensor, expert: Tensor) -> Tensor:
-    """Scores (T, E) at the assignments: (A,), 0 where expert is E."""
-    num_experts = scores.size(1)
+def assigned(values: Tensor, token: Tensor, expert: Tensor, missing: float = 0.0) -> Tensor:
+    """Values (T, E) at the assignments: (A,), `missing` where expert is E."""
+    num_experts = values.size(1)
     index = token * num_experts + expert.clamp(max=num_experts - 1)
-    return scores.flatten().gather(0, index) * (expert < num_experts)
+    return values.flatten().gather(0, index).masked_fill(expert == num_experts, missing)
 
 
 def per_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
     """Sum of values (A,) over the assignments of each token, given back to each assignment: (A,)."""
     return values.new_zeros(num_tokens).index_add(0, token, values)[token]
+
+
+def softmax_per_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
+    """Softmax of values (A,) over the assignments of each token: (A,); 0 where a value is -inf."""
+    least = torch.finfo(values.dtype).min
+    top = values.new_full((num_tokens,), least).scatter_reduce(0, token, values.detach(), "amax")[token]
+    exp = (values - top).exp()  # the largest of a token is 1, so nothing underflows
+    return exp / per_token(exp, token, num_tokens).clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def rank_in_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:

@@ -5,16 +5,17 @@ token, A assignments (token, expert), L MoE layers, P width of the state between
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from app.registry import require
-from routers.assignments import assigned, expert_load, per_token
+from routers.assignments import assigned, expert_load, softmax_per_token
 
 Causal = Literal["always", "eval", "never"]
 Scope = Literal["token", "sequence", "batch"]
+Part = Literal["score", "weigh", "select", "drop"]  # of a router
 
 
 class Sizes(NamedTuple):
@@ -26,6 +27,11 @@ class Sizes(NamedTuple):
     num_layers: int = 1  # L, MoE layers only
     vocab_size: int = 0  # only for scores that look at token ids
     layer: int = 0  # which MoE layer this part belongs to, counted from 0
+    free: tuple[int, ...] = ()  # routed experts that compute next to nothing: they return 0, their input or a constant
+    null: tuple[int, ...] = ()  # those of them that return 0
+
+
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class Context(NamedTuple):
@@ -38,9 +44,10 @@ class Context(NamedTuple):
     shared: nn.Module | None = None  # the part of the score that all layers share
     seed: int = 0  # of this step and layer: noise drawn from it does not depend on ranks or recomputation
 
-    def generator(self, device: torch.device) -> torch.Generator:
-        """A new source of this layer's noise: whoever asks again, as recomputation does, gets the same noise."""
-        return torch.Generator(device).manual_seed(self.seed % 2**63)
+    def generator(self, part: Part, device: torch.device) -> torch.Generator:
+        """A new source of this layer's noise, another one for each part: whoever asks again gets the same noise."""
+        seed = self.seed * len(PARTS) + PARTS.index(part)
+        return torch.Generator(device).manual_seed(seed % 2**63)
 
 
 class Routing(NamedTuple):
@@ -48,10 +55,12 @@ class Routing(NamedTuple):
 
     token: Tensor  # (A,) int64
     expert: Tensor  # (A,) int64 in 0..E; E: unassigned
-    gate: Tensor  # (A,) float32, 0 where unassigned
+    gate: Tensor  # (A,) float32, 0 where unassigned and at experts that return 0
     kept: Tensor  # (A,) bool, False where unassigned and where the capacity dropped the assignment
     logits: Tensor  # (T, E) float32, before the activation
     scores: Tensor  # (T, E) float32, after the activation, without the offset
+    probabilities: Tensor  # (T, E) float32, the scores normalised over the experts
+    top_k: int  # experts per token that the selection gives, exactly or on average; the layout's where the data decide
     valid: Tensor  # (B, S) bool
     state: Tensor | None  # (T, P) float32, for the score of the MoE layer above
     clean: Tensor | None = None  # (T, E) float32, logits before their noise; None where there is none
@@ -86,6 +95,14 @@ class Score(nn.Module):
         return None
 
 
+class Activated(NamedTuple):
+    """Logits, and what a weighing makes of them."""
+
+    logits: Tensor  # (T, E) float32; -inf forbids the expert
+    scores: Tensor  # (T, E) float32
+    log_scores: Tensor  # (T, E) float32, exact also where a score rounds to 0; -inf where it is 0
+
+
 class Weigh(nn.Module):
     """The part of a router that turns logits into scores, and the scores of selected experts into gates.
 
@@ -104,15 +121,24 @@ class Weigh(nn.Module):
         self.normalize, self.scale = normalize, scale
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Scores (T, E) of logits (T, E); finite, also where the logit is -inf."""
+        """Scores (T, E) of logits (T, E); not negative, and finite also where the logit is -inf."""
         raise NotImplementedError
 
-    def forward(self, scores: Tensor, token: Tensor, expert: Tensor) -> Tensor:
-        """Gates (A,) of the assignments (token, expert); 0 where expert is E."""
-        gate = assigned(scores, token, expert)  # (A,)
-        if self.normalize:
-            gate = gate / per_token(gate, token, len(scores)).clamp_min(1e-20)
-        return gate * self.scale
+    def log_scores(self, logits: Tensor) -> Tensor:
+        """Their logarithms (T, E), -inf where a score is 0; an activation that rounds to 0 gives them directly."""
+        scores = self.scores(logits)
+        return scores.clamp_min(1e-30).log().masked_fill(scores <= 0, -torch.inf)
+
+    def activated(self, logits: Tensor) -> Activated:
+        """What the choice and the gates are made of."""
+        return Activated(logits, self.scores(logits), self.log_scores(logits))
+
+    def forward(self, activated: Activated, token: Tensor, expert: Tensor, context: Context) -> Tensor:
+        """Gates (A,) of the assignments (token, expert), a token's in the order of its choices; 0 where expert is E."""
+        if not self.normalize:
+            return assigned(activated.scores, token, expert) * self.scale
+        log_score = assigned(activated.log_scores, token, expert, -torch.inf)
+        return softmax_per_token(log_score, token, len(activated.logits)) * self.scale  # (A,)
 
 
 class Select(nn.Module):
@@ -120,12 +146,14 @@ class Select(nn.Module):
 
     causal: ClassVar[Causal] = "always"  # when does the choice depend on no later token?
     scope: ClassVar[Scope] = "token"  # what does the choice of one token depend on?
-    k: int | None = None  # experts per token where that is fixed
+    by: ClassVar[Literal["scores", "logits"]] = "scores"  # what is the offset of the choice added to?
+    k: int | None = None  # experts per token, exactly or on average; None: the data decide
+    max_k: int | None = None  # experts per token at most; None: all
 
-    def forward(self, scores: Tensor, choice: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Assignments token (A,), expert (A,) by the choice (T, E) = scores + offset, -inf where forbidden.
+    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Assignments token (A,), expert (A,) by the choice (T, E): scores or logits plus offset, -inf where forbidden.
 
-        `valid` (B, S) tells the sequences apart; what is assigned to padding is discarded afterwards.
+        `context.valid` (B, S) tells the sequences apart; what is assigned to padding is discarded afterwards.
         """
         raise NotImplementedError
 
@@ -137,9 +165,7 @@ class Selected(NamedTuple):
     expert: Tensor  # (A,) int64 in 0..E; E: unassigned
     gate: Tensor  # (A,) float32
     scores: Tensor  # (T, E) float32
-    valid: Tensor  # (B, S) bool
-    top_k: int  # K of the layout: the capacity is a constant of the shape
-    seed: int = 0  # of this step and layer
+    top_k: int  # experts per token that the selection gives: the capacity is a constant of the shape
 
 
 class Drop(nn.Module):
@@ -151,7 +177,7 @@ class Drop(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
 
-    def forward(self, selected: Selected) -> Tensor:
+    def forward(self, selected: Selected, context: Context) -> Tensor:
         """Which assignments are computed: (A,) bool, False where unassigned."""
         raise NotImplementedError
 

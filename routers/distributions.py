@@ -4,9 +4,13 @@ import torch
 from torch import Tensor
 
 
-def distribution(scores: Tensor) -> Tensor:
-    """Scores (..., E) normalised over the experts: the P of the f.P losses is the mean of this."""
-    return scores / scores.sum(-1, keepdim=True).clamp_min(1e-20)
+def distribution(log_scores: Tensor) -> Tensor:
+    """Scores (..., E) normalised over the experts, of their logarithms; 0 where all of them are 0.
+
+    Without an epsilon: the sum is 1 however small the scores are, so no router lowers a loss by lowering them all.
+    """
+    nothing = (log_scores == -torch.inf).all(-1, keepdim=True)
+    return log_scores.masked_fill(nothing, 0).softmax(-1).masked_fill(nothing, 0)
 
 
 def sequence_sum(values: Tensor, valid: Tensor) -> Tensor:

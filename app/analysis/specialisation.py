@@ -11,7 +11,6 @@ from torch.nn import functional
 from experts.contract import Stack
 from routers.assignments import count
 from routers.contract import Routing
-from routers.distributions import distribution
 
 
 def load_by_label(routing: Routing, label: Tensor, num_labels: int) -> Tensor:
@@ -82,8 +81,8 @@ def rmoe_information(below: Routing, above: Routing, bins: int = 100) -> Tensor:
     linspace(0, 1, 100), and the information of the two bins is taken over the E experts. It rises with the number of
     occupied bins. Qiu et al. 2024, arXiv 2408.06793, appendix A.4.2.
     """
-    edges = torch.linspace(0, 1, bins, dtype=torch.float64, device=below.scores.device)
-    labels = [torch.bucketize(distribution(r.scores).double(), edges, right=True) for r in (below, above)]  # (T, E)
+    edges = torch.linspace(0, 1, bins, dtype=torch.float64, device=below.logits.device)
+    labels = [torch.bucketize(r.probabilities.double(), edges, right=True) for r in (below, above)]  # (T, E)
     one, other = (label[:, :, None] == label[:, None, :] for label in labels)  # (T, E, E)
     information = _label_entropy(one) + _label_entropy(other) - _label_entropy(one & other)  # (T,)
     return (information * below.valid.flatten()).sum()

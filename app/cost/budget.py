@@ -140,7 +140,7 @@ def _scaled(network: FeedForward | Stack, shape: Callable[[int, int], float]) ->
 
 def _chosen(layer: MoE) -> float:
     """Parameters of the routed experts that one token meets."""
-    return layer.experts.active_params(layer.router.select.k or layer.experts.top_k)
+    return layer.experts.active_params(layer.router.top_k)
 
 
 def _width(network: FeedForward | Stack) -> tuple[int, int]:

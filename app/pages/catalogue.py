@@ -47,7 +47,7 @@ def entry(kind: str, name: str) -> Entry:
         causal_training=causal == "always",
         causal_evaluation=causal != "never",
         scope=" | ".join(scopes) or getattr(part, "scope", "" if kind == "balance" else "token"),
-        k="" if kind != "select" else "varying" if part.k is None else "fixed",
+        k="" if kind != "select" else "fixed" if part.k and part.k == part.max_k else "varying",
     )
 
 

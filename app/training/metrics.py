@@ -10,7 +10,6 @@ from torchmetrics import Metric
 from routers.assignments import expert_load
 from routers.collectives import rank, rank_sum
 from routers.contract import Routing
-from routers.distributions import distribution
 
 
 class LanguageMetric(Metric):
@@ -92,7 +91,7 @@ def load_entropy(load: Tensor) -> Tensor:
 
     Its exponential is the effective number of experts.
     """
-    return torch.special.entr(distribution(load)).sum(-1)
+    return torch.special.entr(load / load.sum(-1, keepdim=True).clamp_min(1e-9)).sum(-1)
 
 
 def uniform_multiple(load: Tensor) -> Tensor:
@@ -202,7 +201,7 @@ def _importance(routing: Routing) -> Tensor:
 
 def _scores_of_tokens(routing: Routing) -> dict[str, Tensor]:
     valid = routing.valid.flatten().to(routing.scores.dtype)  # (T,)
-    share = distribution(routing.scores)
+    share = routing.probabilities
     allowed = ~routing.logits.isinf()
     first, second = share.topk(min(2, share.size(1)), -1).values.T[[0, -1]]  # one expert alone has no margin
     per_token = torch.stack(

@@ -19,7 +19,7 @@ from app.registry import register
 from routers.assignments import sequence_load
 from routers.collectives import num_ranks, rank_sum
 from routers.contract import LossTerm, Routing, Sizes
-from routers.distributions import distribution, sequence_sum
+from routers.distributions import sequence_sum
 
 
 @register("balance")
@@ -60,7 +60,7 @@ class Aux(LossTerm):
 
     def probabilities(self, routing: Routing) -> Tensor:
         """What P averages, summed over each sequence (B, E)."""
-        return sequence_sum(distribution(routing.scores), routing.valid)
+        return sequence_sum(routing.probabilities, routing.valid)
 
     def observe(self, routings: Sequence[Routing]) -> Tensor:
         return torch.stack([self.loads(r).sum(0) for r in routings])  # (L, E)

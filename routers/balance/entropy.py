@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.registry import register
 from routers.contract import LossTerm, Routing
-from routers.distributions import distribution, entropy
+from routers.distributions import entropy
 
 
 @register("balance")
@@ -30,5 +30,5 @@ class Entropy(LossTerm):
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
         valid = routings[0].valid.flatten()  # (T,)
-        each = torch.stack([entropy(distribution(r.scores)) for r in routings])  # (L, T)
+        each = torch.stack([entropy(r.probabilities) for r in routings])  # (L, T)
         return (each * valid).sum() / (valid.sum().clamp_min(1) * len(routings))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.registry import register
 from routers.contract import LossTerm, Routing
-from routers.distributions import distribution, entropy
+from routers.distributions import entropy
 
 
 @register("balance")
@@ -30,6 +30,6 @@ class MutualInformation(LossTerm):
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
         share = routings[0].valid.flatten() / routings[0].valid.sum().clamp_min(1)  # (T,)
-        p = torch.stack([distribution(r.scores) for r in routings])  # (L, T, E)
+        p = torch.stack([r.probabilities for r in routings])  # (L, T, E)
         conditional = (entropy(p) * share).sum(-1)  # (L,)
         return (conditional - entropy((p * share[:, None]).sum(1))).mean()

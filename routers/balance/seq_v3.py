@@ -4,8 +4,8 @@
     loss = sum_i f_i P_i,  mean over sequences and layers;  T the tokens of the sequence
 
 DeepSeek-V3, arXiv 2412.19437, eq. 17-20 (weight 1e-4, beside `loss_free`). With plain top-k it equals `aux` with
-scope `sequence`; with an offset or a group limit it does not, because f sees neither. K is that of the layout. 1.0
-at uniform load.
+scope `sequence`; with an offset or a group limit it does not, because f sees neither. K is the
+selection's. 1.0 at uniform load.
 """
 
 import torch
@@ -30,9 +30,8 @@ class SeqV3(Aux):
 
     def __init__(self, sizes: Sizes, *, weight: float) -> None:
         super().__init__(sizes, weight=weight, scope="sequence")
-        self.top_k = sizes.top_k
 
     @torch.no_grad()
     def loads(self, routing: Routing) -> Tensor:
-        best = routing.scores.topk(self.top_k, dim=-1).indices  # (T, K)
+        best = routing.scores.topk(routing.top_k, dim=-1).indices  # (T, K)
         return sequence_sum(torch.zeros_like(routing.scores).scatter(1, best, 1), routing.valid)  # (B, E)

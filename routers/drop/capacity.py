@@ -1,6 +1,6 @@
 """Capacity: an expert computes at most C assignments of a micro-batch, what is beyond is dropped.
 
-    C = ceil(factor T K / E),  a constant of the shape
+    C = ceil(factor T K / E),  a constant of the shape;  K: what the selection gives a token
 
 `position` keeps the earliest tokens of all sequences (Switch, Fedus et al. 2021, arXiv 2101.03961, eq. 3, there
 sequence after sequence), so no token depends on a later one. `choice` serves all first choices before any second
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from app.registry import register, require
 from routers.assignments import assigned, count, rank_in_token
-from routers.contract import Drop, Selected, Sizes
+from routers.contract import Context, Drop, Selected, Sizes
 
 
 @register("drop")
@@ -53,23 +53,23 @@ class Capacity(Drop):
         self.factor, self.order, self.exempt, self.at_eval = factor, order, exempt, eval
         self.causal = "always" if order == "position" else "never" if eval else "eval"
 
-    def forward(self, selected: Selected) -> Tensor:
+    def forward(self, selected: Selected, context: Context) -> Tensor:
         num_tokens, num_experts = selected.scores.shape
         served = selected.expert < num_experts
         if not (self.training or self.at_eval):
             return served
         capacity = math.ceil(self.factor * num_tokens * selected.top_k / num_experts)
-        order = self._key(selected).argsort(stable=True)
+        order = self._key(selected, context.valid).argsort(stable=True)
         order = order[selected.expert[order].argsort(stable=True)]  # by expert, then by who is served first
         load = count(selected.expert, num_experts + 1).long()
         starts = load.cumsum(0) - load  # (E + 1,): where the assignments of an expert start in this order
         rank = torch.arange(len(order), device=order.device) - starts[selected.expert[order]]
         within = torch.empty_like(served).scatter(0, order, rank < capacity)
-        return served & (within | self._exempted(selected))
+        return served & (within | self._exempted(selected.token, context))
 
-    def _key(self, selected: Selected) -> Tensor:
+    def _key(self, selected: Selected, valid: Tensor) -> Tensor:
         """What is served first has the lowest key: (A,)."""
-        num_sequences, length = selected.valid.shape
+        num_sequences, length = valid.shape
         if self.order == "position":
             return selected.token % length * num_sequences + selected.token // length
         score = assigned(selected.scores, selected.token, selected.expert)
@@ -77,7 +77,11 @@ class Capacity(Drop):
             return -score
         return rank_in_token(score, selected.token, len(selected.scores)) * len(selected.scores) + selected.token
 
-    def _exempted(self, selected: Selected) -> Tensor:
-        num_sequences, length = selected.valid.shape
-        drawn = torch.rand(num_sequences, generator=torch.Generator().manual_seed(selected.seed))
-        return (drawn.to(selected.token.device) < (self.exempt if self.training else 0))[selected.token // length]
+    def _exempted(self, token: Tensor, context: Context) -> Tensor:
+        """Which assignments belong to a sequence that is never dropped: (A,)."""
+        if not (self.exempt and self.training):
+            return torch.zeros_like(token, dtype=torch.bool)
+        num_sequences, length = context.valid.shape
+        generator = context.generator("drop", token.device)
+        drawn = torch.rand(num_sequences, generator=generator, device=token.device)
+        return (drawn < self.exempt)[token // length]

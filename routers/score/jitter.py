@@ -33,6 +33,6 @@ class Jitter(Linear):
 
     def forward(self, x: Tensor, context: Context) -> Scored:
         if self.training:
-            draws = torch.rand(x.shape, generator=context.generator(x.device), device=x.device)  # (T, D)
+            draws = torch.rand(x.shape, generator=context.generator("score", x.device), device=x.device)  # (T, D)
             x = x * (1 + self.eps * (2 * draws - 1))
         return super().forward(x, context)

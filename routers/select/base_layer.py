@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from app.registry import register
+from routers.contract import Activated, Context
 from routers.select.top_k import TopK
 
 FORBIDDEN, TAKEN = -1e6, -2e6  # worth of pairs that must not be assigned: below any sum of scores
@@ -34,10 +35,10 @@ class Base(TopK):
     causal = "eval"
     scope = "batch"
 
-    def forward(self, scores: Tensor, choice: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         if not self.training:
-            return super().forward(scores, choice, valid)
-        token = valid.flatten().nonzero().flatten()  # (N,)
+            return super().forward(activated, choice, context)
+        token = context.valid.flatten().nonzero().flatten()  # (N,)
         worth = np.maximum(choice[token].double().cpu().numpy(), FORBIDDEN)  # (N, E)
         expert = []
         for _ in range(self.k):

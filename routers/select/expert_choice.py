@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import Select, Sizes
+from routers.contract import Activated, Context, Select, Sizes
 
 
 @register("select")
@@ -27,17 +27,18 @@ class ExpertChoice(Select):
 
     causal = "never"
     scope = "batch"
+    k: int
 
     def __init__(self, sizes: Sizes, *, k: int) -> None:
         super().__init__()
         require("k", k, 1 <= k <= sizes.num_experts, f"must be in 1..{sizes.num_experts}, the layout's routed experts")
-        self.mean_k = k
+        self.k = k
 
-    def forward(self, scores: Tensor, choice: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         num_tokens, num_experts = choice.shape
-        room = -(-self.mean_k * num_tokens // num_experts)  # C if nothing were padding: a constant of the shape
-        places = -(-self.mean_k * valid.sum() // num_experts)  # C
-        value, token = choice.masked_fill(~valid.flatten()[:, None], -torch.inf).topk(room, dim=0)  # (room, E)
+        room = -(-self.k * num_tokens // num_experts)  # C if nothing were padding: a constant of the shape
+        places = -(-self.k * context.valid.sum() // num_experts)  # C
+        value, token = choice.masked_fill(~context.valid.flatten()[:, None], -torch.inf).topk(room, dim=0)  # (room, E)
         full = torch.arange(room, device=choice.device)[:, None] >= places
         expert = torch.arange(num_experts, device=choice.device).expand(room, -1)
         return token.flatten(), expert.masked_fill(full | (value == -torch.inf), num_experts).flatten()

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from app.registry import register, require
-from routers.contract import Select, Sizes
+from routers.contract import Activated, Context, Select, Sizes
 
 
 @register("select")
@@ -44,7 +44,8 @@ class GroupLimited(Select):
         require("limit", limit, 1 <= limit <= groups, f"must be in 1..{groups}, groups")
         room = limit * (num_experts // groups)
         require("k", k, 1 <= k <= room, f"must be in 1..{room}, the experts in {limit} of {groups} groups")
-        self.k, self.limit, self.best = k, limit, 1 if score == "max" else 2
+        self.k = self.max_k = k
+        self.limit, self.best = limit, 1 if score == "max" else 2
         parts = torch.arange(num_experts).tensor_split(groups)
         size = max(self.best, len(parts[0]))
         self.register_buffer(
@@ -55,7 +56,7 @@ class GroupLimited(Select):
         owner = torch.cat([torch.full_like(p, i) for i, p in enumerate(parts)])
         self.register_buffer("group", owner, persistent=False)  # (E,)
 
-    def forward(self, scores: Tensor, choice: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         padded = functional.pad(choice, (0, 1), value=-torch.inf)  # (T, E + 1)
         first, *second = padded[:, self.members].topk(self.best, dim=-1).values.unbind(-1)
         best = sum((s.masked_fill(s == -torch.inf, 0) for s in second), first)  # (T, G)

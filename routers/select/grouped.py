@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import Select, Sizes
+from routers.contract import Activated, Context, Select, Sizes
 
 
 @register("select")
@@ -33,12 +33,12 @@ class Grouped(Select):
         require("k", k, 1 <= k <= sizes.num_experts, f"must be in 1..{sizes.num_experts}, the layout's routed experts")
         groups = k if groups is None else groups
         require("groups", groups, groups >= 1 and k % groups == 0, f"must divide k={k}")
-        self.k, self.share = k, k // groups
+        self.k, self.max_k, self.share = k, k, k // groups
         self.sizes = [len(p) for p in torch.arange(sizes.num_experts).tensor_split(groups)]
         smallest = self.sizes[-1]
         require("groups", groups, self.share <= smallest, f"each group gives {self.share} experts but has {smallest}")
 
-    def forward(self, scores: Tensor, choice: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         starts = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
         parts = zip(choice.split(self.sizes, dim=-1), starts, strict=True)
         picked = [start + part.topk(self.share, dim=-1, sorted=False).indices for part, start in parts]

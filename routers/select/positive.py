@@ -10,7 +10,7 @@ above tau_e. How many assignments there are depends on the data: the host waits 
 from torch import Tensor
 
 from app.registry import register
-from routers.contract import Select, Sizes
+from routers.contract import Activated, Context, Select, Sizes
 
 
 @register("select")
@@ -20,6 +20,6 @@ class Positive(Select):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
 
-    def forward(self, scores: Tensor, choice: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        token, expert = ((choice > 0) & valid.flatten()[:, None]).nonzero(as_tuple=True)
+    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        token, expert = ((choice > 0) & context.valid.flatten()[:, None]).nonzero(as_tuple=True)
         return token, expert  # (A,), token-major

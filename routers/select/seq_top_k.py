@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from app.registry import register, require
-from routers.contract import Select, Sizes
+from routers.contract import Activated, Context, Select, Sizes
 
 
 @register("select")
@@ -32,6 +32,8 @@ class SeqTopK(Select):
 
     causal = "eval"
     scope = "sequence"
+    k: int
+    max_k: int
 
     def __init__(self, sizes: Sizes, *, k: int, min_k: int, max_k: int | None) -> None:
         super().__init__()
@@ -39,14 +41,14 @@ class SeqTopK(Select):
         require("k", k, 1 <= k <= sizes.num_experts, f"must be in 1..{sizes.num_experts}, the layout's routed experts")
         require("min_k", min_k, 0 <= min_k <= k, f"must be in 0..{k}, k")
         require("max_k", max_k, k <= limit <= sizes.num_experts, f"must be null or in {k}..{sizes.num_experts}")
-        self.mean_k, self.min_k, self.max_k = k, min_k, limit
+        self.k, self.min_k, self.max_k = k, min_k, limit
 
-    def forward(self, scores: Tensor, choice: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        num_tokens, num_experts = choice.shape
+    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        (num_tokens, num_experts), valid = choice.shape, context.valid
         value, expert = choice.topk(self.max_k, dim=-1)  # (T, M), best first
         value[:, : self.min_k] = value[:, : self.min_k].masked_fill(value[:, : self.min_k] > -torch.inf, torch.inf)
         value = value.masked_fill(~valid.flatten()[:, None], -torch.inf).view(*valid.shape, -1)  # (B, S, M)
-        seen = valid.cumsum(1)[:, :, None] * self.mean_k  # (B, S, 1), the budget up to a token
+        seen = valid.cumsum(1)[:, :, None] * self.k  # (B, S, 1), the budget up to a token
         taken = full_rank(value) < seen[:, -1:] if self.training else prefix_rank(value) < seen  # (B, S, M)
         token = torch.arange(num_tokens, device=choice.device).repeat_interleave(self.max_k)
         return token, expert.masked_fill(~taken.view_as(expert), num_experts).flatten()  # (T*M,), token-major

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import Sizes
+from routers.contract import Activated, Context, Sizes
 from routers.select.top_k import TopK
 
 
@@ -36,11 +36,11 @@ class Sinkhorn(TopK):
         require("rounds", rounds, rounds >= 1, "must be at least 1")
         self.rounds = rounds
 
-    def forward(self, scores: Tensor, choice: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         if self.training:
-            balanced = self._balance(choice.clamp_min(1e-30).log(), valid.flatten()[:, None])
+            balanced = self._balance(choice.clamp_min(1e-30).log(), context.valid.flatten()[:, None])
             choice = balanced.masked_fill(choice == -torch.inf, -torch.inf)
-        return super().forward(scores, choice, valid)
+        return super().forward(activated, choice, context)
 
     def _balance(self, log_a: Tensor, valid: Tensor) -> Tensor:
         """log A (T, E) with even columns over the valid tokens; padding takes part in nothing."""

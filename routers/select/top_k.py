@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import Select, Sizes
+from routers.contract import Activated, Context, Select, Sizes
 
 
 @register("select")
@@ -27,9 +27,9 @@ class TopK(Select):
         super().__init__()
         allowed = f"must be in 1..{sizes.num_experts}, the layout's routed experts"
         require("k", k, 1 <= k <= sizes.num_experts, allowed)
-        self.k = k
+        self.k = self.max_k = k
 
-    def forward(self, scores: Tensor, choice: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        expert = choice.topk(self.k, dim=-1, sorted=False).indices  # (T, K)
+    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        expert = choice.topk(self.k, dim=-1).indices  # (T, K)
         token = torch.arange(len(choice), device=choice.device).repeat_interleave(self.k)
         return token, expert.flatten()  # (T*K,), token-major

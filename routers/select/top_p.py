@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import Select, Sizes
+from routers.contract import Activated, Context, Select, Sizes
 from routers.distributions import distribution
 
 
@@ -29,6 +29,8 @@ class TopP(Select):
         ValueError: a knob is out of its range.
     """
 
+    max_k: int
+
     def __init__(self, sizes: Sizes, *, p: float, min_k: int, max_k: int | None) -> None:
         super().__init__()
         require("p", p, 0 <= p <= 1, "must be in 0..1")
@@ -37,10 +39,10 @@ class TopP(Select):
         require("min_k", min_k, 1 <= min_k <= limit, f"must be in 1..{limit}, max_k")
         self.p, self.min_k, self.max_k = p, min_k, limit
 
-    def forward(self, scores: Tensor, choice: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         num_tokens, num_experts = choice.shape
         expert = choice.sort(dim=-1, descending=True, stable=True).indices  # (T, E)
-        mass = distribution(scores).gather(1, expert).cumsum(-1).clamp_max(1.0)  # (T, E), p = 1 is never exceeded
+        mass = distribution(activated.log_scores).gather(1, expert).cumsum(-1).clamp_max(1.0)  # (T, E); p = 1 keeps all
         wanted = ((mass <= self.p).sum(-1, keepdim=True) + 1).clamp(self.min_k, self.max_k)  # (T, 1)
         place = torch.arange(self.max_k, device=choice.device)
         expert = expert[:, : self.max_k].masked_fill(place >= wanted, num_experts)  # (T, max_k)

@@ -5,6 +5,7 @@ gate of BASE layers (arXiv 2103.16716) and of Llama 4.
 """
 
 from torch import Tensor
+from torch.nn import functional
 
 from app.registry import register
 from routers.contract import Weigh
@@ -24,3 +25,6 @@ class Sigmoid(Weigh):
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()  # (T, E)
+
+    def log_scores(self, logits: Tensor) -> Tensor:
+        return functional.logsigmoid(logits)  # (T, E)

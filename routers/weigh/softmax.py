@@ -25,3 +25,6 @@ class Softmax(Weigh):
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1)  # (T, E)
+
+    def log_scores(self, logits: Tensor) -> Tensor:
+        return logits.log_softmax(-1)  # (T, E)

@@ -1,21 +1,21 @@
 """SparseMixer-v2: the gate of the r-th choice is a softmax over what is left, its gradient that of a sampled choice.
 
-    p_r  = softmax of the logits without the r-1 experts chosen before, at the chosen expert
-    gate = m p_r  forward,  d gate = d p_r  backward;   m = 1 for the likeliest expert that is left, else 1/2
+    p_r  = softmax over the candidates without the r-1 experts chosen before, at the chosen expert
+    gate = m p_r  forward,  d gate = d p_r  backward
+    m    = 1 for the likeliest candidate; for another one 1 with probability 1/4, else 1/3;  1 in evaluation
 
-GRIN (Liu et al. 2024, arXiv 2409.12136, section 2), after SparseMixer (arXiv 2310.00811). Different here: m is the
-mean of the released code's random 1 (with probability 1/4) or 1/3, so the weighing draws no noise; the code leaves
-out experts whose logit lies more than a relative 2 epsilon below the best, here all that are left take part; and the
-choice is sampled only if the score adds noise (for Gumbel noise that is the paper's), otherwise it is the likeliest
-and m is 1.
+GRIN (Liu et al. 2024, arXiv 2409.12136, section 2), after SparseMixer (arXiv 2310.00811): m is Heun's third-order
+method, which estimates the gradient through the choice. Candidates are those of the selection `sparsemixer`, and the
+chosen expert. An expert is chosen before another one if the selection lists it first.
 """
 
 import torch
 from torch import Tensor
 
-from app.registry import register
-from routers.assignments import assigned, rank_in_token
-from routers.contract import Sizes, Weigh
+from app.registry import register, require
+from routers.assignments import rank_in_token
+from routers.contract import Activated, Context, Sizes, Weigh
+from routers.select.sparsemixer import candidates
 
 
 @register("weigh")
@@ -24,26 +24,39 @@ class SparseMixer(Weigh):
 
     Args:
         scale: factor on every gate; above 0.
+        eps: half the relative distance from the best logit within which an expert is a candidate; at least 0.
 
     Raises:
         ValueError: a knob is out of its range.
     """
 
-    def __init__(self, sizes: Sizes, *, scale: float) -> None:
+    def __init__(self, sizes: Sizes, *, scale: float, eps: float) -> None:
         super().__init__(sizes, normalize=False, scale=scale)
+        require("eps", eps, eps >= 0, "must not be negative")
+        self.eps = eps
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1)  # (T, E)
 
-    def forward(self, scores: Tensor, token: Tensor, expert: Tensor) -> Tensor:
-        num_tokens, num_experts = scores.shape
-        score = assigned(scores, token, expert)  # (A,)
-        rank = rank_in_token(score.masked_fill(expert == num_experts, -1), token, num_tokens).clamp(max=num_experts - 1)
-        chosen = torch.zeros_like(scores).index_put((token, rank), score, accumulate=True)  # (T, E), by rank
-        later = chosen.flip(-1).cumsum(-1).flip(-1)  # (T, E): of the choices from this rank on
-        taken = torch.zeros(num_tokens, num_experts + 1, dtype=torch.bool, device=scores.device)
-        taken[token, expert] = True
-        never = scores.masked_fill(taken[:, :num_experts], 0)  # (T, E)
-        p = score / (later[token, rank] + never.sum(-1)[token]).clamp_min(1e-20)  # (A,)
-        best = score >= never.amax(-1)[token]  # by rank, no later choice is better
-        return (p - torch.where(best, 0.0, 0.5 * p.detach())) * self.scale
+    def log_scores(self, logits: Tensor) -> Tensor:
+        return logits.log_softmax(-1)  # (T, E)
+
+    def forward(self, activated: Activated, token: Tensor, expert: Tensor, context: Context) -> Tensor:
+        num_tokens, num_experts = activated.logits.shape
+        nobody = expert == num_experts  # (A,)
+        order = torch.arange(len(token), device=token.device)
+        rank = rank_in_token(-order, token, num_tokens)  # (A,): how many the token chose before
+        chosen_as = order.new_full((num_tokens, num_experts + 1), num_experts)
+        chosen_as[token, expert] = rank
+        before = (chosen_as[token, :num_experts] < rank[:, None]) & ~nobody[:, None]  # (A, E)
+        left = activated.logits[token].masked_fill(before, -torch.inf)  # (A, E)
+        here = expert.clamp(max=num_experts - 1)[:, None]
+        near = candidates(left.detach(), self.eps).scatter(1, here, True)
+        probability = left.masked_fill(~near, -torch.inf).softmax(-1)  # (A, E)
+        p = probability.gather(1, here).squeeze(1)  # (A,)
+        full = p >= probability.amax(-1)  # the likeliest
+        if self.training:
+            drawn = torch.rand(p.shape, generator=context.generator("weigh", p.device), device=p.device)
+            full = full | (drawn > 0.75)
+            p = torch.where(full, p, p - 2 / 3 * p.detach())
+        return p.masked_fill(nobody, 0) * self.scale

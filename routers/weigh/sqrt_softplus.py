@@ -1,10 +1,10 @@
 """Square root of softplus: scores = sqrt(log(1 + exp(logits))), each expert judged alone and without an upper bound.
 
 DeepSeek-V4 (DeepSeek-AI 2026, arXiv 2606.19348), known here from its released implementations only; the normalisation
-and the scale of DeepSeek-V3 (arXiv 2412.19437, eq. 13-15) are taken over. Beside the root's infinite slope at 0 the
-gradient is finite: softplus is bounded from below by 1e-12.
+and the scale of DeepSeek-V3 (arXiv 2412.19437, eq. 13-15) are taken over.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,4 +26,8 @@ class SqrtSoftplus(Weigh):
     """
 
     def scores(self, logits: Tensor) -> Tensor:
-        return functional.softplus(logits).clamp_min(1e-12).sqrt()  # (T, E)
+        return self.log_scores(logits).exp()  # (T, E): the root itself has an infinite slope at 0
+
+    def log_scores(self, logits: Tensor) -> Tensor:
+        softplus = functional.softplus(logits.clamp_min(-20))
+        return torch.where(logits > -20, softplus.log(), logits) / 2  # (T, E); softplus(x) is exp(x) far below 0

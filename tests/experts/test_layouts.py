@@ -45,7 +45,8 @@ class Fixed(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Routing:
         token, expert = self.gates.nonzero().unbind(1)
         gate = self.gates[token, expert]
-        return Routing(token, expert, gate, gate.new_ones(gate.shape, dtype=torch.bool), x, x, context.valid, None)
+        kept = gate.new_ones(gate.shape, dtype=torch.bool)
+        return Routing(token, expert, gate, kept, x, x, x, 1, context.valid, None)
 
 
 def build(name: str, dtype: torch.dtype = torch.float64, **changed: object) -> Experts:

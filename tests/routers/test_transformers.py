@@ -160,13 +160,3 @@ def test_sqrt_softplus_equals_deepseek_v4():
     logits = torch.randn(5, E) * 4
     scores = build_part("weigh", "sqrt_softplus", SIZES).scores(logits)
     torch.testing.assert_close(scores, ACT2FN["sqrtsoftplus"](logits), rtol=1e-5, atol=1e-5)
-
-
-def test_sparsemixer_equals_phimoe_at_evaluation_when_all_experts_are_candidates():
-    modeling = pytest.importorskip("transformers.models.phimoe.modeling_phimoe")
-    logits = torch.randn(20, E)
-    gate, expert = modeling.sparsemixer(logits, 1e9, False)
-    weigh = build_part("weigh", "sparsemixer", SIZES)
-    token = torch.arange(20).repeat_interleave(K)
-    got = weigh(weigh.scores(logits), token, expert.flatten())
-    torch.testing.assert_close(got.view(20, K), gate, rtol=1e-5, atol=1e-5)

@@ -40,6 +40,8 @@ def route(
         kept=somebody if kept is None else kept & somebody,
         logits=logits,
         scores=logits.softmax(-1),
+        probabilities=logits.softmax(-1),
+        top_k=k,
         valid=torch.ones(1, num_tokens, dtype=torch.bool) if valid is None else valid,
         state=None,
     )

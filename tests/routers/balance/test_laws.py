@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import routers.balance.aux
-from app.config.parts import defaults
+from app.config.parts import build_part, defaults
 from app.registry import find, names
 from routers.collectives import num_ranks, rank_sum
 from routers.contract import Balance, Routing, Score, Sizes
+from routers.distributions import distribution
 
 FAMILY = ("aux", "device", "communication", "seq_v3")  # f.P
 SCOPES = ("micro", "sequence", "global")
@@ -34,7 +35,8 @@ def routing(logits: Tensor, expert: Tensor, valid: Tensor | None = None, **more:
     token = torch.arange(len(logits)).repeat_interleave(expert.size(1))
     expert = expert.flatten().masked_fill(~valid.flatten()[token], num_experts)
     gate = scores[token, expert.clamp(max=num_experts - 1)] * (expert < num_experts)
-    return Routing(token, expert, gate, expert < num_experts, logits, scores, valid, None, **more)
+    kept, top_k = expert < num_experts, len(token) // len(logits)
+    return Routing(token, expert, gate, kept, logits, scores, scores, top_k, valid, None, **more)
 
 
 def uniform(num_experts: int, top_k: int, rows: int = 2) -> Routing:
@@ -53,6 +55,18 @@ def test_an_fp_loss_is_one_at_uniform_load_for_any_k_and_any_number_of_experts(n
     loss = term(name, size, **({} if name == "seq_v3" else {"scope": scope}))
     made = [uniform(num_experts, top_k)] * 2
     torch.testing.assert_close(loss.loss(made, None), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("shift", [0.0, -50.0, -60.0, -1e4, 1e3])
+@pytest.mark.parametrize("weigh", ["softmax", "sigmoid", "sqrt_softplus"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_no_shift_of_the_logits_lowers_an_fp_loss(name, weigh, shift):
+    made = uniform(8, 2)
+    activated = build_part("weigh", weigh).activated(made.logits + shift)
+    shifted = made._replace(
+        logits=activated.logits, scores=activated.scores, probabilities=distribution(activated.log_scores)
+    )
+    torch.testing.assert_close(term(name, sizes(8, 2)).loss([shifted] * 2, None), torch.tensor(1.0))
 
 
 @pytest.mark.parametrize("scope", SCOPES)

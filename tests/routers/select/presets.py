@@ -19,8 +19,13 @@ NAMES = sorted(path.stem for path in (CONF / "router").glob("*.yaml"))
 @cache
 def config(name: str) -> dict[str, Any]:
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        composed = OmegaConf.merge({"seed": 0, "allow_non_causal": True}, compose(f"router/{name}"))
+        composed = compose("config", overrides=[f"router={name}", "allow_non_causal=true"])
     return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
+
+
+def parts(name: str) -> dict[str, Any]:
+    """The preset's own: its router, and the balance that it brings."""
+    return {key: config(name)[key] for key in ("router", "balance")}
 
 
 def build(name: str, sizes: Sizes, **changed: dict[str, Any]) -> Router:

@@ -8,11 +8,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from app.registry import find
-from routers.contract import Select, Sizes
+from routers.contract import Activated, Context, Select, Sizes
 
 SIZES = Sizes(dim=8, num_experts=6, top_k=2, num_layers=1, vocab_size=16)
 CONF = Path(__file__).parents[3] / "conf" / "router" / "select"
-OVERRIDES = {"group_limited": {"groups": 3, "limit": 2}}  # 8 groups need 8 experts
+OVERRIDES = {"group_limited": {"groups": 3, "limit": 2}, "sparsemixer": {"eps": 0.0}}  # 6 experts; without a draw
 Pairs = set[tuple[int, int]]
 
 
@@ -43,7 +43,10 @@ def pairs(select: Select, choice: Tensor, valid: Tensor | None = None, scores: T
     num_tokens, num_experts = choice.shape
     valid = every(1, num_tokens) if valid is None else valid
     given = choice.clone()
-    token, expert = select(choice if scores is None else scores, choice, valid)
+    scores = choice if scores is None else scores
+    logits = choice if select.by == "logits" else scores
+    activated = Activated(logits, scores, scores.clamp_min(0).log())
+    token, expert = select(activated, choice, Context(valid, seed=3))
     assert torch.equal(given, choice), "a selection does not change its input"
     assert token.shape == expert.shape == (len(token),) and token.dtype == expert.dtype == torch.int64
     assert ((token >= 0) & (token < num_tokens)).all() and ((expert >= 0) & (expert <= num_experts)).all()

@@ -64,7 +64,7 @@ class TestSelect:
         logits = torch.zeros(num_tokens, num_experts) if kind == "equal" else torch.randn(num_tokens, num_experts)
         choice = (logits * (1e4 if kind == "one-hot" else 1)).softmax(-1) - (2 if kind == "negative" else 0)
         chosen = pairs(select, choice, scores=choice.clamp_min(0))
-        if select.k is not None:
+        if select.k is not None and select.k == select.max_k:
             assert len(chosen) == num_tokens * select.k
 
     def test_a_batch_of_padding_chooses_nothing(self, name: str, training: bool) -> None:
@@ -79,8 +79,11 @@ class TestSelect:
         assert chosen == {(0, 0), (1, 2), (2, 5), (3, 3)}
 
 
-def test_only_a_fixed_k_is_declared() -> None:
+def test_what_a_selection_gives_is_declared() -> None:
+    """Exactly k, k on average, or as the data decide; and never more than max_k."""
     sizes = Sizes(dim=8, num_experts=8, top_k=2, num_layers=1, vocab_size=16)
-    fixed = {name for name in names("select") if build(name, sizes).k is not None}
-    assert {"top_k", "group_limited", "grouped", "sinkhorn", "base_layer"} <= fixed
-    assert not fixed & {"top_p", "positive", "expert_choice", "seq_top_k"}
+    made = {name: build(name, sizes) for name in names("select")}
+    decided = {name: (select.k, select.max_k) for name, select in made.items()}
+    exact = {"top_k", "group_limited", "grouped", "sinkhorn", "base_layer", "sparsemixer"}
+    other = {"expert_choice": (2, None), "seq_top_k": (2, 4), "top_p": (None, 8), "positive": (None, None)}
+    assert decided == dict.fromkeys(exact, (2, 2)) | other

@@ -5,10 +5,11 @@ from itertools import combinations
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
+from routers.balance.seq_v3 import SeqV3
 from routers.contract import Context, Sizes
-from tests.routers.select.presets import CONF, NAMES, build
+from routers.drop.capacity import Capacity
+from tests.routers.select.presets import CONF, NAMES, build, parts
 
 SIZES = Sizes(dim=8, num_experts=16, top_k=2, num_layers=2, vocab_size=32)  # those of the default layout
 NEEDED = """topk switch gshard noisy_topk mixtral olmoe deepseek_v1 deepseek_v2 deepseek_v3 deepseek_v4 xmoe cosine
@@ -44,11 +45,27 @@ def test_the_first_line_of_a_preset_cites_its_paper(name: str) -> None:
     assert re.match(r"# .*(arXiv \d{4}\.\d{5}|kexue)", first)
 
 
-def test_presets_with_several_values_of_their_own_share_at_most_half_of_them() -> None:
-    own = {name: OmegaConf.load(CONF / "router" / f"{name}.yaml") for name in NAMES}
-    values = {
-        name: {(kind, *knob) for kind, knobs in preset.items() if kind != "defaults" for knob in knobs.items()}
-        for name, preset in own.items()
+def test_presets_that_compose_to_the_same_say_so_in_their_first_line() -> None:
+    made = {name: (CONF / "router" / f"{name}.yaml").read_text().splitlines()[0] for name in NAMES}
+    same = [(one, two) for one, two in combinations(NAMES, 2) if parts(one) == parts(two)]
+    assert {frozenset(pair) for pair in same} == {
+        frozenset(p) for p in combinations(("topk", "olmoe", "deepseek_v1"), 2)
     }
-    for one, two in combinations([v for v in values.values() if len(v) > 1], 2):
-        assert len(one & two) <= min(len(one), len(two)) / 2
+    for one, two in same:
+        assert f"`{two}`" in made[one] or f"`{one}`" in made[two] or ("`topk`" in made[one] and "`topk`" in made[two])
+
+
+@pytest.mark.parametrize(("name", "k"), [("switch", 1), ("gshard", 2), ("topk", 4)])
+def test_capacity_and_the_v3_loss_count_the_experts_that_the_preset_selects(name: str, k: int) -> None:
+    torch.manual_seed(0)
+    sizes = SIZES._replace(top_k=4)
+    router = build(name, sizes)
+    router.drop = Capacity(sizes, factor=1.25, order="position", exempt=0.0, eval=True)
+    routing = router(torch.randn(256, 8), Context(torch.ones(1, 256, dtype=torch.bool)))
+    places = -(-1.25 * 256 * k // 16)
+    load = torch.bincount(routing.expert, minlength=17)[:16]
+    kept = torch.bincount(routing.expert[routing.kept], minlength=17)[:16]
+    assert routing.top_k == k and load.max() > places
+    assert torch.equal(kept, load.clamp(max=int(places)))
+    counted = SeqV3(sizes, weight=1.0).loads(routing)
+    torch.testing.assert_close(counted, load[None].float())
