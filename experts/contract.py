@@ -1,6 +1,6 @@
 """What a layout of experts promises: computing the rows that were routed to its experts, and what every token gets.
 
-    y = shared(x) + leave( sum over the assignments of a token of gate * expert( enter(x) ) )
+    y = shared(x) + leave( sum over the assignments of a token of gate * expert( enter(x) ), x )
 
 A layout owns the number of routed experts and how many of them a token takes. Letters as in `routers.contract`;
 F is the width inside one expert, Z the width that the experts see (D in most layouts), C the experts that compute.
@@ -22,6 +22,8 @@ class Experts(nn.Module):
 
     num_experts: int  # E, routed
     top_k: int  # K, routed experts per token
+    free: tuple[int, ...] = ()  # experts that compute next to nothing: they return 0, their input or a constant
+    null: tuple[int, ...] = ()  # those of them that return 0
 
     @property
     def num_computed(self) -> int:
@@ -46,13 +48,17 @@ class Experts(nn.Module):
         """
         raise NotImplementedError
 
-    def leave(self, y: Tensor) -> Tensor:
-        """(T, D) of the gated sums y (T, Z); linear, or the layer would not be a sum over experts."""
+    def leave(self, y: Tensor, x: Tensor) -> Tensor:
+        """(T, D) of the gated sums y (T, Z) of tokens x (T, D); linear in y, or it would not be a sum over experts."""
         return y
 
     def shared(self, x: Tensor) -> Tensor | None:
         """What every token (T, D) gets whatever the router says: (T, D), or None."""
         return None
+
+    def settled(self) -> list[nn.Parameter]:
+        """Weights that keep the values which they were made with; the model draws the others anew."""
+        return []
 
     def expert_params(self) -> list[int]:
         """Number of parameters of each routed expert, E of them."""

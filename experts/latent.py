@@ -41,7 +41,7 @@ class Latent(Routed):
     def enter(self, x: Tensor) -> Tensor:
         return self.down(x)  # (T, Z)
 
-    def leave(self, y: Tensor) -> Tensor:
+    def leave(self, y: Tensor, x: Tensor) -> Tensor:
         return self.up(y)  # (T, D)
 
     def shared(self, x: Tensor) -> Tensor | None:

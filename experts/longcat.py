@@ -33,6 +33,7 @@ class LongCat(Routed):
         require_pool(num_ffn + num_identity, top_k)
         super().__init__(dim, num_ffn, 1, hidden_dim)
         self.num_ffn, self.num_experts, self.top_k = num_ffn, num_ffn + num_identity, top_k
+        self.free = tuple(range(num_ffn, self.num_experts))
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         expert = row_expert(x, ends)  # (A,)

@@ -3,13 +3,15 @@
     feed-forward  FFN_e(x)        zero  0        copy  x
     constant      a_1 x + a_2 v_e,   [a_1, a_2] = softmax(W_e x)
 
-Jin et al. 2024, arXiv 2410.07348, section 3.1, eq. 3-5. The pool is ordered as above. The paper's routing scores take
-those of the layer below (`router/score=residual`), and its balance loss weighs the two kinds of experts; both are parts
-of the router, not of the layout.
+Jin et al. 2024, arXiv 2410.07348, section 3.1, eq. 3-5. The pool is ordered as above; v starts from N(0, 1), as in the
+released code. A zero expert takes no share of a normalised gate, so the others' sum to 1 (only zero experts: the null
+experts of AdaMoE, Zeng et al. 2024, arXiv 2406.13233). The paper's scores take those of the layer below
+(`router/score=residual`), and its balance loss weighs the two kinds of experts (`balance=heterogeneous`): parts of the
+router, not of the layout. The released code also doubles the experts' input (times K), which is left out.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from app.registry import register, require
 from experts.contract import Routed, require_pool, row_expert, uniform
@@ -41,8 +43,9 @@ class MoEPlusPlus(Routed):
         require_pool(pool, top_k)
         super().__init__(dim, num_ffn, 1, hidden_dim)
         self.num_experts, self.top_k = pool, top_k
+        self.free, self.null = tuple(range(num_ffn, pool)), tuple(range(num_ffn, num_ffn + num_zero))
         self.num_ffn, self.num_constant, self.first_copy = num_ffn, num_constant, num_ffn + num_zero
-        self.constant = uniform(num_constant, dim, inputs=dim) if num_constant else None  # v
+        self.constant = nn.Parameter(torch.randn(num_constant, dim)) if num_constant else None  # v
         self.mix = uniform(num_constant, 2, dim, inputs=dim) if num_constant else None  # W
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
@@ -58,6 +61,9 @@ class MoEPlusPlus(Routed):
         constant = own * x + learned * self.constant.to(x.dtype)[index]
         is_constant = (expert >= first_constant) & (expert < self.num_experts)
         return y + constant.masked_fill(~is_constant[:, None], 0)
+
+    def settled(self) -> list[nn.Parameter]:
+        return [] if self.constant is None else [self.constant]
 
     def expert_params(self) -> list[int]:
         zero_and_copy = [0] * (self.num_experts - self.num_constant - self.num_ffn)

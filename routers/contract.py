@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from app.registry import require
 from routers.assignments import assigned, expert_load, softmax_per_token
+from routers.distributions import normalized
 
 Causal = Literal["always", "eval", "never"]
 Scope = Literal["token", "sequence", "batch"]
@@ -51,7 +52,7 @@ class Context(NamedTuple):
 
 
 class Routing(NamedTuple):
-    """What flows out: expert[a] computes token[a], its output weighted by gate[a]."""
+    """What flows out: expert[a] computes token[a], its output (or its input) weighted by gate[a]."""
 
     token: Tensor  # (A,) int64
     expert: Tensor  # (A,) int64 in 0..E; E: unassigned
@@ -66,6 +67,7 @@ class Routing(NamedTuple):
     clean: Tensor | None = None  # (T, E) float32, logits before their noise; None where there is none
     noise_std: Tensor | None = None  # (T, E) float32, standard deviation of that noise
     directions: Tensor | None = None  # (E, D') float32, one learned direction per expert; None where there are none
+    on_input: bool = False  # whether a gate multiplies what its expert sees, not what it returns
 
 
 class Scored(NamedTuple):
@@ -101,6 +103,7 @@ class Activated(NamedTuple):
     logits: Tensor  # (T, E) float32; -inf forbids the expert
     scores: Tensor  # (T, E) float32
     log_scores: Tensor  # (T, E) float32, exact also where a score rounds to 0; -inf where it is 0
+    probabilities: Tensor  # (T, E) float32, the scores normalised over the experts
 
 
 class Weigh(nn.Module):
@@ -114,6 +117,8 @@ class Weigh(nn.Module):
     Raises:
         ValueError: `scale` is not positive.
     """
+
+    on_input: ClassVar[bool] = False  # whether the gate multiplies what the expert sees, not what it returns
 
     def __init__(self, sizes: Sizes, *, normalize: bool, scale: float) -> None:
         super().__init__()
@@ -131,7 +136,8 @@ class Weigh(nn.Module):
 
     def activated(self, logits: Tensor) -> Activated:
         """What the choice and the gates are made of."""
-        return Activated(logits, self.scores(logits), self.log_scores(logits))
+        log_scores = self.log_scores(logits)
+        return Activated(logits, self.scores(logits), log_scores, normalized(log_scores))
 
     def forward(self, activated: Activated, token: Tensor, expert: Tensor, context: Context) -> Tensor:
         """Gates (A,) of the assignments (token, expert), a token's in the order of its choices; 0 where expert is E."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def distribution(log_scores: Tensor) -> Tensor:
+def normalized(log_scores: Tensor) -> Tensor:
     """Scores (..., E) normalised over the experts, of their logarithms; 0 where all of them are 0.
 
     Without an epsilon: the sum is 1 however small the scores are, so no router lowers a loss by lowering them all.
@@ -27,3 +27,9 @@ def squared_variation(values: Tensor) -> Tensor:
     """Squared coefficient of variation over the last dimension, var / mean^2; 0 where all values are 0."""
     mean = values.mean(-1, keepdim=True)
     return (values - mean).square().mean(-1) / mean.squeeze(-1).square().clamp_min(1e-20)
+
+
+def violation(load: Tensor, target: Tensor) -> Tensor:
+    """How far a load (..., E) falls short of a target (..., 1), in its units: 1 at no load; 0 where none is due."""
+    due = target > 0
+    return (1 - load / target.where(due, 1)) * due

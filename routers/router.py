@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from app.registry import require
 from routers.contract import Activated, Context, Drop, Routing, Score, Scored, Select, Selected, Sizes, Weigh
-from routers.distributions import distribution
 
 
 class Router(nn.Module):
@@ -39,11 +38,10 @@ class Router(nn.Module):
             gate = self.weigh(activated, token, working, context)  # (A,)
             with torch.no_grad():
                 kept = self.drop(Selected(token, expert, gate, activated.scores, self.top_k), context)  # (A,)
-            probabilities = distribution(activated.log_scores)  # (T, E)
             rows = self.score.directions()  # (E, D')
         return Routing(
-            token, expert, gate, kept, scored.logits, activated.scores, probabilities, self.top_k, context.valid,
-            scored.state, scored.clean, scored.noise_std, rows,
+            token, expert, gate, kept, scored.logits, activated.scores, activated.probabilities, self.top_k,
+            context.valid, scored.state, scored.clean, scored.noise_std, rows, self.weigh.on_input,
         )  # fmt: skip
 
     @torch.no_grad()

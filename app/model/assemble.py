@@ -11,6 +11,7 @@ from app.model.config import ModelConfig
 from app.model.moe import MoE, Unrouted
 from app.model.transformer import Transformer
 from app.registry import UserError, check, make, unknown
+from experts.contract import Experts
 from routers.balancer import Balancer
 from routers.contract import Sizes
 from routers.router import Router
@@ -30,8 +31,7 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     vocab_size = _vocabulary(model, vocab_size)
     layouts = [_layout(config, model) if model.is_moe(i) else _dense(model) for i in range(model.num_layers)]
     routed = [layout for layout in layouts if layout.num_experts]
-    num_experts, top_k = (routed[0].num_experts, routed[0].top_k) if routed else (0, 0)
-    sizes = Sizes(model.dim, num_experts, top_k, len(routed), vocab_size)
+    sizes = sizes_of(routed, model.dim, vocab_size)
     ffns: list[nn.Module] = [
         MoE(build_router(config, sizes._replace(layer=routed.index(layout))), layout)
         if layout.num_experts
@@ -40,6 +40,14 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     ]
     balancer = build_balancer(config, sizes)
     return ranged("balance", lambda: Transformer(model, ffns, balancer, vocab_size))
+
+
+def sizes_of(routed: list[Experts], dim: int, vocab_size: int) -> Sizes:
+    """What the parts of the routers are built from: the layouts of all MoE layers are alike."""
+    if not routed:
+        return Sizes(dim, 0, 0, 0, vocab_size)
+    first = routed[0]
+    return Sizes(dim, first.num_experts, first.top_k, len(routed), vocab_size, free=first.free, null=first.null)
 
 
 def model_config(config: Config) -> ModelConfig:

@@ -1,6 +1,7 @@
 """The mixture-of-experts layer: y = shared(x) + sum over the assignments of a token of gate * expert(x).
 
-A layout may narrow x before the experts and widen their sum, and may add assignments of its own.
+A layout may narrow x before the experts and widen their sum, and may add assignments of its own. A weighing may let the
+gate act on what an expert sees instead: expert(gate * x).
 """
 
 import torch
@@ -33,9 +34,11 @@ class MoE(nn.Module):
         worth = grouped.rows_worth_a_product(tokens, self.largest)
         plan = grouped.plan(expert, token, self.experts.num_computed, len(tokens), worth)
         rows = grouped.dispatch(self.experts.enter(tokens), plan)  # (R, Z)
+        if routing.on_input:
+            rows, gate = grouped.scale(rows, gate, plan), torch.ones_like(gate)
         outputs = self.experts(rows, plan.ends)  # (R, Z); under expert parallelism still on their way back
         shared = self.experts.shared(tokens)  # meanwhile
-        routed = self.experts.leave(grouped.combine(outputs, gate, plan))  # (T, D)
+        routed = self.experts.leave(grouped.combine(outputs, gate, plan), tokens)  # (T, D)
         y = routed if shared is None else routed + shared
         return y.view_as(x), routing
 

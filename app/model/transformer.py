@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from app.model.attention import Attention, Positions, document_mask, rotary
 from app.model.config import ModelConfig
 from app.model.loss import token_nll
+from experts.contract import Experts
 from routers.balancer import Balancer
 from routers.contract import Context, Routing
 from routers.router import Router
@@ -67,9 +68,10 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def _initialize(self, std: float) -> None:
-        """Draws every matrix from N(0, std^2); routers keep the initial values that their own classes chose."""
+        """Draws every matrix from N(0, std^2); routers and settled weights keep the values that their classes chose."""
         own = {p for router in self.routers() for p in router.parameters()}
         own |= set(self.shared_score.parameters()) if self.shared_score else set()
+        own |= {p for module in self.modules() if isinstance(module, Experts) for p in module.settled()}
         for parameter in self.parameters():
             if parameter.dim() >= 2 and parameter not in own:
                 parameter.normal_(0, std)

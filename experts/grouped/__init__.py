@@ -2,6 +2,7 @@
 
     plan     which row of the expert-sorted layout holds which assignment
     dispatch x (T, D)  -> rows (R, D), sorted by expert; those of expert e end at ends[e]
+    scale    rows (R, D) -> (R, D), each times the gate of its assignment
     swiglu   rows (R, D) -> y (R, D),  y = (silu(x W_gate) * (x W_up)) W_out
     combine  y (R, D)  -> (T, D), the sum of gate * y over the assignments of a token
 
@@ -10,7 +11,7 @@ is in `cuda`, the one for the CPU in `cpu`.
 """
 
 from experts.grouped.kernel import swiglu
-from experts.grouped.permutation import combine, dispatch
+from experts.grouped.permutation import combine, dispatch, scale
 from experts.grouped.planning import Plan, plan, rows_worth_a_product
 
-__all__ = ["Plan", "combine", "dispatch", "plan", "rows_worth_a_product", "swiglu"]
+__all__ = ["Plan", "combine", "dispatch", "plan", "rows_worth_a_product", "scale", "swiglu"]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from app.registry import register, require
 from routers.contract import Balance, Sizes
+from routers.distributions import violation
 
 
 @register("balance")
@@ -54,8 +55,7 @@ class LossFree(Balance):
         return self.bias
 
     def update(self, total: Tensor, num_tokens: Tensor) -> None:
-        mean = total.mean(-1, keepdim=True)  # (L, 1)
-        error = (mean - total) / mean.clamp_min(1)  # (L, E)
+        error = violation(total, total.mean(-1, keepdim=True))  # (L, E)
         delta = self.rate * (error.sign() if self.rule == "sign" else error)
         if self.recenter:
             delta = delta - delta.mean(-1, keepdim=True)

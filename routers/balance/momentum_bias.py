@@ -12,6 +12,7 @@ from torch import Tensor
 
 from app.registry import register, require
 from routers.contract import Balance, Sizes
+from routers.distributions import violation
 
 
 @register("balance")
@@ -43,7 +44,6 @@ class MomentumBias(Balance):
         return self.bias
 
     def update(self, total: Tensor, num_tokens: Tensor) -> None:
-        mean = total.mean(-1, keepdim=True)  # (L, 1)
-        delta = self.rate * (self.sharpness * (mean - total) / mean.clamp_min(1)).tanh()
+        delta = self.rate * (self.sharpness * violation(total, total.mean(-1, keepdim=True))).tanh()  # (L, E)
         self.velocity.lerp_(delta - delta.mean(-1, keepdim=True), 1 - self.momentum)
         self.bias += self.velocity

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from app.registry import register, require
 from routers.contract import Activated, Context, Select, Sizes
-from routers.distributions import distribution
 
 
 @register("select")
@@ -42,7 +41,7 @@ class TopP(Select):
     def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         num_tokens, num_experts = choice.shape
         expert = choice.sort(dim=-1, descending=True, stable=True).indices  # (T, E)
-        mass = distribution(activated.log_scores).gather(1, expert).cumsum(-1).clamp_max(1.0)  # (T, E); p = 1 keeps all
+        mass = activated.probabilities.gather(1, expert).cumsum(-1).clamp_max(1.0)  # (T, E); p = 1 keeps all
         wanted = ((mass <= self.p).sum(-1, keepdim=True) + 1).clamp(self.min_k, self.max_k)  # (T, 1)
         place = torch.arange(self.max_k, device=choice.device)
         expert = expert[:, : self.max_k].masked_fill(place >= wanted, num_experts)  # (T, max_k)

@@ -18,7 +18,7 @@ LAYOUTS = {
     "fine_grained": {"num_experts": 3, "top_k": 1, "hidden_dim": 8, "segments": 2},
     "deepseek": {"num_experts": 3, "top_k": 2, "hidden_dim": 8, "segments": 2, "num_shared": 1},
     "shared_gated": {"num_experts": 5, "top_k": 2, "hidden_dim": 8, "shared_dim": 12},
-    "residual": {"num_experts": 5, "top_k": 1, "hidden_dim": 8, "dense_dim": 12},
+    "residual": {"num_experts": 5, "top_k": 1, "hidden_dim": 8, "dense_dim": 12, "coefficient": True},
     "latent": {"num_experts": 5, "top_k": 2, "hidden_dim": 8, "shrink": 4, "shared_dim": 6},
     "moepp": {"num_ffn": 3, "num_zero": 1, "num_copy": 1, "num_constant": 2, "top_k": 3, "hidden_dim": 8},
     "longcat": {"num_ffn": 3, "num_identity": 2, "top_k": 2, "hidden_dim": 8},
@@ -105,13 +105,23 @@ def shared_output(name: str, layout: Experts, x: Tensor) -> Tensor:
     if getattr(layout, "common", None) is None:
         return torch.zeros_like(x)
     y = network(layout.common, x)
-    return (x @ layout.common_gate.weight.T).sigmoid() * y if name == "shared_gated" else y
+    if name == "shared_gated":
+        return (x @ layout.common_gate.weight.T).sigmoid() * y
+    return coefficients(layout, x)[:, 1:] * y if name == "residual" else y
+
+
+def coefficients(layout: Experts, x: Tensor) -> Tensor:
+    """DeepSpeed's weights of the experts and of the dense network (T, 2)."""
+    if layout.common_mix is None:
+        return torch.ones(len(x), 2, dtype=x.dtype)
+    return (x @ layout.common_mix.weight.T + layout.common_mix.bias).softmax(-1)
 
 
 def dense(name: str, layout: Experts, x: Tensor, gates: Tensor) -> Tensor:
     x = x.view(T, D)
     routed = [gates[:, e : e + 1] * expert_output(name, layout, x, e) for e in range(layout.num_experts)]
-    return shared_output(name, layout, x) + sum(routed)
+    mixed = coefficients(layout, x)[:, :1] if name == "residual" else 1
+    return shared_output(name, layout, x) + mixed * sum(routed)
 
 
 def same_weights(target: nn.Module, source: nn.Module) -> None:
@@ -275,7 +285,7 @@ def test_the_layer_compiles_without_a_graph_break(name):
     def forward(x: Tensor, token: Tensor, expert: Tensor, gate: Tensor) -> Tensor:
         token, expert, gate = layout.assign(token, expert, gate, len(x))
         plan = grouped.plan(expert, token, layout.num_computed, len(x))
-        return layout.leave(grouped.combine(layout(grouped.dispatch(layout.enter(x), plan), plan.ends), gate, plan))
+        return layout.leave(grouped.combine(layout(grouped.dispatch(layout.enter(x), plan), plan.ends), gate, plan), x)
 
     torch.compiler.reset()
     compiled = torch.compile(forward, fullgraph=True, backend="eager")

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from app.config.parts import build_part, defaults, router_of
+from app.model.assemble import sizes_of
 from app.model.config import ModelConfig
 from app.model.moe import MoE
 from app.model.transformer import Transformer
@@ -47,7 +48,7 @@ def model(
     """Two MoE layers of these parts, their weights drawn from the seed."""
     torch.manual_seed(seed)
     layouts = [layout(experts) for _ in range(config.num_layers)]
-    sizes = SIZES._replace(num_experts=layouts[0].num_experts, top_k=layouts[0].top_k, num_layers=config.num_layers)
+    sizes = sizes_of(layouts, DIM, VOCAB)
     terms = balance if isinstance(balance, dict) else {name: build_part("balance", name, sizes) for name in balance}
     ffns = [MoE(router(i, sizes, **parts), inner) for i, inner in enumerate(layouts)]
     return Transformer(config, ffns, Balancer(terms), VOCAB)

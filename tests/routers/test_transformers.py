@@ -19,6 +19,7 @@ D, E, K, F = 16, 8, 2, 12
 SIZES = Sizes(dim=D, num_experts=E, top_k=K, num_layers=1, vocab_size=8)
 NAMES = {"hidden_size": D, "num_experts_per_tok": K, "moe_intermediate_size": F, "intermediate_size": F}
 NAMES |= {"num_attention_heads": 2}
+RESIDUAL = {"name": "residual", "num_experts": E, "hidden_dim": F, "dense_dim": F, "coefficient": False}
 
 
 def theirs(folder: str, block: str, config: str, **values: Any) -> nn.Module:
@@ -63,15 +64,16 @@ def copy_shared(mlp: nn.Module, ffn: FeedForward) -> None:
     ffn.w_out.weight.copy_(mlp.down_proj.weight)
 
 
-def both(block: nn.Module, layer: MoE, offset: Tensor | float = 0.0) -> None:
+def both(block: nn.Module, layer: MoE, offset: Tensor | float = 0.0, call: Any = None) -> None:
     """Outputs, gradients of the input and of the router are equal."""
     x = torch.randn(3, 7, D)
     context = Context(torch.ones(3, 7, dtype=torch.bool), offset=offset)
     weight = torch.linspace(-1, 1, x.numel()).view_as(x)
     results = []
-    for module, call in ((block.gate.weight, block), (layer.router.score.proj.weight, lambda t: layer(t, context)[0])):
+    sides = ((block.gate.weight, call or block), (layer.router.score.proj.weight, lambda t: layer(t, context)[0]))
+    for module, forward in sides:
         inner = x.clone().requires_grad_()
-        y = call(inner)
+        y = forward(inner)
         results.append((y, *torch.autograd.grad((y * weight).sum(), [inner, module])))
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
@@ -160,3 +162,22 @@ def test_sqrt_softplus_equals_deepseek_v4():
     logits = torch.randn(5, E) * 4
     scores = build_part("weigh", "sqrt_softplus", SIZES).scores(logits)
     torch.testing.assert_close(scores, ACT2FN["sqrtsoftplus"](logits), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_gate_on_the_input_equals_llama_4(k):
+    values = NAMES | {"num_local_experts": E, "num_experts_per_tok": k, "intermediate_size_mlp": F}
+    block = theirs("llama4", "Llama4TextMoe", "Llama4TextConfig", **values)
+    layout = make("experts", {**RESIDUAL, "top_k": k}, D, key="experts")
+    layer = ours(layout, {"name": "sigmoid_input", "normalize": False, "scale": 1.0}, k=k)
+    with torch.no_grad():
+        layer.router.score.proj.weight.copy_(block.router.weight)
+        layer.experts.routed.w_in.copy_(block.experts.gate_up_proj)
+        layer.experts.routed.w_out.copy_(block.experts.down_proj)
+        copy_shared(block.shared_expert, layer.experts.common)
+    block.gate = block.router
+    x = torch.randn(3, 7, D)
+    both(block, layer, call=lambda t: block(t)[0].view_as(t))
+    plain = ours(layout, {"name": "sigmoid", "normalize": False, "scale": 1.0}, k=k)
+    plain.router.score = layer.router.score
+    assert not torch.allclose(layer(x)[0], plain(x)[0], atol=1e-3)

@@ -50,6 +50,62 @@ def test_pid_equals_the_position_form_of_the_controller():
         np.testing.assert_allclose(part.offset(), bias, rtol=1e-4, atol=1e-5)
 
 
+def test_pid_equals_longcats_rule_and_leaves_identity_experts_alone():
+    """db_i = mu (K_e / (K N) - T_i / (K T)) for the N experts with a network, in LongCat's letters."""
+    num_ffn, k, wanted, mu, tokens = 5, 3, 2.2, 0.04, 700
+    size = sizes(E, k)._replace(free=(5, 6, 7))
+    rate = mu * wanted / (k * num_ffn)
+    part = term("pid", size, integral=rate, expected=wanted, free=-1.0)
+    bias = np.zeros((L, E))
+    for step in range(3):
+        part.update(loads(step), torch.tensor(tokens))
+        bias += mu * (wanted / (k * num_ffn) - loads(step).numpy() / (k * tokens))
+        np.testing.assert_allclose(part.offset()[:, :5], bias[:, :5], rtol=1e-4, atol=1e-6)
+        assert part.offset()[:, 5:].eq(-1).all()
+
+
+def test_the_pool_as_it_is_needs_no_expected_number():
+    """At K_e / K = N / (N + Z) the target is the mean load, and mu = I (N + Z)."""
+    load = 30 * torch.ones(L, E) + torch.arange(E)  # T = 120 tokens, K = 2 and a bit
+    tokens = load[0].sum() / K
+    own = term("pid", sizes(E, K)._replace(free=(6, 7)), integral=0.1)
+    stated = term("pid", sizes(E, K)._replace(free=(6, 7)), integral=0.1, expected=K * 6 / E)
+    for part in (own, stated):
+        part.update(load, tokens)
+    torch.testing.assert_close(own.offset(), stated.offset())
+    assert own.offset()[:, :6].any() and own.offset()[:, 6:].eq(0).all()
+
+
+@pytest.mark.parametrize("name", ["loss_free", "pid", "momentum_bias"])
+def test_a_violation_is_not_clamped_where_the_mean_load_is_below_one(name):
+    """One token, one expert of eight: the mean load is 1/8, the violation of the chosen one is 1 - 8 = -7."""
+    load = torch.zeros(L, E).index_fill(1, torch.tensor([3]), 1.0)
+    if name == "momentum_bias":
+        part, expected = term(name, sizes(E, 1), rate=1.0, sharpness=0.1, momentum=0.0), np.tanh(-0.7)
+        expected -= (np.tanh(-0.7) + 7 * np.tanh(0.1)) / 8
+    elif name == "pid":
+        part, expected = term(name, sizes(E, 1), integral=1.0), -7.0
+    else:
+        part, expected = term(name, sizes(E, 1), rate=1.0, rule="proportional", recenter=False), -7.0
+    part.update(load, torch.tensor(1))
+    np.testing.assert_allclose(part.offset()[:, 3], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("recenter", [True, False])
+@pytest.mark.parametrize("rule", ["sign", "proportional"])
+def test_loss_free_raises_the_bias_of_an_expert_with_too_little_and_stops_at_its_freeze_step(rule, recenter):
+    part = term("loss_free", sizes(E, K), rate=0.01, rule=rule, recenter=recenter, freeze_step=3)
+    bias = np.zeros((L, E))
+    for step in range(5):
+        part.update(loads(step), torch.tensor(100))
+        change = np.sign(violation(loads(step))) if rule == "sign" else violation(loads(step))
+        change = change - change.mean(-1, keepdims=True) if recenter else change
+        bias = bias + 0.01 * change * (step < 3)
+        np.testing.assert_allclose(part.offset(), bias, rtol=1e-4, atol=1e-6)
+    least = loads(0)[0].argmin()
+    assert part.bias[0, least] == part.bias[0, least] and abs(float(part.bias.mean())) < (1e-6 if recenter else 1)
+
+
 def test_pid_without_p_and_d_is_the_proportional_rule():
     pid = term("pid", sizes(E, K), proportional=0.0, integral=0.1, derivative=0.0, memory=0.0)
     free = term("loss_free", sizes(E, K), rate=0.1, rule="proportional", recenter=False)

@@ -11,7 +11,6 @@ from app.config.parts import build_part, defaults
 from app.registry import find, names
 from routers.collectives import num_ranks, rank_sum
 from routers.contract import Balance, Routing, Score, Sizes
-from routers.distributions import distribution
 
 FAMILY = ("aux", "device", "communication", "seq_v3")  # f.P
 SCOPES = ("micro", "sequence", "global")
@@ -63,9 +62,7 @@ def test_an_fp_loss_is_one_at_uniform_load_for_any_k_and_any_number_of_experts(n
 def test_no_shift_of_the_logits_lowers_an_fp_loss(name, weigh, shift):
     made = uniform(8, 2)
     activated = build_part("weigh", weigh).activated(made.logits + shift)
-    shifted = made._replace(
-        logits=activated.logits, scores=activated.scores, probabilities=distribution(activated.log_scores)
-    )
+    shifted = made._replace(logits=activated.logits, scores=activated.scores, probabilities=activated.probabilities)
     torch.testing.assert_close(term(name, sizes(8, 2)).loss([shifted] * 2, None), torch.tensor(1.0))
 
 

@@ -143,6 +143,21 @@ def test_value_and_gradient_equal_the_formula(name, knobs, formula):
             np.testing.assert_allclose(float(grad[index]), slope, rtol=2e-3, atol=2e-6)
 
 
+def test_the_loss_of_moepp_weighs_experts_without_a_network_by_tau():
+    eta = np.where(np.isin(np.arange(E), (1, 4)), 0.6, 1.0)
+    size = sizes(E, K)._replace(free=(1, 4))
+    for seed in range(3):
+        logits, made = case(seed)
+        valid = made.valid.numpy().ravel()
+        f = E * selected(made)[valid].sum(0) / selected(made)[valid].sum()
+        expected = (eta * f * made.scores.detach().numpy()[valid].mean(0)).sum()
+        value = term("heterogeneous", size, scope="micro", tau=0.6).double().loss([made, made], None)
+        np.testing.assert_allclose(value.detach(), expected, rtol=1e-6)
+        assert torch.autograd.grad(value, logits)[0].any()
+        alike = term("heterogeneous", size, scope="micro", tau=1.0), term("aux", size, scope="micro")
+        torch.testing.assert_close(*(part.double().loss([made], None) for part in alike))
+
+
 def test_orthogonality_is_the_sum_of_absolute_entries():
     rows = torch.randn(E, 5)
     made = case(0)[1]._replace(directions=rows)

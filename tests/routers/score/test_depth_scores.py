@@ -44,7 +44,7 @@ def test_depth_average_adds_the_scaled_state_and_scores_it_by_three_layers() -> 
 
 
 def test_residual_adds_the_mapped_sum_of_all_layers_below() -> None:
-    scores = [Residual(SIZES._replace(layer=i)) for i in range(3)]
+    scores = [Residual(SIZES._replace(layer=i), hidden_per_expert=0) for i in range(3)]
     expected, state = np.zeros((5, 5)), None
     for score in scores:
         x = tokens(5)
@@ -56,6 +56,14 @@ def test_residual_adds_the_mapped_sum_of_all_layers_below() -> None:
     assert_gradients_are_those_of_the_formula(scores[1], tokens(3), context(3, state=torch.randn(3, 5)))
 
 
+def test_the_released_gate_of_moepp_has_a_hidden_tanh_layer_of_eight_units_an_expert() -> None:
+    score, x, below = Residual(SIZES, hidden_per_expert=8), tokens(5), torch.randn(5, 5)
+    assert score.hidden[0].weight.shape == (40, 6)
+    own = np.tanh(array(x) @ array(score.hidden[0].weight).T) @ array(score.proj.weight).T
+    assert_equal(score(x, context(5, state=below)).logits, own + array(below) @ array(score.map.weight).T)
+    assert_gradients_are_those_of_the_formula(score, x, context(5, state=below))
+
+
 def test_the_first_layer_has_no_parameter_for_a_layer_below() -> None:
-    assert Residual(SIZES._replace(layer=0)).map is None
+    assert Residual(SIZES._replace(layer=0), hidden_per_expert=0).map is None
     assert DepthAverage(SIZES._replace(layer=0), state_dim=4).gamma is None

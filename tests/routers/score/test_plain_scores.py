@@ -51,7 +51,7 @@ def test_mlp_has_the_parameters_of_rmoes_baseline() -> None:
 
 @pytest.mark.parametrize("proj_dim", [None, 3])
 def test_cosine_is_the_angle_over_the_temperature(proj_dim: int | None) -> None:
-    score, x = Cosine(SIZES, proj_dim=proj_dim, tau=0.2, min_tau=0.01), tokens(4)
+    score, x = Cosine(SIZES, proj_dim=proj_dim, normalize_input=True, tau=0.2, min_tau=0.01), tokens(4)
     p = array(x) if proj_dim is None else array(x) @ array(score.proj.weight).T
     e = array(score.embedding)
     angle = (p @ e.T) / (np.linalg.norm(p, axis=1)[:, None] * np.linalg.norm(e, axis=1))
@@ -59,8 +59,15 @@ def test_cosine_is_the_angle_over_the_temperature(proj_dim: int | None) -> None:
     assert_gradients_are_those_of_the_formula(score, x, context(4))
 
 
+def test_cosine_as_in_rmoes_runs_normalises_the_embeddings_only_and_has_no_temperature() -> None:
+    score, x = Cosine(SIZES, proj_dim=3, normalize_input=False, tau=None, min_tau=0.01), tokens(4)
+    p, e = array(x) @ array(score.proj.weight).T, array(score.embedding)
+    assert_equal(score(x, context(4)).logits, p @ (e / np.linalg.norm(e, axis=1, keepdims=True)).T)
+    assert_gradients_are_those_of_the_formula(score, x, context(4))
+
+
 def test_the_temperature_of_cosine_never_acts_below_its_bound() -> None:
-    score, x = Cosine(SIZES, proj_dim=3, tau=0.2, min_tau=0.1), tokens(4)
+    score, x = Cosine(SIZES, proj_dim=3, normalize_input=True, tau=0.2, min_tau=0.1), tokens(4)
     at_bound = score(x, context(4)).logits * 2
     torch.nn.init.constant_(score.tau, -1.0)
     torch.testing.assert_close(score(x, context(4)).logits, at_bound)

@@ -45,7 +45,9 @@ def pairs(select: Select, choice: Tensor, valid: Tensor | None = None, scores: T
     given = choice.clone()
     scores = choice if scores is None else scores
     logits = choice if select.by == "logits" else scores
-    activated = Activated(logits, scores, scores.clamp_min(0).log())
+    activated = Activated(
+        logits, scores, scores.clamp_min(0).log(), scores / scores.sum(-1, keepdim=True).clamp_min(1e-20)
+    )
     token, expert = select(activated, choice, Context(valid, seed=3))
     assert torch.equal(given, choice), "a selection does not change its input"
     assert token.shape == expert.shape == (len(token),) and token.dtype == expert.dtype == torch.int64

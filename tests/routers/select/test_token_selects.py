@@ -112,7 +112,7 @@ def test_an_offset_orders_the_experts_of_top_p_but_does_not_count() -> None:
 def test_positive_takes_what_is_above_zero_be_it_nothing() -> None:
     choice = torch.tensor([[1e-9, 0.0, -1.0], [-1.0, -2.0, 0.0], [3.0, 2.0, 1.0]])
     assert pairs(Positive(sizes(3)), choice) == {(0, 0), (2, 0), (2, 1), (2, 2)}
-    token, expert = Positive(sizes(3))(Activated(choice, choice, choice), choice, Context(~every(1, 3)))
+    token, expert = Positive(sizes(3))(Activated(choice, choice, choice, choice), choice, Context(~every(1, 3)))
     assert len(token) == len(expert) == 0
 
 

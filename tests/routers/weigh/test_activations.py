@@ -7,7 +7,6 @@ import torch
 from app.config.parts import build_part
 from app.registry import find
 from routers.contract import Context
-from routers.distributions import distribution
 from routers.router import Router
 from tests.routers.nano import SIZES
 
@@ -66,7 +65,7 @@ def test_the_logarithm_of_the_scores_is_exact_where_they_round_to_zero(name):
     low = torch.tensor([[-60.0, -61.0, -200.0, -60.0]])
     if name != "relu":  # its scores are 0 there, not small
         share = low.double().mul(0.5 if name == "sqrt_softplus" else 1.0).softmax(-1)
-        torch.testing.assert_close(distribution(weigh.log_scores(low)).double(), share, rtol=1e-5, atol=1e-12)
+        torch.testing.assert_close(weigh.activated(low).probabilities.double(), share, rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "sqrt_softplus"])
