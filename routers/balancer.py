@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from app.registry import require
-from routers.contract import Balance, Routing, Score
+from app.registry import find, names, require
+from routers.contract import Balance, Routing, Score, Select
 
 Observed = dict[str, Tensor]
 
@@ -23,17 +23,21 @@ class Balancer(nn.Module):
         require("balance", steering, len(steering) <= 1, "only one term may offset the choice")
         self.terms = nn.ModuleDict(terms)
 
-    def check_score(self, score: Score) -> None:
-        """Asks every term whether the model's scores tell what it needs.
+    def check(self, score: Score, select: Select) -> None:
+        """Whether a router's parts give every term what it needs, and the terms a selection what it needs.
 
         Raises:
             ValueError: they do not.
         """
         for name, term in self._each().items():
             try:
-                term.check_score(score)
+                term.check(score, select)
             except ValueError as error:
-                raise ValueError(f"{name}.{error}") from error
+                raise ValueError(f"balance.{name}.{error}") from error
+        holders = " or ".join(name for name in names("balance") if find("balance", name).holds_k)  # type: ignore[attr-defined]
+        held = select.limited or any(term.holds_k for term in self._each().values())
+        require("balance", list(self._each()), held, "none of these terms holds the number of experts per token, which "
+                f"{type(select).__name__} leaves open; add {holders}")  # fmt: skip
 
     def offset(self) -> Tensor | None:
         """(L, E) float32, or None if no term steers the choice."""

@@ -44,6 +44,7 @@ class Context(NamedTuple):
     offset: Tensor | float = 0.0  # (E,) float32, added to the scores for the choice only
     shared: nn.Module | None = None  # the part of the score that all layers share
     seed: int = 0  # of this step and layer: noise drawn from it does not depend on ranks or recomputation
+    step: int = 0  # optimizer steps made so far; 0 in evaluation
 
     def generator(self, part: Part, device: torch.device) -> torch.Generator:
         """A new source of this layer's noise, another one for each part: whoever asks again gets the same noise."""
@@ -153,6 +154,7 @@ class Select(nn.Module):
     causal: ClassVar[Causal] = "always"  # when does the choice depend on no later token?
     scope: ClassVar[Scope] = "token"  # what does the choice of one token depend on?
     by: ClassVar[Literal["scores", "logits"]] = "scores"  # what is the offset of the choice added to?
+    limited: ClassVar[bool] = True  # whether it keeps to a number of experts per token without a balance term
     k: int | None = None  # experts per token, exactly or on average; None: the data decide
     max_k: int | None = None  # experts per token at most; None: all
 
@@ -191,13 +193,14 @@ class Drop(nn.Module):
 class Balance(nn.Module):
     """A term that keeps the load even, by a loss, by an offset to the choice, or by both."""
 
+    holds_k: ClassVar[bool] = False  # whether it holds the number of experts per token
     weight: float = 1.0  # of the loss in the total
 
-    def check_score(self, score: Score) -> None:
-        """Refuses a score that this term cannot work with; called when the model is built.
+    def check(self, score: Score, select: Select) -> None:
+        """Refuses a router's parts that this term cannot work with; called when the model is built.
 
         Raises:
-            ValueError: the score does not tell what this term needs.
+            ValueError: they do not give what this term needs.
         """
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor | None:

@@ -25,8 +25,8 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
         UserError: there is no such YAML, or a balance term's does not nest under its own name.
     """
     path = _yaml(kind, name)
-    around = {"model": {"hidden_dim": SIZES.dim}, "seed": 0}  # what the YAMLs of parts refer to
-    around_part = OmegaConf.create({**around, "part": OmegaConf.load(path)})
+    referred_to = {"model": {"hidden_dim": SIZES.dim}, "trainer": {"max_steps": 100}, "seed": 0}
+    around_part = OmegaConf.create({**referred_to, "part": OmegaConf.load(path)})
     values: Any = OmegaConf.to_container(around_part, resolve=True)["part"]  # type: ignore[index, call-overload]
     if kind == "balance":
         if set(values) != {name}:

@@ -39,7 +39,7 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
         for layout in layouts
     ]
     balancer = build_balancer(config, sizes)
-    return ranged("balance", lambda: Transformer(model, ffns, balancer, vocab_size))
+    return ranged("", lambda: Transformer(model, ffns, balancer, vocab_size))
 
 
 def sizes_of(routed: list[Experts], dim: int, vocab_size: int) -> Sizes:

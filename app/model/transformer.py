@@ -53,7 +53,7 @@ class Transformer(nn.Module):
         self.shared_score = None
         if routers:
             self.shared_score = routers[0].score.shared()
-            balancer.check_score(routers[0].score)
+            balancer.check(routers[0].score, routers[0].select)
         self._initialize(config.init_std)
 
     @property
@@ -77,7 +77,7 @@ class Transformer(nn.Module):
                 parameter.normal_(0, std)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor, valid: Tensor, document: Tensor, seed: int = 0
+        self, tokens: Tensor, targets: Tensor, valid: Tensor, document: Tensor, seed: int = 0, step: int = 0
     ) -> tuple[Tensor, list[Routing]]:
         """Negative log-likelihood in nats of every target (B, S) float32, and the routings of the MoE layers.
 
@@ -87,8 +87,9 @@ class Transformer(nn.Module):
             valid: (B, S) bool, False on padding.
             document: (B, S) int64; positions with different numbers do not see each other.
             seed: of this micro-batch; noise in layer l is drawn from (seed, l).
+            step: optimizer steps made so far, for parts that change in the course of a training.
         """
-        hidden, routings = self.hidden(tokens, valid, document, seed)
+        hidden, routings = self.hidden(tokens, valid, document, seed, step)
         return token_nll(hidden, self.head.weight, targets), routings
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -96,12 +97,14 @@ class Transformer(nn.Module):
         hidden, _ = self.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(tokens))
         return self.head(hidden)
 
-    def hidden(self, tokens: Tensor, valid: Tensor, document: Tensor, seed: int = 0) -> tuple[Tensor, list[Routing]]:
+    def hidden(
+        self, tokens: Tensor, valid: Tensor, document: Tensor, seed: int = 0, step: int = 0
+    ) -> tuple[Tensor, list[Routing]]:
         """The normed output of the last block (B, S, D), and the routings of the MoE layers."""
         x = self.embedding(tokens)
         cos, sin = rotary(tokens.size(1), self.config, tokens.device)
         mask = None if self.config.cross_documents else document_mask(document)
-        context = Context(valid, tokens.flatten(), shared=self.shared_score)
+        context = Context(valid, tokens.flatten(), shared=self.shared_score, step=step)
         offset = self.balancer.offset()
         routings: list[Routing] = []
         for block in self.blocks:

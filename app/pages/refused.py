@@ -43,6 +43,7 @@ def _trial(score: str, select: str, weigh: str, drop: str, balance: str | None) 
     tokens = torch.arange(valid.numel()) % SIZES.vocab_size
     routing = made(torch.randn(valid.numel(), SIZES.dim), Context(valid, tokens, shared=shared))
     if balance is not None:
-        balancer = Balancer({balance: build_part("balance", balance)})
-        balancer.check_score(made.score)
+        beside = {} if made.select.limited else {"relu_lambda": build_part("balance", "relu_lambda")}
+        balancer = Balancer(beside | {balance: build_part("balance", balance)})
+        balancer.check(made.score, made.select)
         balancer.losses([routing, routing], None)

@@ -167,7 +167,7 @@ class LanguageModel(lightning.LightningModule):
     def _forward_without_hooks(self, batch: Batch, micro: int) -> tuple[Tensor, list[Routing]]:
         place = micro * num_ranks() + self.global_rank  # of this micro-batch in the global batch
         seed = (self.seed * 1_000_003 + self.global_step) * 1_000_003 + place
-        return self.model(batch["tokens"], batch["targets"], batch["valid"], batch["document"], seed)
+        return self.model(batch["tokens"], batch["targets"], batch["valid"], batch["document"], seed, self.global_step)
 
     def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
         parts = {name: value.split(self.micro_batch_size) for name, value in batch.items()}

@@ -2,11 +2,12 @@
 
     f_i = E / (K T) sum_t 1(t selects i)      P_i = 1/T sum_t p_(i,t)      loss = sum_i f_i P_i, mean over layers
 
-GShard (Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1), Switch (arXiv 2101.03961, eq. 4-6) and DeepSeekMoE
-(arXiv 2401.06066, eq. 12-14). p are the scores normalised over the experts, and K is the measured mean number of
-assignments per token, so the value is 1.0 at uniform load for any K and E. The scope says over which tokens f and P are
-formed: `micro` (GShard, Switch), each `sequence` (DeepSeekMoE's expert-level loss as its code has it) or the `global`
-batch (Qiu et al. 2025, arXiv 2501.11873): f over all ranks and over the micro-batches so far, P over the ranks.
+GShard (Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1: f counts the first choice), Switch (arXiv 2101.03961, eq.
+4-6) and DeepSeekMoE (arXiv 2401.06066, eq. 12-14). p are the scores normalised over the experts, and K is the measured
+mean number of assignments per token, so the value is 1.0 at uniform load for any K and E. The scope says over which
+tokens f and P are formed: `micro` (GShard, Switch), each `sequence` (DeepSeekMoE's expert-level loss as its code has
+it) or the `global` batch (Qiu et al. 2025, arXiv 2501.11873): f over all ranks and over the micro-batches so far, P
+over the ranks.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from app.registry import register
-from routers.assignments import sequence_load
+from routers.assignments import assigned, rank_in_token, sequence_load
 from routers.collectives import num_ranks, rank_sum
 from routers.contract import LossTerm, Routing, Sizes
 from routers.distributions import sequence_sum
@@ -31,14 +32,22 @@ class Aux(LossTerm):
             layers.
         scope: the tokens over which f and P are formed: `micro` (the micro-batch of a rank), `sequence` or `global`
             (the batch).
+        choices: that f counts: `all` of a token, or only its `first`, the one with the largest score (GShard).
 
     Raises:
         ValueError: a knob is out of its range.
     """
 
-    def __init__(self, sizes: Sizes, *, weight: float, scope: Literal["micro", "sequence", "global"]) -> None:
+    def __init__(
+        self,
+        sizes: Sizes,
+        *,
+        weight: float,
+        scope: Literal["micro", "sequence", "global"],
+        choices: Literal["all", "first"],
+    ) -> None:
         super().__init__(sizes, weight=weight)
-        self.scope = scope
+        self.scope, self.choices = scope, choices
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
         tokens = routings[0].valid.sum(1)  # (B,)
@@ -56,7 +65,12 @@ class Aux(LossTerm):
 
     def loads(self, routing: Routing) -> Tensor:
         """What f counts, per sequence and expert (B, E)."""
-        return sequence_load(routing)
+        if self.choices == "all":
+            return sequence_load(routing)
+        num_tokens, num_experts = routing.scores.shape
+        score = assigned(routing.scores.detach(), routing.token, routing.expert, -torch.inf)
+        later = rank_in_token(score, routing.token, num_tokens) > 0
+        return sequence_load(routing._replace(expert=routing.expert.masked_fill(later, num_experts)))
 
     def probabilities(self, routing: Routing) -> Tensor:
         """What P averages, summed over each sequence (B, E)."""

@@ -33,7 +33,7 @@ class Device(Aux):
     def __init__(
         self, sizes: Sizes, *, weight: float, scope: Literal["micro", "sequence", "global"], num_groups: int
     ) -> None:
-        super().__init__(sizes, weight=weight, scope=scope)
+        super().__init__(sizes, weight=weight, scope=scope, choices="all")
         divides = num_groups >= 1 and sizes.num_experts % num_groups == 0
         require("num_groups", num_groups, divides, f"must divide {sizes.num_experts}, the number of routed experts")
         self.num_groups = num_groups

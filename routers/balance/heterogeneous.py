@@ -36,7 +36,7 @@ class Heterogeneous(Aux):
     def __init__(
         self, sizes: Sizes, *, weight: float, scope: Literal["micro", "sequence", "global"], tau: float
     ) -> None:
-        super().__init__(sizes, weight=weight, scope=scope)
+        super().__init__(sizes, weight=weight, scope=scope, choices="all")
         require("tau", tau, tau > 0, "must be positive")
         eta = [tau if expert in sizes.free else 1.0 for expert in range(sizes.num_experts)]
         self.register_buffer("eta", torch.tensor(eta), persistent=False)  # (E,)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import LossTerm, Routing, Score
+from routers.contract import LossTerm, Routing, Score, Select
 
 
 @register("balance")
@@ -27,7 +27,7 @@ class Orthogonality(LossTerm):
         ValueError: a knob is out of its range.
     """
 
-    def check_score(self, score: Score) -> None:
+    def check(self, score: Score, select: Select) -> None:
         name, learned = type(score).__name__, score.directions() is not None
         require("score", name, learned, "has no learned direction per expert; set router/score=linear")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from app.registry import register, require
 from routers.assignments import expert_load
-from routers.contract import Balance, Routing, Sizes
+from routers.contract import Balance, Routing, Score, Select, Sizes
 
 
 @register("balance")
@@ -32,6 +32,7 @@ class ReLULambda(Balance):
         ValueError: a knob is out of its range.
     """
 
+    holds_k = True
     coefficient: Tensor
 
     def __init__(self, sizes: Sizes, *, start: float, rate: float, balanced: bool) -> None:
@@ -40,6 +41,10 @@ class ReLULambda(Balance):
         require("rate", rate, rate > 1, "must be above 1")
         self.rate, self.balanced, self.share = rate, balanced, sizes.top_k / max(sizes.num_experts, 1)
         self.register_buffer("coefficient", torch.tensor(float(start)))
+
+    def check(self, score: Score, select: Select) -> None:
+        name = type(select).__name__
+        require("select", name, not select.limited, "fixes the number of experts itself; set router/select=positive")
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
         valid = routings[0].valid.flatten()[:, None]  # (T, 1)

@@ -29,7 +29,7 @@ class SeqV3(Aux):
     """
 
     def __init__(self, sizes: Sizes, *, weight: float) -> None:
-        super().__init__(sizes, weight=weight, scope="sequence")
+        super().__init__(sizes, weight=weight, scope="sequence", choices="all")
 
     @torch.no_grad()
     def loads(self, routing: Routing) -> Tensor:

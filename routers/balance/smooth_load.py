@@ -15,7 +15,7 @@ from torch import Tensor
 
 from app.registry import register, require
 from routers.assignments import experts_per_token
-from routers.contract import LossTerm, Routing, Score
+from routers.contract import LossTerm, Routing, Score, Select
 from routers.distributions import squared_variation
 
 
@@ -30,7 +30,7 @@ class SmoothLoad(LossTerm):
         ValueError: a knob is out of its range.
     """
 
-    def check_score(self, score: Score) -> None:
+    def check(self, score: Score, select: Select) -> None:
         name = type(score).__name__
         require("score", name, score.noisy, "adds no noise to its logits, as smooth_load needs; set router/score=noisy")
 

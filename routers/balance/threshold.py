@@ -1,12 +1,13 @@
-"""Threshold: each expert serves the tokens whose score exceeds a running quantile, so that it gets its share over
+"""Threshold: each expert serves the tokens whose logit exceeds a running quantile, so that it gets its share over
 time.
 
-    q_i = the score that a share K/E of the tokens exceed at expert i      tau_i <- m tau_i + (1 - m) q_i
-    choose by s_i - tau_i, with the selection `positive`: token t goes to i iff s_(t,i) > tau_i
+    q_i = the logit that a share K/E of the tokens exceed at expert i      tau_i <- m tau_i + (1 - m) q_i
+    choose by l_i - tau_i, with the selection `expert_threshold`: token t goes to i iff l_(t,i) > tau_i
 
-Expert Threshold routing 2026, arXiv 2603.11535: expert choice made causal, because tau comes from earlier steps. The
-first step sets tau outright; before it tau is `start`. q is the mean over micro-batches and ranks of their own
-quantiles, weighted by their tokens, which the paper takes over the whole batch. Its rate m is unverified.
+Expert Threshold routing (Sun et al. 2026, arXiv 2603.11535, m = 0.999): expert choice made causal, because tau comes
+from earlier steps. The first step sets tau outright; before it tau is `start`. q is the mean over micro-batches and
+ranks of their own quantiles, weighted by their tokens, which the paper takes over the whole batch. At m = 0.999 tau
+follows the logits over thousands of steps; a run of a few hundred needs a smaller m.
 """
 
 from collections.abc import Sequence
@@ -15,21 +16,22 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import Balance, Routing, Sizes
+from routers.contract import Balance, Routing, Score, Select, Sizes
 
 
 @register("balance")
 class Threshold(Balance):
-    """Gives every expert a threshold on its scores, a running quantile; needs the selection `positive`.
+    """Gives every expert a threshold: a running quantile of its logits.
 
     Args:
         memory: m, share of the old threshold in the new one; in 0..1, 1 excluded.
-        start: tau before the first step, in units of a score.
+        start: tau before the first step, a logit.
 
     Raises:
         ValueError: a knob is out of its range.
     """
 
+    holds_k = True
     tau: Tensor
     step: Tensor
 
@@ -39,6 +41,12 @@ class Threshold(Balance):
         self.memory, self.share = memory, sizes.top_k / max(sizes.num_experts, 1)
         self.register_buffer("tau", torch.full((sizes.num_layers, sizes.num_experts), float(start)))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def check(self, score: Score, select: Select) -> None:
+        name = type(select).__name__
+        require(
+            "select", name, not select.limited, "fixes the number of experts itself; set router/select=expert_threshold"
+        )
 
     def offset(self) -> Tensor:
         return -self.tau
@@ -56,7 +64,7 @@ class Threshold(Balance):
 
     def _quantile(self, routing: Routing) -> Tensor:
         valid = routing.valid.view(-1, 1)  # (T, 1)
-        ordered = routing.scores.masked_fill(~valid, -torch.inf).sort(0, descending=True).values  # (T, E)
+        ordered = routing.logits.masked_fill(~valid, -torch.inf).sort(0, descending=True).values  # (T, E)
         last = (valid.sum() - 1).clamp_min(0)
         place = (self.share * valid.sum()).clamp(max=last)  # so many scores lie above tau
         upper, lower = ordered[place.floor().long()[None]][0], ordered[place.ceil().long()[None]][0]  # (E,)

@@ -7,11 +7,13 @@ token. **Not causal**: whether an expert takes a token depends on later tokens, 
 a decoder has no batch to choose from. `positive` with thresholds of earlier steps is its causal form.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import Activated, Context, Select, Sizes
+from routers.contract import Activated, Causal, Context, Select, Sizes
 
 
 @register("select")
@@ -25,7 +27,7 @@ class ExpertChoice(Select):
         ValueError: a knob is out of its range.
     """
 
-    causal = "never"
+    causal: ClassVar[Causal] = "never"
     scope = "batch"
     k: int
 

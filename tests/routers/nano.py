@@ -49,8 +49,10 @@ def model(
     torch.manual_seed(seed)
     layouts = [layout(experts) for _ in range(config.num_layers)]
     sizes = sizes_of(layouts, DIM, VOCAB)
-    terms = balance if isinstance(balance, dict) else {name: build_part("balance", name, sizes) for name in balance}
+    terms = dict(balance) if isinstance(balance, dict) else {n: build_part("balance", n, sizes) for n in balance}
     ffns = [MoE(router(i, sizes, **parts), inner) for i, inner in enumerate(layouts)]
+    if not (ffns[0].router.select.limited or any(term.holds_k for term in terms.values())):
+        terms["relu_lambda"] = build_part("balance", "relu_lambda", sizes)
     return Transformer(config, ffns, Balancer(terms), VOCAB)
 
 

@@ -22,8 +22,9 @@ mode = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 
 
 def with_term(name: str) -> Transformer:
-    """A model with one balance term, on a score that gives what the term needs."""
-    return nano.model([name], score="noisy" if name == "smooth_load" else "linear")
+    """A model with one balance term, on parts that give what the term needs."""
+    select = {"threshold": "expert_threshold", "relu_lambda": "positive"}.get(name, "top_k")
+    return nano.model([name], score="noisy" if name == "smooth_load" else "linear", select=select)
 
 
 def served(routing: Routing) -> Tensor:

@@ -31,7 +31,13 @@ def written(run: Path) -> set[tuple[str, str]]:
 
 def test_a_run_writes_the_tags_of_the_table_and_no_others(train):
     sometimes = {"speed/mfu", "specialisation/experts_by_topic"}  # a known device; text with topics
-    parts = ("router=topk", "balance=[aux,loss_free,relu_lambda]", "callbacks=full", "trainer.log_every=1")
+    parts = (
+        "router=topk",
+        "router/select=positive",
+        "balance=[aux,loss_free,relu_lambda]",
+        "callbacks=full",
+        "trainer.log_every=1",
+    )
     often = [f"callbacks.{name}.every=1" for name in ("samples", "expert_pictures", "controllers", "weight_similarity")]
     short = ("trainer.max_steps=3", "trainer.val_every=1", "callbacks.profile.skip=1", "callbacks.profile.steps=1")
     found = written(train("debug=profile", *parts, *often, *short))

@@ -162,9 +162,9 @@ def test_threshold_is_the_running_quantile_and_starts_with_the_first():
     for step in range(4):
         routings = made(step, part.offset())
         part.update(part.observe(routings), torch.tensor(T))
-        scores = routings[0].scores
-        assert scores.gt(-part.offset()[0]).sum(0).eq(T * K / E).all() or step > 0
-        ordered = scores.sort(0, descending=True).values[T * K // E].double().numpy()
+        logits = routings[0].logits
+        assert logits.gt(-part.offset()[0]).sum(0).eq(T * K / E).all() or step > 0
+        ordered = logits.sort(0, descending=True).values[T * K // E].double().numpy()
         tau = ordered if tau is None else 0.75 * tau + 0.25 * ordered
         np.testing.assert_allclose(-part.offset()[0], tau, rtol=1e-4)
 

@@ -110,7 +110,7 @@ def test_entropy_of_one_hot_probabilities_is_zero_with_a_finite_gradient():
 def test_the_losses_that_need_more_say_so_when_the_model_is_built():
     for name in ("smooth_load", "orthogonality"):
         with pytest.raises(ValueError, match="set router/score="):
-            term(name, sizes(8, 2)).check_score(Score())
+            term(name, sizes(8, 2)).check(Score(), build_part("select", "top_k"))
 
 
 # Gradient laws: rows are 4 sequences, cut as the training step cuts them

@@ -158,6 +158,18 @@ def test_the_loss_of_moepp_weighs_experts_without_a_network_by_tau():
         torch.testing.assert_close(*(part.double().loss([made], None) for part in alike))
 
 
+def test_f_counts_the_first_choice_alone_as_in_the_implementations_of_gshard():
+    """mean(me * ce) * E * E with ce the share of first choices, as Tensor2Tensor, DeepSpeed and Tutel have it."""
+    torch.manual_seed(0)
+    logits = torch.randn(B, S, E) + torch.linspace(0, 1, E)
+    made = routing(logits, logits.flatten(0, 1).topk(K).indices.flip(-1))  # whatever their order
+    p = made.scores.numpy()
+    first = np.eye(E)[p.argmax(-1)].mean(0)
+    value = term("aux", sizes(E, K), choices="first").loss([made], None)
+    np.testing.assert_allclose(float(value), E * (first * p.mean(0)).sum(), rtol=1e-6)
+    assert not np.isclose(float(value), float(term("aux", sizes(E, K)).loss([made], None)), rtol=1e-3)
+
+
 def test_orthogonality_is_the_sum_of_absolute_entries():
     rows = torch.randn(E, 5)
     made = case(0)[1]._replace(directions=rows)

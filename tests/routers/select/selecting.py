@@ -24,6 +24,8 @@ def build(name: str, sizes: Sizes = SIZES, **changed: Any) -> Select:
     values.pop("name")
     if values.get("k", 0) is None:
         values["k"] = sizes.top_k
+    if "start" in values:
+        values |= {"start": values["k"], "steps": 1}  # no growth
     if values.get("groups"):
         values["groups"] = min(values["groups"], sizes.num_experts)
     return find("select", name)(sizes, **values)

@@ -84,6 +84,7 @@ def test_what_a_selection_gives_is_declared() -> None:
     sizes = Sizes(dim=8, num_experts=8, top_k=2, num_layers=1, vocab_size=16)
     made = {name: build(name, sizes) for name in names("select")}
     decided = {name: (select.k, select.max_k) for name, select in made.items()}
-    exact = {"top_k", "group_limited", "grouped", "sinkhorn", "base_layer", "sparsemixer"}
+    exact = {"top_k", "group_limited", "grouped", "sinkhorn", "base_layer", "sparsemixer", "growing_k"}
     other = {"expert_choice": (2, None), "seq_top_k": (2, 4), "top_p": (None, 8), "positive": (None, None)}
+    other |= {"expert_threshold": (2, None)}
     assert decided == dict.fromkeys(exact, (2, 2)) | other

@@ -84,7 +84,7 @@ def test_switch_equals_transformers_up_to_its_capacity() -> None:
         router_ignore_padding_tokens=False,
         router_dtype="float32",
     )
-    ours, x = build("switch", SIZES), torch.randn(50, 12)
+    ours, x = build("switch", SIZES).eval(), torch.randn(50, 12)
     ours.score.proj.weight = theirs.classifier.weight
     one_hot, probability, _ = theirs(x[None])
     torch.testing.assert_close(gates(ours, x), (one_hot * probability)[0], rtol=1e-5, atol=1e-5)
