@@ -1,6 +1,6 @@
 """What the controllers of the balance hold: the biases of loss_free, thresholds, lambda, ...; every `every` steps.
 
-Every float buffer (L, ...) of a balance term, after its last update; the same on all ranks.
+Every float (L, ...) in the state of a balance term, after its last update; the same on all ranks.
 """
 
 from collections.abc import Iterator
@@ -58,8 +58,8 @@ class Controllers(lightning.Callback):
 
 
 def states(module: LanguageModel) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of every float buffer of a balance term, empty ones left out."""
+    """Name and value of every float in the state of a balance term, empty ones left out."""
     for term, balance in module.model.balancer.terms.items():
-        for buffer, value in balance.named_buffers():
+        for buffer, value in balance.state_dict().items():
             if value.is_floating_point() and value.numel():
                 yield f"{term}_{buffer.replace('.', '_')}", value

@@ -72,10 +72,10 @@ def train(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
     cache = text.parent / "cache"
 
-    def run(*overrides: str, name: str = "run") -> Path:
+    def run(*overrides: str, name: str = "run", source: tuple[str, ...] = ("data=text", f"data.path={text}")) -> Path:
         GlobalHydra.instance().clear()
         monkeypatch.chdir(tmp_path)
-        base = ("data=text", f"data.path={text}", f"data.cache_dir={cache}", *NANO, f"run={name}")
+        base = (*source, f"data.cache_dir={cache}", *NANO, f"run={name}")
         monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *base, *overrides])
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
         return tmp_path / "runs" / name

@@ -1,12 +1,19 @@
 """The group of all callbacks on a short real run."""
 
+import lightning
 import pytest
 import torch
 
+from app.cost.budget import Budget
+from app.training.module import Batch
+from callbacks import draw
+from callbacks.domain_pictures import DomainPictures
 from callbacks.gradient_norms import parameter_groups
 from callbacks.layer_information import square
+from callbacks.routing_callback import RoutingCallback
 from callbacks.routing_change import RoutingChange
 from callbacks.speed import Speed
+from routers.contract import Routing
 from tests.callbacks.conftest import Run, Start, starter
 from tests.callbacks.test_brief import OFTEN
 
@@ -53,6 +60,66 @@ def test_an_unknown_peak_is_said(start: Start) -> None:
 def test_a_model_that_does_not_learn_does_not_change_its_routing(start: Start) -> None:
     run = start("optimizer.lr=0.0", callbacks=[RoutingChange(rows=1)])
     assert run.scalar("specialisation/routing_change") == [0.0]
+
+
+class Turned(lightning.Callback):
+    """Lets every token choose another expert after each validation: expert e becomes e + 1."""
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        for router in pl_module.model.routers():
+            weight = router.score.proj.weight.data
+            weight.copy_(weight.roll(1, 0))
+
+
+def test_a_router_whose_experts_change_places_has_changed_its_whole_routing(start: Start) -> None:
+    parts = ("optimizer.lr=0.0", "router.select.k=1", "balance=none")
+    run = start(*parts, callbacks=[RoutingChange(rows=1), Turned()])
+    assert run.scalar("specialisation_by_layer/routing_change/0") == [1.0]
+
+
+def test_the_share_of_the_peak_is_tokens_times_flops_over_the_peak(run: Run) -> None:
+    per_token = Budget.of(run.module.model, 32).flops_per_token_train
+    for mfu, speed in zip(run.scalar("speed/mfu"), run.scalar("speed/tokens_per_s"), strict=True):
+        assert mfu == pytest.approx(speed * per_token / 1e12, rel=1e-5)
+
+
+def test_the_scalars_of_a_controller_are_those_of_its_biases(run: Run) -> None:
+    bias = run.module.model.balancer.terms["loss_free"].bias
+    assert bias.any()
+    for name, value in (("max", bias.amax(-1)), ("min", bias.amin(-1)), ("mean", bias.mean(-1))):
+        for layer in range(2):
+            last = run.scalar(f"controllers_by_layer/loss_free_bias_{name}/{layer}")[-1]
+            assert last == pytest.approx(float(value[layer]), abs=1e-6)
+
+
+class Counted(RoutingCallback):
+    """Counts one by one which domain's tokens go to which expert of each layer in the last validation."""
+
+    def __init__(self) -> None:
+        self.load = torch.zeros(2, 3, 16)  # layers, domains, experts
+
+    def on_validation_start(self, *_: object) -> None:
+        self.load.zero_()
+
+    def on_validation_routings(self, routings: list[Routing], batch: Batch) -> None:
+        for layer, routing in enumerate(routings):
+            for token, expert in zip(routing.token.tolist(), routing.expert.tolist(), strict=True):
+                if expert < 16:
+                    self.load[layer, int(batch["domain"].flatten()[token]), expert] += 1
+
+
+def test_the_picture_of_domains_shows_the_load_of_each_domain_in_its_row(start: Start, monkeypatch) -> None:
+    drawn: list[tuple[list[torch.Tensor], list[str]]] = []
+    painted = draw.panels
+    monkeypatch.setattr(
+        draw, "panels", lambda maps, **more: drawn.append((maps, more["yticklabels"])) or painted(maps, **more)
+    )
+    counted = Counted()
+    start(callbacks=[counted, DomainPictures(every=1, top=3.0)])
+    maps, names = next(shown for shown in reversed(drawn) if len(shown[1][0]) == 1)
+    assert names == ["a", "b", "c"]
+    share = counted.load / counted.load.mean(-1, keepdim=True)
+    torch.testing.assert_close(torch.stack(maps).float(), share)
 
 
 def test_pairs_of_layers_become_a_symmetric_matrix() -> None:

@@ -1,12 +1,16 @@
 """What is said of a finished run: figures on any text, a continuation, a page."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from app import evaluate, generate, report
+from app.analysis.report import measure
 from app.registry import UserError
+from app.runs.read import read_run
 
 
 @pytest.fixture
@@ -39,6 +43,43 @@ def test_a_run_is_evaluated_continued_and_reported(run: Path, text: Path, tmp_pa
     assert len(numbers["samples"][0]["experts"]) == 2
     assert len(numbers["by_domain"][0][0]) == numbers["num_experts"]
     assert "http" not in page.partition("<script id")[0]
+
+
+def test_bits_per_byte_are_the_nats_of_the_text_over_its_bytes(run: Path, tmp_path: Path, capsys) -> None:
+    """With a token a byte: bits per byte are nats per token over ln 2, up to the separators."""
+    other = tmp_path / "other.txt"
+    other.write_text("one two three " * 300)
+    evaluate.main([str(run), "data=text", f"data.path={other}", f"data.cache_dir={tmp_path / 'cache'}", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["bpb"] == found["bpb_text"] == pytest.approx(found["nats"] / math.log(2), rel=0.02)
+
+
+def test_the_report_shows_the_experts_of_each_token_and_the_load_of_each_domain(train, text, tmp_path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("0123456789 " * 3000)
+    sources = f"data.sources={{code:{{path:{text}}},digits:{{path:{other}}}}}"
+    folder = train("trainer.checkpoint_every=2", source=("data=mix", sources))
+    numbers = measure(read_run(folder), rows=2)
+    assert numbers["domains"] == ["code", "digits"]
+    run = read_run(folder)
+    load = torch.zeros(2, 2, numbers["num_experts"])  # layers, domains, experts
+    with torch.no_grad():
+        batches = list(run.text.held_out(2, 8))
+        for number, batch in enumerate(batches):
+            _, routings = run.model(batch["tokens"], batch["targets"], batch["valid"], batch["document"])
+            for layer, routing in enumerate(routings):
+                k = routing.top_k
+                expert, gate = routing.expert.view(-1, k), routing.gate.view(-1, k)  # (T, K), a row all of one domain
+                chosen = expert[batch["valid"].flatten()].flatten()
+                load[layer, int(batch["domain"][0, 0])] += torch.bincount(chosen, minlength=load.size(-1))
+                shown = numbers["samples"][number]["experts"][layer]
+                assert len(shown) == len(numbers["samples"][number]["tokens"])
+                for token, pairs in enumerate(shown):
+                    best = gate[token].argsort(descending=True)
+                    assert [e for e, _ in pairs] == expert[token][best].tolist()
+                    assert [g for _, g in pairs] == pytest.approx(gate[token][best].tolist(), abs=1e-4)
+    torch.testing.assert_close(torch.tensor(numbers["by_domain"]), load / load.mean(-1, keepdim=True))
+    assert not torch.allclose(load[:, 0], load[:, 1])
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:

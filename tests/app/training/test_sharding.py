@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader
 
 from app.config.build import build_module, build_trainer_config
 from app.training.sharding import full_tensor
 from app.training.trainer import make_strategy
-from tests.conftest import become_rank, free_port
+from tests.app.training.ranks import fork
 
 Gradients = dict[str, Tensor]
 ROWS, LENGTH, VOCAB = 4, 16, 64
+RATE = 1000.0
 CLIP = ("trainer.gradient_clip_val=null", "data.micro_batch_size=1", "schedule.warmup_steps=0")
 PARTS = {
     "topk": ("balance=none",),
@@ -57,9 +57,12 @@ def ragged_batch() -> dict[str, Tensor]:
 
 
 def gradients(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> Gradients:
-    """What one step of SGD at rate 1 without momentum subtracts from the parameters: the gradient."""
+    """What one step of SGD without momentum subtracts from the parameters, over its rate: the gradient.
+
+    At a rate of 1000 it is not lost in the rounding of the weights.
+    """
     starved = config["callbacks"].pop("starve", 0)
-    config["optimizer"] = {"_target_": "torch.optim.SGD", "lr": 1.0, "momentum": 0.0}
+    config["optimizer"] = {"_target_": "torch.optim.SGD", "lr": RATE, "momentum": 0.0}
     lightning.seed_everything(0, verbose=False)
     module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"])
     if starved:  # the choice never falls on the first experts
@@ -68,7 +71,7 @@ def gradients(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> Gradient
     batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
     trainer = bare_trainer(config, ranks, 1)
     trainer.fit(module, DataLoader([batch], batch_size=None))
-    steps = {name: before[name] - full_tensor(value.detach()) for name, value in module.named_parameters()}
+    steps = {name: (before[name] - full_tensor(value.detach())) / RATE for name, value in module.named_parameters()}
     return steps | {"norm": trainer.callback_metrics["train/grad_norm"]}
 
 
@@ -109,23 +112,11 @@ def on_ranks(config: dict[str, Any], ranks: int, folder: Path) -> Gradients:
     return torch.load(folder / "gradients.pt", weights_only=True)
 
 
-def fork(work: Callable[[int], None], ranks: int) -> None:
-    """Calls `work` with its rank in several processes that know of each other."""
-    start_processes(_worker, (ranks, free_port(), work), nprocs=ranks, start_method="fork")
-
-
-def _worker(rank: int, ranks: int, port: int, work: Callable[[int], None]) -> None:
-    become_rank(rank, ranks, port)
-    torch.set_num_threads(1)
-    work(rank)
-    torch.distributed.destroy_process_group()
-
-
 def assert_equal(one: Gradients, two: Gradients) -> None:
-    norm = torch.cat([value.flatten() for name, value in one.items() if name != "norm"]).norm()
-    assert norm > 0
+    """Every parameter's own gradient: a router's small one does not hide behind that of the embedding."""
     for name, value in one.items():
-        assert (value - two[name]).norm() <= 1e-5 * norm, name
+        assert (value - two[name]).norm() <= 1e-4 * value.norm() + 1e-9, name
+    assert sum(bool(value.any()) for value in one.values()) > len(one) / 2
 
 
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)

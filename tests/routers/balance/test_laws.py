@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-import routers.balance.aux
 from app.config.parts import build_part, defaults
 from app.registry import find, names
 from routers.collectives import num_ranks, rank_sum
 from routers.contract import Balance, Routing, Score, Sizes
+from tests.app.training.ranks import each
 
 FAMILY = ("aux", "device", "communication", "seq_v3")  # f.P
 SCOPES = ("micro", "sequence", "global")
@@ -144,34 +144,32 @@ def test_sequence_scope_has_one_gradient_whole_and_in_accumulated_quarters(name)
     torch.testing.assert_close(accumulated(loss, router, [x]), accumulated(loss, router, list(x.split(1))))
 
 
-def two_ranks(loss: Balance, router: nn.Linear, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """The mean of the gradients of two ranks with half the rows each: one records what it sums, the other adds it."""
-    halves, grads = x.split(2), []
-    for mine, other in (halves, halves[::-1]):
-        sums: list[Tensor] = []
-        monkeypatch.setattr(routers.balance.aux, "num_ranks", lambda: 2)
-        monkeypatch.setattr(routers.balance.aux, "rank_sum", lambda value, to=sums: to.append(value) or value)
-        loss.loss(forward(router, other), None)
-        monkeypatch.setattr(routers.balance.aux, "rank_sum", lambda value, of=sums: (value + of.pop(0)).detach())
-        grads.append(torch.autograd.grad(loss.loss(forward(router, mine), None), router.weight)[0])
-        assert not sums
-    monkeypatch.undo()
-    return torch.stack(grads).mean(0)
+CUTS = [(name, scope) for name in FAMILY for scope in ("sequence", "global") if (name, scope) != ("seq_v3", "global")]
 
 
-@pytest.mark.parametrize("scope", ["sequence", "global"])
-@pytest.mark.parametrize("name", FAMILY)
-def test_sequence_and_global_scope_have_one_gradient_on_one_rank_and_on_two(name, scope, monkeypatch):
-    if name == "seq_v3" and scope == "global":
-        pytest.skip("its scope is the sequence")
+def cut_term(name: str, scope: str) -> Balance:
+    return term(name, sizes(8, 2), **({} if name == "seq_v3" else {"scope": scope}))
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    """The mean of the gradients of two real ranks with half the rows each, for every cut, as either rank has it."""
+
+    def work(rank: int) -> dict[str, Tensor]:
+        distributed.init_process_group("gloo", rank=rank, world_size=2)
+        router, x = batch()
+        mine = {" ".join(cut): accumulated(cut_term(*cut), router, [x.split(2)[rank]]) for cut in CUTS}
+        return {cut: rank_sum(gradient) / 2 for cut, gradient in mine.items()} | {"ranks": torch.tensor(num_ranks())}
+
+    return each(work, 2, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=" ".join)
+def test_sequence_and_global_scope_have_one_gradient_on_one_rank_and_on_two(cut, on_two_ranks):
     router, x = batch()
-    loss = term(name, sizes(8, 2), **({} if name == "seq_v3" else {"scope": scope}))
-    torch.testing.assert_close(accumulated(loss, router, [x]), two_ranks(loss, router, x, monkeypatch))
-
-
-def test_rank_sum_and_num_ranks_do_what_the_two_rank_test_assumes_on_one_process():
-    assert num_ranks() == 1
-    torch.testing.assert_close(rank_sum(torch.ones(3)), torch.ones(3))
+    for found in on_two_ranks:
+        assert found["ranks"] == 2
+        torch.testing.assert_close(found[" ".join(cut)], accumulated(cut_term(*cut), router, [x]))
 
 
 @pytest.mark.parametrize("name", FAMILY[:3])
