@@ -45,6 +45,7 @@ class Context(NamedTuple):
     shared: nn.Module | None = None  # the part of the score that all layers share
     seed: int = 0  # of this step and layer: noise drawn from it does not depend on ranks or recomputation
     step: int = 0  # optimizer steps made so far; 0 in evaluation
+    domain: Tensor | None = None  # (T,) int64, which text a token is from; None where nobody knows, as of a prompt
 
     def generator(self, part: Part, device: torch.device) -> torch.Generator:
         """A new source of this layer's noise, another one for each part: whoever asks again gets the same noise."""

@@ -14,6 +14,6 @@ def evaluate(model: Transformer, batches: Iterable[Batch], domains: list[str]) -
     """`nats`, `ppl`, `bpb` and `bpb_DOMAIN` of a model in evaluation mode."""
     metric = LanguageMetric(domains)
     for batch in batches:
-        nll, _ = model(batch["tokens"], batch["targets"], batch["valid"], batch["document"])
+        nll, _ = model(batch["tokens"], batch["targets"], batch["valid"], batch["document"], domain=batch["domain"])
         metric.update(nll, batch["targets"], batch["nbytes"], batch["domain"])
     return {name: value.item() for name, value in metric.compute().items()}

@@ -30,7 +30,8 @@ def measure(run: TrainedRun, rows: int) -> dict[str, Any]:
     domains = text.domains
     metric = LanguageMetric(domains)
     for batch in text.held_out(rows, ROWS):
-        nll, routings = run.model(batch["tokens"], batch["targets"], batch["valid"], batch["document"])
+        inputs = (batch["tokens"], batch["targets"], batch["valid"], batch["document"])
+        nll, routings = run.model(*inputs, domain=batch["domain"])
         metric.update(nll, batch["targets"], batch["nbytes"], batch["domain"])
         by_domain = [load_by_label(routing, batch["domain"], len(domains)) for routing in routings]
         total.add(routing_sums(routings) | {"by_domain": torch.stack(by_domain)})

@@ -59,7 +59,16 @@ def build_module(config: Config, vocab_size: int, domains: list[str], micro_batc
         seed=config["seed"],
         ep_size=config["trainer"]["ep_size"],
         skip_bad_steps=config["trainer"]["skip_bad_steps"],
+        router_lr_factor=build_lr_factor(config),
     )
+
+
+def build_lr_factor(config: Config) -> float:
+    """Of the routers' learning rate, checked."""
+    factor = config["router"].get("lr_factor")
+    if not isinstance(factor, int | float) or not 0 <= factor < float("inf"):
+        raise UserError(f"router.lr_factor={factor}: must be a number of at least 0; 0 freezes the routers")
+    return factor
 
 
 def build_callbacks(config: Config) -> list[lightning.Callback]:

@@ -58,8 +58,8 @@ def model_config(config: Config) -> ModelConfig:
 def build_router(config: Config, sizes: Sizes) -> Router:
     """The router of one MoE layer."""
     for key in config["router"]:
-        if key not in KINDS:
-            raise UserError(unknown(f"router.{key}", str(key), KINDS))
+        if key not in (*KINDS, "lr_factor"):
+            raise UserError(unknown(f"router.{key}", str(key), (*KINDS, "lr_factor")))
     parts = {kind: _part(kind, config["router"].get(kind), sizes) for kind in KINDS}
     router = ranged("router", lambda: Router(**parts, sizes=sizes))
     _refuse_look_ahead(router, config)

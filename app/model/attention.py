@@ -1,4 +1,8 @@
-"""Causal self-attention with rotary positions (Su et al. 2021, arXiv 2104.09864) and grouped queries (2305.13245)."""
+"""Causal self-attention with rotary positions (Su et al. 2021, arXiv 2104.09864) and grouped queries (2305.13245).
+
+Queries and keys may be normed before the rotation, which keeps their products small (Dehghani et al. 2023, arXiv
+2302.05442): each head by itself (Qwen3, arXiv 2505.09388) or all heads together (OLMoE, arXiv 2409.02060).
+"""
 
 from typing import NamedTuple
 
@@ -28,16 +32,24 @@ class Attention(nn.Module):
         self.sizes = [heads * self.head_dim for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
         self.qkv = nn.Linear(config.dim, sum(self.sizes), bias=False)
         self.out = nn.Linear(self.sizes[0], config.dim, bias=False)
+        widths = {"none": None, "head": (self.head_dim, self.head_dim), "all": self.sizes[:2]}[config.qk_norm]
+        norms = [nn.RMSNorm(width, config.norm_eps) if widths else nn.Identity() for width in widths or (0, 0)]
+        self.query_norm, self.key_norm, self.norm_heads = *norms, config.qk_norm == "head"
 
     def forward(self, x: Tensor, positions: Positions) -> Tensor:
-        query, key, value = (
-            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.qkv(x).split(self.sizes, -1)
-        )  # (B, heads, S, H)
-        query, key = rotate(query, positions), rotate(key, positions)
+        query, key, value = self.qkv(x).split(self.sizes, -1)  # (B, S, heads * H)
+        query, key = self._heads(query, self.query_norm), self._heads(key, self.key_norm)
+        query, key, value = rotate(query, positions), rotate(key, positions), self._heads(value, nn.Identity())
         y = functional.scaled_dot_product_attention(
             query, key, value, positions.mask, is_causal=positions.mask is None, enable_gqa=key.size(1) < query.size(1)
         )
         return self.out(y.transpose(1, 2).flatten(2))  # (B, S, D)
+
+    def _heads(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """(B, heads, S, H) of x (B, S, heads * H), normed before or after it is cut into heads."""
+        x = x if self.norm_heads else norm(x)
+        x = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return norm(x) if self.norm_heads else x
 
 
 def rotate(x: Tensor, positions: Positions) -> Tensor:

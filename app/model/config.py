@@ -1,6 +1,7 @@
 """The sizes of the transformer, as the config group `model` states them."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from app.registry import require
 
@@ -18,6 +19,7 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int | None
+    qk_norm: Literal["none", "head", "all"]
     hidden_dim: int
     first_dense: int
     moe_every: int

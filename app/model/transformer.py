@@ -66,18 +66,29 @@ class Transformer(nn.Module):
         """The routers of the MoE layers, from the bottom up."""
         return [module for module in self.modules() if isinstance(module, Router)]
 
+    def router_parameters(self) -> list[nn.Parameter]:
+        """Of all routers, with what their scores share."""
+        own = [p for router in self.routers() for p in router.parameters()]
+        return own + (list(self.shared_score.parameters()) if self.shared_score else [])
+
     @torch.no_grad()
     def _initialize(self, std: float) -> None:
         """Draws every matrix from N(0, std^2); routers and settled weights keep the values that their classes chose."""
-        own = {p for router in self.routers() for p in router.parameters()}
-        own |= set(self.shared_score.parameters()) if self.shared_score else set()
-        own |= {p for module in self.modules() if isinstance(module, Experts) for p in module.settled()}
+        layouts = [module for module in self.modules() if isinstance(module, Experts)]
+        own = {*self.router_parameters(), *(p for layout in layouts for p in layout.settled())}
         for parameter in self.parameters():
             if parameter.dim() >= 2 and parameter not in own:
                 parameter.normal_(0, std)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor, valid: Tensor, document: Tensor, seed: int = 0, step: int = 0
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        valid: Tensor,
+        document: Tensor,
+        seed: int = 0,
+        step: int = 0,
+        domain: Tensor | None = None,
     ) -> tuple[Tensor, list[Routing]]:
         """Negative log-likelihood in nats of every target (B, S) float32, and the routings of the MoE layers.
 
@@ -88,8 +99,9 @@ class Transformer(nn.Module):
             document: (B, S) int64; positions with different numbers do not see each other.
             seed: of this micro-batch; noise in layer l is drawn from (seed, l).
             step: optimizer steps made so far, for parts that change in the course of a training.
+            domain: (B, S) int64, which text a position is from; None where nobody knows.
         """
-        hidden, routings = self.hidden(tokens, valid, document, seed, step)
+        hidden, routings = self.hidden(tokens, valid, document, seed, step, domain)
         return token_nll(hidden, self.head.weight, targets), routings
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -98,13 +110,20 @@ class Transformer(nn.Module):
         return self.head(hidden)
 
     def hidden(
-        self, tokens: Tensor, valid: Tensor, document: Tensor, seed: int = 0, step: int = 0
+        self,
+        tokens: Tensor,
+        valid: Tensor,
+        document: Tensor,
+        seed: int = 0,
+        step: int = 0,
+        domain: Tensor | None = None,
     ) -> tuple[Tensor, list[Routing]]:
         """The normed output of the last block (B, S, D), and the routings of the MoE layers."""
         x = self.embedding(tokens)
         cos, sin = rotary(tokens.size(1), self.config, tokens.device)
         mask = None if self.config.cross_documents else document_mask(document)
-        context = Context(valid, tokens.flatten(), shared=self.shared_score, step=step)
+        known = None if domain is None else domain.flatten()
+        context = Context(valid, tokens.flatten(), shared=self.shared_score, step=step, domain=known)
         offset = self.balancer.offset()
         routings: list[Routing] = []
         for block in self.blocks:

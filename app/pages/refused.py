@@ -41,7 +41,7 @@ def _trial(score: str, select: str, weigh: str, drop: str, balance: str | None) 
     shared = made.score.shared()
     valid = torch.ones(2, 8, dtype=torch.bool)
     tokens = torch.arange(valid.numel()) % SIZES.vocab_size
-    routing = made(torch.randn(valid.numel(), SIZES.dim), Context(valid, tokens, shared=shared))
+    routing = made(torch.randn(valid.numel(), SIZES.dim), Context(valid, tokens, shared=shared, domain=tokens % 2))
     if balance is not None:
         beside = {} if made.select.limited else {"relu_lambda": build_part("balance", "relu_lambda")}
         balancer = Balancer(beside | {balance: build_part("balance", balance)})

@@ -43,6 +43,7 @@ class LanguageModel(lightning.LightningModule):
         seed: of the routers' noise.
         ep_size: over how many ranks the experts of a layer are split.
         skip_bad_steps: how many steps may be skipped because their loss or gradient is not finite.
+        router_lr_factor: of the routers' learning rate to that of all else; at 0 they are frozen.
     """
 
     automatic_optimization = False
@@ -69,13 +70,16 @@ class LanguageModel(lightning.LightningModule):
         seed: int,
         ep_size: int = 1,
         skip_bad_steps: int = 0,
+        router_lr_factor: float = 1.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.make_optimizer, self.schedule = make_optimizer, schedule
         self.clip_norm, self.micro_batch_size = clip_norm, micro_batch_size
         self.seed, self.ep_size = seed, ep_size
-        self.bad_steps = BadSteps(skip_bad_steps)
+        self.bad_steps, self.router_lr_factor = BadSteps(skip_bad_steps), router_lr_factor
+        for parameter in model.router_parameters():
+            parameter.requires_grad_(router_lr_factor > 0)
         self.metric = LanguageMetric(domains)
         self.load_metric = LoadMetric(len(model.routers()), model.num_experts)
         self.validation: dict[str, Any] = {}  # of the last one: step, values by name, load (L, E)
@@ -93,15 +97,19 @@ class LanguageModel(lightning.LightningModule):
             shard(self.model, self.device_mesh, self.ep_size)
 
     def configure_optimizers(self) -> Any:
-        """Weight decay on matrices only.
+        """Weight decay on matrices only, and routers at a rate of their own.
 
         The groups keep the order of the parameters: Lightning numbers the optimizer's state by it under FSDP2, and a
         checkpoint would hand one parameter's moments to another where the orders differ.
         """
-        groups = groupby((p for p in self.parameters() if p.requires_grad), key=lambda p: p.dim() >= 2)
+        routers = set(self.model.router_parameters())
+        learned = (p for p in self.parameters() if p.requires_grad)
+        runs = [(kind, list(run)) for kind, run in groupby(learned, key=lambda p: (p.dim() >= 2, p in routers))]
         optimizer = self.make_optimizer(
-            [{"params": list(run)} | ({} if matrix else {"weight_decay": 0.0}) for matrix, run in groups]
+            [{"params": run} | ({} if matrix else {"weight_decay": 0.0}) for (matrix, _), run in runs]
         )
+        for group, ((_, of_router), _) in zip(optimizer.param_groups, runs, strict=True):
+            group["lr"] *= self.router_lr_factor if of_router else 1.0
         return [optimizer], [LambdaLR(optimizer, self.schedule)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -167,7 +175,8 @@ class LanguageModel(lightning.LightningModule):
     def _forward_without_hooks(self, batch: Batch, micro: int) -> tuple[Tensor, list[Routing]]:
         place = micro * num_ranks() + self.global_rank  # of this micro-batch in the global batch
         seed = (self.seed * 1_000_003 + self.global_step) * 1_000_003 + place
-        return self.model(batch["tokens"], batch["targets"], batch["valid"], batch["document"], seed, self.global_step)
+        inputs = (batch["tokens"], batch["targets"], batch["valid"], batch["document"])
+        return self.model(*inputs, seed, self.global_step, batch["domain"])
 
     def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
         parts = {name: value.split(self.micro_batch_size) for name, value in batch.items()}

@@ -63,7 +63,8 @@ def batch(rows: int = ROWS, length: int = LENGTH, seed: int = 0, padding: int = 
     if padding:
         valid[1::2, -padding:] = False
     targets = tokens[:, 1:].masked_fill(~valid, -100)
-    return {"tokens": tokens[:, :-1], "targets": targets, "valid": valid, "document": torch.zeros_like(tokens[:, 1:])}
+    return {"tokens": tokens[:, :-1], "targets": targets, "valid": valid, "document": torch.zeros_like(tokens[:, 1:]),
+            "domain": torch.arange(rows)[:, None].expand(rows, length)}  # fmt: skip
 
 
 def total_loss(net: Transformer, data: dict[str, Tensor], seed: int = 0) -> tuple[Tensor, list[Routing]]:
@@ -77,4 +78,5 @@ def context(made: Router, layer: int = 0, seed: int = 0, data: dict[str, Tensor]
     """What the router of a lower layer sees for a batch."""
     data = data or batch()
     torch.manual_seed(1)
-    return Context(data["valid"], data["tokens"].flatten(), shared=made.score.shared(), seed=seed + layer, **more)
+    known = {"domain": data["domain"].flatten(), "seed": seed + layer} | more
+    return Context(data["valid"], data["tokens"].flatten(), shared=made.score.shared(), **known)

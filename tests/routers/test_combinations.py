@@ -38,7 +38,7 @@ def two_steps(combination: dict[str, str]) -> Tensor:
         optimizer.zero_grad()
         net.balancer.update(net.balancer.observe(routings), data["valid"].sum())
     assert all(b.isfinite().all() for b in net.buffers() if b.is_floating_point())
-    return net.eval()(data["tokens"], data["targets"], data["valid"], data["document"])[0].mean()
+    return net.eval()(**data)[0].mean()
 
 
 @pytest.mark.parametrize("part", range(4))

@@ -149,3 +149,23 @@ def test_every_group_of_processes_has_the_time_out_of_the_config(compose: Compos
     parts = ("experts.num_experts=7", "trainer=ep", "trainer.devices=4", "trainer.ep_size=2", "trainer.timeout_s=77")
     found = each(lambda rank: timeouts(compose(*CLIP, "balance=none", *parts), rank, 4), 4, tmp_path)
     assert all(len(waits) == 3 and set(waits) == {77.0} for waits in found), "the whole, the experts', the replicas'"
+
+
+def rates(config: dict[str, Any]) -> dict[str, float]:
+    """How far each parameter moves in one step of Adam: by the rate, wherever there is a gradient."""
+    lightning.seed_everything(0, verbose=False)
+    module = build_module(config, VOCAB, ["text"], 4)
+    before = {name: value.detach().clone() for name, value in module.named_parameters()}
+    bare_trainer(config, 1, 1).fit(module, DataLoader([ragged_batch()], batch_size=None))
+    return {name: float((value.detach() - before[name]).abs().max()) for name, value in module.named_parameters()}
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.1, 1.0])
+def test_routers_have_a_learning_rate_of_their_own_and_can_be_frozen(compose: Compose, factor: float) -> None:
+    parts = ("router=gru", f"router.lr_factor={factor}", "optimizer.weight_decay=0.0", "optimizer.lr=0.01")
+    moved = rates(compose(*CLIP, *parts, "balance=none"))
+    routers = {name: rate for name, rate in moved.items() if ".router." in name or "shared_score" in name}
+    assert len(routers) == 2 * 2 + 4, "projection and head of each layer, and the cell that they share"
+    for name, rate in moved.items():
+        expected = 0.01 * factor if name in routers else 0.01
+        assert rate == pytest.approx(expected, rel=0.05), name

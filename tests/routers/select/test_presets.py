@@ -14,7 +14,7 @@ from tests.routers.select.presets import CONF, NAMES, build, parts
 SIZES = Sizes(dim=8, num_experts=16, top_k=2, num_layers=2, vocab_size=32)  # those of the default layout
 NEEDED = """topk switch gshard noisy_topk mixtral olmoe deepseek_v1 deepseek_v2 deepseek_v3 deepseek_v4 xmoe cosine
 smoe_mlp gru zaya moepp hyper random hash base_layer sinkhorn expert_choice expert_threshold top_p relu moge quantile
-seq_top_k grin llama4 sigmoid smoe_dropout"""
+seq_top_k grin llama4 sigmoid smoe_dropout oracle"""
 
 
 def test_all_presets_exist() -> None:
@@ -29,11 +29,13 @@ def test_a_preset_routes_and_its_router_learns(name: str) -> None:
     valid = torch.ones(2, 8, dtype=torch.bool)
     x, loss = torch.randn(16, 8), torch.zeros(())
     for router in layers:
-        routing = router(x, Context(valid, torch.arange(16), state, shared=shared, seed=1))
+        routing = router(
+            x, Context(valid, torch.arange(16), state, shared=shared, seed=1, domain=torch.arange(16) // 8)
+        )
         assert routing.kept.any() and routing.gate.isfinite().all()
         loss, state = loss + (routing.gate * torch.randn_like(routing.gate)).sum(), routing.state
     parameters = [p for module in (*layers, shared) if module for p in module.parameters()]
-    assert bool(parameters) == (name not in ("hash", "random", "smoe_dropout"))
+    assert bool(parameters) == (name not in ("hash", "random", "smoe_dropout", "oracle"))
     if parameters:
         loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in parameters)
