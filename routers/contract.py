@@ -85,6 +85,7 @@ class Score(nn.Module):
     """The part of a router that says how well each expert fits each token."""
 
     noisy: ClassVar[bool] = False  # whether training adds noise of a known size to the logits
+    carries: ClassVar[bool] = False  # whether it hands a state to the score of the MoE layer above
 
     def forward(self, x: Tensor, context: Context) -> Scored:
         """Logits of tokens x (T, D) float32, and what goes with them."""

@@ -1,7 +1,7 @@
 """From the composed config to the model; without Lightning, which takes longer to import than a model to build."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from app.model.transformer import Transformer
 from app.registry import UserError, check, make, unknown
 from experts.contract import Experts
 from routers.balancer import Balancer
-from routers.contract import Sizes
+from routers.contract import Drop, Select, Sizes
 from routers.router import Router
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     layouts = [_layout(config, model) if model.is_moe(i) else _dense(model) for i in range(model.num_layers)]
     routed = [layout for layout in layouts if layout.num_experts]
     sizes = sizes_of(routed, model.dim, vocab_size)
+    check_layers(config, len(routed))
     ffns: list[nn.Module] = [
         MoE(build_router(config, sizes._replace(layer=routed.index(layout))), layout)
         if layout.num_experts
@@ -56,14 +57,37 @@ def model_config(config: Config) -> ModelConfig:
 
 
 def build_router(config: Config, sizes: Sizes) -> Router:
-    """The router of one MoE layer."""
-    for key in config["router"]:
-        if key not in (*KINDS, "lr_factor"):
-            raise UserError(unknown(f"router.{key}", str(key), (*KINDS, "lr_factor")))
-    parts = {kind: _part(kind, config["router"].get(kind), sizes) for kind in KINDS}
+    """The router of one MoE layer: the parts of all layers, but those that `router.layers` gives to this one."""
+    chosen = {kind: (f"router.{kind}", config["router"].get(kind)) for kind in KINDS}
+    for name, entry in config["router"].get("layers", {}).items():
+        if sizes.layer in [layer % sizes.num_layers for layer in entry["at"] if layer < sizes.num_layers]:
+            chosen |= {kind: (f"router.layers.{name}.{kind}", part) for kind, part in entry.items() if kind in KINDS}
+    parts = {kind: _part(kind, key, entry, sizes) for kind, (key, entry) in chosen.items()}
     router = ranged("router", lambda: Router(**parts, sizes=sizes))
-    _refuse_look_ahead(router, config)
+    for kind in ("select", "drop"):
+        _refuse_look_ahead(parts[kind], *chosen[kind], config["allow_non_causal"])
     return router
+
+
+def check_layers(config: Config, num_layers: int) -> None:
+    """Whether `router` has the keys that it may have, and `router.layers` names parts and layers that there are.
+
+    Raises:
+        UserError: it does not.
+    """
+    keys = (*KINDS, "lr_factor", "layers")
+    for key in config["router"]:
+        if key not in keys:
+            raise UserError(unknown(f"router.{key}", str(key), keys))
+    for name, entry in (config["router"].get("layers") or {}).items():
+        key = f"router.layers.{name}"
+        if not isinstance(entry, Mapping) or not isinstance(at := entry.get("at"), Sequence) or isinstance(at, str):
+            raise UserError(f"{key}: must have the list `at`, MoE layers from 0 (-1: the last), and parts for them")
+        if num_layers and not any(isinstance(layer, int) and -num_layers <= layer < num_layers for layer in at):
+            raise UserError(f"{key}.at={list(at)}: names none of the {num_layers} MoE layers, which count from 0")
+        for kind in entry:
+            if kind not in (*KINDS, "at"):
+                raise UserError(unknown(f"{key}.{kind}", str(kind), (*KINDS, "at")))
 
 
 def build_balancer(config: Config, sizes: Sizes) -> Balancer:
@@ -95,24 +119,23 @@ def _vocabulary(model: ModelConfig, vocab_size: int) -> int:
     return model.vocab_size or vocab_size
 
 
-def _part(kind: str, entry: Any, sizes: Sizes) -> Any:
+def _part(kind: str, key: str, entry: Any, sizes: Sizes) -> Any:
     if not isinstance(entry, Mapping):
-        raise UserError(f"router.{kind}={entry}: a part is chosen with a slash; write router/{kind}=NAME")
+        raise UserError(f"{key}={entry}: a part is chosen with a slash; write {key.replace('.', '/')}=NAME")
     if "k" in entry and entry["k"] is None:  # follows the layout
         entry = {**entry, "k": sizes.top_k}
-    return make(kind, entry, sizes, key=f"router.{kind}")
+    return make(kind, entry, sizes, key=key)
 
 
-def _refuse_look_ahead(router: Router, config: Config) -> None:
-    for kind, part in (("select", router.select), ("drop", router.drop)):
-        name = config["router"][kind]["name"]
-        if part.causal == "never" and not config["allow_non_causal"]:
-            raise UserError(
-                f"router.{kind}.name={name}: a token's choice depends on later tokens, so a language model would see "
-                "its targets; set allow_non_causal=true to train it all the same"
-            )
-        if part.causal == "eval":
-            _warn_of_look_ahead(f"router.{kind}.name={name}")
+def _refuse_look_ahead(part: Select | Drop, key: str, entry: Config, allowed: bool) -> None:
+    name = f"{key}.name={entry['name']}"
+    if part.causal == "never" and not allowed:
+        raise UserError(
+            f"{name}: a token's choice depends on later tokens, so a language model would see its targets; set "
+            "allow_non_causal=true to train it all the same"
+        )
+    if part.causal == "eval":
+        _warn_of_look_ahead(name)
 
 
 @cache

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from app.model.attention import Attention, Positions, document_mask, rotary
 from app.model.config import ModelConfig
 from app.model.loss import token_nll
+from app.registry import require
 from experts.contract import Experts
 from routers.balancer import Balancer
 from routers.contract import Context, Routing
@@ -49,12 +50,19 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.dim, vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        routers = self.routers()
-        self.shared_score = None
-        if routers:
-            self.shared_score = routers[0].score.shared()
-            balancer.check(routers[0].score, routers[0].select)
+        self.shared_score = next((m for r in self.routers() if (m := r.score.shared()) is not None), None)
+        self._check_routers()
         self._initialize(config.init_std)
+
+    def _check_routers(self) -> None:
+        carrying = {type(router.score) for router in self.routers() if router.score.carries}
+        alone = {type(router.score) for router in self.routers()} == carrying and len(carrying) == 1
+        names = sorted(kind.__name__ for kind in carrying)
+        require(
+            "router.layers", names, alone or not carrying, "hands a state to the layer above, so all layers need it"
+        )
+        for router in self.routers():
+            self.balancer.check(router.score, router.select)
 
     @property
     def num_experts(self) -> int:

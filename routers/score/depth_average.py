@@ -25,6 +25,8 @@ class DepthAverage(Score):
         ValueError: a knob is out of its range.
     """
 
+    carries = True
+
     def __init__(self, sizes: Sizes, *, state_dim: int) -> None:
         super().__init__()
         require("state_dim", state_dim, state_dim >= 1, "must be at least 1")

@@ -54,6 +54,8 @@ class GRU(Score):
         ValueError: a knob is out of its range.
     """
 
+    carries = True
+
     def __init__(
         self,
         sizes: Sizes,

@@ -24,6 +24,8 @@ class Residual(Score):
         ValueError: a knob is out of its range.
     """
 
+    carries = True
+
     def __init__(self, sizes: Sizes, *, hidden_per_expert: int) -> None:
         super().__init__()
         require("hidden_per_expert", hidden_per_expert, hidden_per_expert >= 0, "must be at least 0")

@@ -1,7 +1,7 @@
 """Square root of softplus: scores = sqrt(log(1 + exp(logits))), each expert judged alone and without an upper bound.
 
 DeepSeek-V4 (DeepSeek-AI 2026, arXiv 2606.19348), known here from its released implementations only; the normalisation
-and the scale of DeepSeek-V3 (arXiv 2412.19437, eq. 13-15) are taken over.
+and a scale (1.5) are those of DeepSeek-V3 (arXiv 2412.19437, eq. 13-15).
 """
 
 import torch

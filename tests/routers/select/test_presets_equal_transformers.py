@@ -13,6 +13,7 @@ from tests.routers.select.presets import build
 
 transformers = pytest.importorskip("transformers")
 SIZES = Sizes(dim=12, num_experts=16, top_k=4, num_layers=2, vocab_size=32)
+TOP = SIZES._replace(num_layers=5, layer=4)  # above the layers that DeepSeek-V4 hashes
 CONFIG = SimpleNamespace(
     hidden_size=12,
     num_experts=16,
@@ -61,11 +62,11 @@ def gates(router: Router, x: Tensor, **more: Any) -> Tensor:
         ("deepseek_v1", "deepseek_v2", "DeepseekV2TopkRouter", {"topk_method": "greedy", "routed_scaling_factor": 1.0}),
         ("deepseek_v2", "deepseek_v2", "DeepseekV2TopkRouter", {"topk_group": 3, "routed_scaling_factor": 16.0}),
         ("deepseek_v3", "deepseek_v3", "DeepseekV3TopkRouter", {"norm_topk_prob": True}),
-        ("deepseek_v4", "deepseek_v4", "DeepseekV4TopKRouter", {"routed_scaling_factor": 1.0}),
+        ("deepseek_v4", "deepseek_v4", "DeepseekV4TopKRouter", {"routed_scaling_factor": 1.5}),
     ],
 )
 def test_a_preset_equals_the_router_of_transformers(preset: str, family: str, name: str, changed: dict) -> None:
-    theirs, ours, x = module(family, name, **changed), build(preset, SIZES), torch.randn(50, 12)
+    theirs, ours, x = module(family, name, **changed), build(preset, TOP), torch.randn(50, 12)
     ours.score.proj.weight = theirs.weight
     offset = torch.zeros(16)
     if hasattr(theirs, "e_score_correction_bias"):
@@ -90,10 +91,9 @@ def test_switch_equals_transformers_up_to_its_capacity() -> None:
     torch.testing.assert_close(gates(ours, x), (one_hot * probability)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_a_learned_hash_equals_the_first_layers_of_deepseek_v4() -> None:
-    theirs = module("deepseek_v4", "DeepseekV4HashRouter", routed_scaling_factor=1.0)
-    ours, x = build("hash", SIZES, score={"learned": True}), torch.randn(32, 12)
-    ours.weigh = build("deepseek_v4", SIZES).weigh
+def test_the_first_layers_of_deepseek_v4_equal_those_of_transformers() -> None:
+    theirs = module("deepseek_v4", "DeepseekV4HashRouter", routed_scaling_factor=1.5)
+    ours, x = build("deepseek_v4", TOP._replace(layer=2)), torch.randn(32, 12)
     ours.score.proj.weight = theirs.weight
     theirs.tid2eid.copy_(ours.score.table)
     _, weights, indices = theirs(x, torch.arange(32))
