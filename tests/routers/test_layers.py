@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.model.assemble import build_model
+from app.model.assemble import _warn_of_look_ahead, build_model
 from app.model.transformer import Transformer
 from app.registry import UserError
 from routers.router import Router
@@ -62,7 +62,7 @@ def test_a_shared_cell_is_found_where_only_a_router_above_has_one(compose):
         ({"a": {"at": [0], "score": {"name": "mpl"}}}, r"router\.layers\.a\.score=mpl: unknown; did you mean 'mlp'"),
         ({"a": {"at": [0], "score": MLP | {"hidden_dim": 0}}}, r"router\.layers\.a\.score\.hidden_dim=0"),
         ({"a": {"at": [0], "select": {"name": "expert_choice", "k": 2}}}, "allow_non_causal=true"),
-        ({"a": {"at": [0], "select": {"name": "positive"}}}, "add relu_lambda or threshold"),
+        ({"a": {"at": [1], "select": {"name": "positive"}}}, "add relu_lambda or threshold"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_place(compose, layers, line):
@@ -71,5 +71,12 @@ def test_a_mistake_is_one_line_with_its_place(compose, layers, line):
 
 
 def test_a_score_that_hands_a_state_up_must_be_in_all_layers(compose):
-    with pytest.raises(UserError, match="hands its state up, so all layers need it"):
+    with pytest.raises(UserError, match="hands a state to the layer above, so all layers need it"):
         build(compose, {"top": {"at": [-1], "score": MLP}}, "router=gru")
+
+
+def test_a_look_at_later_tokens_is_warned_of_once_for_all_layers(compose, caplog):
+    _warn_of_look_ahead.cache_clear()  # another test may have warned
+    build_model(compose("model.num_layers=3", "router=sinkhorn"), 64)
+    said = [record.message for record in caplog.records if "looks at later tokens" in record.message]
+    assert said == ["router.select.name=sinkhorn: looks at later tokens in training (not in evaluation)"]
