@@ -23,6 +23,10 @@ from app.registry import PLUGINS, UserError, unknown
 
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONAL = ("balance", "callbacks", "logger")  # null takes the whole group away
+SET_BY_OPTION = {
+    "data": "source",
+    "router": "score",
+}  # groups with values of their own, and a key that only an option sets
 PRESETS = ("experiment", "debug")  # groups of values for all the others, null by default
 Config = dict[str, Any]
 
@@ -107,7 +111,7 @@ def require_groups(config: Any) -> None:
     """
     for group in set(_groups()) - set(OPTIONAL):
         chosen = config.get(group)
-        if chosen is None or (group == "data" and "source" not in chosen):
+        if chosen is None or SET_BY_OPTION.get(group, group) not in {group, *chosen}:
             options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
             raise UserError(f"{group}=null: a run needs one; choose one of {', '.join(options)}")
 

@@ -5,7 +5,7 @@ import app.environment  # noqa: F401, I001  before torch
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from app.pages import catalogue, cells, placements, refused, tags
+from app.pages import catalogue, cells, placements, refused, tags, weights
 from app.pages.markers import ROOT, replaced
 
 TABLES: list[tuple[str, str, Callable[[], str]]] = [  # page, marker, what stands between the markers
@@ -14,13 +14,16 @@ TABLES: list[tuple[str, str, Callable[[], str]]] = [  # page, marker, what stand
     ("docs/tags.md", "tags", tags.markdown),
     ("docs/scale.md", "placements", placements.markdown),
     ("docs/cells.md", "cells", cells.markdown),
+    ("docs/cells.md", "weights", weights.markdown),
 ]
 
 
 def pages() -> Iterator[tuple[Path, str]]:
     """Every page with its tables anew."""
+    texts = {page: (ROOT / page).read_text() for page, _, _ in TABLES}
     for page, marker, table in TABLES:
-        yield ROOT / page, replaced((ROOT / page).read_text(), marker, table())
+        texts[page] = replaced(texts[page], marker, table())
+    yield from ((ROOT / page, text) for page, text in texts.items())
 
 
 if __name__ == "__main__":
