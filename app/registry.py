@@ -29,6 +29,7 @@ PACKAGES = {
     "drop": "routers.drop",
     "balance": "routers.balance",
     "experts": "experts",
+    "activation": "experts.activation",
     "data": "app.data.sources",
     "tokenizer": "app.data.tokenizers",
     "schedule": "app.training.schedules",

@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from app.registry import require
 from experts import grouped
+from experts.activation.contract import Activation
+from experts.activation.swiglu import SwiGLU
 
 
 class Experts(nn.Module):
@@ -56,9 +58,15 @@ class Experts(nn.Module):
         """What every token (T, D) gets whatever the router says: (T, D), or None."""
         return None
 
+    def activate(self, activation: Activation) -> None:
+        """Puts an activation into all networks of the layout, whose weights are made anew; called once, at first."""
+        for module in self.modules():
+            if isinstance(module, FeedForward | Stack):
+                module.activate(activation)
+
     def settled(self) -> list[nn.Parameter]:
         """Weights that keep the values which they were made with; the model draws the others anew."""
-        return []
+        return [p for module in self.modules() if isinstance(module, Stack) for p in module.biases()]
 
     def expert_params(self) -> list[int]:
         """Number of parameters of each routed expert, E of them."""
@@ -71,16 +79,22 @@ class Experts(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """One SwiGLU feed-forward network, y = (silu(x W_gate) * x W_up) W_out (Shazeer 2020, arXiv 2002.05202)."""
+    """One feed-forward network, y = activation(x W_in) W_out."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.w_in = nn.Linear(dim, 2 * hidden_dim, bias=False)
-        self.w_out = nn.Linear(hidden_dim, dim, bias=False)
+        self.shape = dim, hidden_dim
+        self.activate(SwiGLU())
+
+    def activate(self, activation: Activation) -> None:
+        """Makes the weights that an activation needs."""
+        dim, hidden_dim = self.shape
+        self.activation = activation
+        self.w_in = nn.Linear(dim, activation.columns * hidden_dim, bias=activation.bias)
+        self.w_out = nn.Linear(hidden_dim, dim, bias=activation.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.w_in(x).chunk(2, dim=-1)
-        return self.w_out(functional.silu(gate) * up)
+        return self.w_out(self.activation(self.w_in(x)))
 
 
 class Dispatcher:
@@ -95,28 +109,46 @@ class Dispatcher:
 
 
 class Stack(nn.Module):
-    """E SwiGLU networks of one width, their weights stacked so that an idle expert still has a gradient.
+    """E networks of one width, their weights stacked so that an idle expert still has a gradient."""
 
-    Every network starts as torch's linear layers do, uniform in +-1/sqrt(inputs).
-    """
+    b_in: nn.Parameter | None
+    b_out: nn.Parameter | None
 
     def __init__(self, num_experts: int, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.w_in = uniform(num_experts, dim, 2 * hidden_dim, inputs=dim)
-        self.w_out = uniform(num_experts, hidden_dim, dim, inputs=hidden_dim)
+        self.shape = num_experts, dim, hidden_dim
         self.dispatcher = Dispatcher()
+        self.activate(SwiGLU())
+
+    def activate(self, activation: Activation) -> None:
+        """Makes the weights that an activation needs."""
+        num_experts, dim, hidden_dim = self.shape
+        self.activation, width = activation, activation.columns * hidden_dim
+        self.w_in = uniform(num_experts, dim, width, inputs=dim)
+        self.w_out = uniform(num_experts, hidden_dim, dim, inputs=hidden_dim)
+        self.b_in = nn.Parameter(torch.zeros(num_experts, width)) if activation.bias else None
+        self.b_out = nn.Parameter(torch.zeros(num_experts, dim)) if activation.bias else None
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """Outputs (A, D) of rows x (A, D) sorted by expert."""
         return self.dispatcher(x, ends, self.compute)
 
     def compute(self, x: Tensor, ends: Tensor) -> Tensor:
-        """Outputs of rows that are all for experts of this process."""
-        return grouped.swiglu(x, ends, local(self.w_in), local(self.w_out))
+        """Outputs of rows that are all for experts of this process; 0 after the last end."""
+        w_in, w_out = local(self.w_in), local(self.w_out)
+        y = self.activation.fused(x, ends, w_in, w_out)
+        if y is not None:
+            return y
+        hidden = plus(grouped.product(x, ends, w_in), self.b_in, ends)  # (A, columns * F)
+        return plus(grouped.product(self.activation(hidden), ends, w_out), self.b_out, ends)
+
+    def biases(self) -> list[nn.Parameter]:
+        """Those of all networks (E, width)."""
+        return [bias for bias in (self.b_in, self.b_out) if bias is not None]
 
     def params(self) -> list[int]:
         """Number of parameters of each network."""
-        return [self.w_in[0].numel() + self.w_out[0].numel()] * len(self.w_in)
+        return [sum(p[0].numel() for p in self.parameters())] * len(self.w_in)
 
 
 class Stacks(nn.ModuleList):
@@ -196,6 +228,14 @@ def segment(hidden_dim: int, segments: int) -> int:
 def uniform(*shape: int, inputs: int) -> nn.Parameter:
     """A new weight, drawn as torch's linear layers draw theirs: uniform in +-1/sqrt(inputs)."""
     return nn.Parameter(torch.empty(shape).uniform_(-(inputs**-0.5), inputs**-0.5))
+
+
+def plus(y: Tensor, bias: nn.Parameter | None, ends: Tensor) -> Tensor:
+    """y (A, width) plus the bias (E, width) of each row's expert; rows after the last end stay as they are."""
+    if bias is None:
+        return y
+    rows = functional.pad(local(bias), (0, 0, 0, 1))  # a row of zeros behind the last expert
+    return y + rows[row_expert(y, ends)].to(y.dtype)
 
 
 def local(weight: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class MoEPlusPlus(Routed):
         return y + constant.masked_fill(~is_constant[:, None], 0)
 
     def settled(self) -> list[nn.Parameter]:
-        return [] if self.constant is None else [self.constant]
+        return super().settled() + ([] if self.constant is None else [self.constant])
 
     def expert_params(self) -> list[int]:
         zero_and_copy = [0] * (self.num_experts - self.num_constant - self.num_ffn)

@@ -110,12 +110,11 @@ def weight_similarity(experts: nn.Module) -> Tensor | None:
     return (off_diagonal / (num_experts * (num_experts - 1))).mean()
 
 
-def _pieces(stack: Stack) -> tuple[Tensor, Tensor, Tensor]:
+def _pieces(stack: Stack) -> list[Tensor]:
     w_in, w_out = (w.full_tensor() if isinstance(w, DTensor) else w for w in (stack.w_in, stack.w_out))
-    gate, up = w_in.detach().float().chunk(2, -1)  # (E, D, F)
-    means = gate.mean(-1), up.mean(-1), w_out.detach().float().mean(-2)  # (E, D)
-    one, other, out = (functional.normalize(mean, dim=-1) for mean in means)
-    return one, other, out
+    matrices = w_in.detach().float().chunk(stack.activation.columns, -1)  # (E, D, F) each
+    means = [*(matrix.mean(-1) for matrix in matrices), w_out.detach().float().mean(-2)]  # (E, D)
+    return [functional.normalize(mean, dim=-1) for mean in means]
 
 
 def typical_tokens(have: Tensor, tokens: Tensor, number: int) -> list[list[int]]:

@@ -23,10 +23,7 @@ from app.registry import PLUGINS, UserError, unknown
 
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONAL = ("balance", "callbacks", "logger")  # null takes the whole group away
-SET_BY_OPTION = {
-    "data": "source",
-    "router": "score",
-}  # groups with values of their own, and a key that only an option sets
+SET_BY_OPTION = {"data": "source", "router": "score", "experts": "name"}  # a key that only an option sets
 PRESETS = ("experiment", "debug")  # groups of values for all the others, null by default
 Config = dict[str, Any]
 
@@ -109,7 +106,7 @@ def require_groups(config: Any) -> None:
     Raises:
         UserError: one has none.
     """
-    for group in set(_groups()) - set(OPTIONAL):
+    for group in {group for group in _groups() if "/" not in group} - set(OPTIONAL):
         chosen = config.get(group)
         if chosen is None or SET_BY_OPTION.get(group, group) not in {group, *chosen}:
             options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))

@@ -12,8 +12,8 @@ from app.registry import UserError, find
 from routers.contract import Sizes
 from routers.router import Router
 
-KINDS = ("score", "select", "weigh", "drop", "balance", "experts")
-FOLDERS = {kind: f"router/{kind}" for kind in KINDS[:4]}
+KINDS = ("score", "select", "weigh", "drop", "balance", "experts", "activation")
+FOLDERS = {kind: f"router/{kind}" for kind in KINDS[:4]} | {"activation": "experts/activation"}
 SIZES = Sizes(dim=16, num_experts=8, top_k=2, num_layers=2, vocab_size=64)  # that parts are tried out at
 
 
@@ -52,7 +52,8 @@ def build_part(kind: str, name: str, sizes: Sizes = SIZES) -> Any:
         ValueError: they do not fit the sizes.
     """
     values = {key: value for key, value in defaults(kind, name).items() if key != "name"}
-    return find(kind, name)(sizes.dim if kind == "experts" else sizes, **values)
+    positional = {"experts": [sizes.dim], "activation": []}.get(kind, [sizes])
+    return find(kind, name)(*positional, **values)
 
 
 def router_of(sizes: Sizes = SIZES, *, score: str, select: str, weigh: str, drop: str) -> Router:

@@ -29,7 +29,7 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     """
     model = model_config(config)
     vocab_size = _vocabulary(model, vocab_size)
-    layouts = [_layout(config, model) if model.is_moe(i) else _dense(model) for i in range(model.num_layers)]
+    layouts = [_layout(config, model) if model.is_moe(i) else _dense(config, model) for i in range(model.num_layers)]
     routed = [layout for layout in layouts if layout.num_experts]
     sizes = sizes_of(routed, model.dim, vocab_size)
     check_layers(config, len(routed))
@@ -105,11 +105,21 @@ def build_balancer(config: Config, sizes: Sizes) -> Balancer:
 
 
 def _layout(config: Config, model: ModelConfig) -> Any:
-    return make("experts", config["experts"], model.dim, key="experts")
+    return _activated(config, {k: v for k, v in config["experts"].items() if k != "activation"}, model, "experts")
 
 
-def _dense(model: ModelConfig) -> Any:
-    return make("experts", {"name": "dense", "hidden_dim": model.hidden_dim}, model.dim, key="model")
+def _dense(config: Config, model: ModelConfig) -> Any:
+    return _activated(config, {"name": "dense", "hidden_dim": model.hidden_dim}, model, "model")
+
+
+def _activated(config: Config, entry: Config, model: ModelConfig, key: str) -> Any:
+    """A layout whose networks have the activation of the config."""
+    layout = make("experts", entry, model.dim, key=key)
+    chosen = config["experts"].get("activation", {"name": "swiglu"})
+    if not isinstance(chosen, Mapping):
+        raise UserError(f"experts.activation={chosen}: is chosen with a slash; write experts/activation=NAME")
+    layout.activate(make("activation", chosen, key="experts.activation"))
+    return layout
 
 
 def _vocabulary(model: ModelConfig, vocab_size: int) -> int:

@@ -79,7 +79,7 @@ def _dense_weights(dense: State, prefix: str) -> tuple[Tensor, Tensor]:
 def _fill(layer: MoE, w_in: Tensor, w_out: Tensor, how: How, drop_share: float, random: torch.Generator) -> None:
     """The experts of one layer from one dense network (D, 2F), (F, D)."""
     layout = layer.experts
-    if not isinstance(layout, Routed) or hasattr(layout, "up"):
+    if not isinstance(layout, Routed) or hasattr(layout, "up") or layout.routed.activation.columns != 2:
         raise UserError(f"{type(layout).__name__} cannot be upcycled: it has no stack of experts in the model's width")
     parts = _parts(layout, len(w_out), how)
     for e in range(len(layout.routed.w_in)):

@@ -56,6 +56,33 @@ def _swiglu_backward(
     return grad_x, grad_w_in, grad_w_out
 
 
+def bmm_product(x: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
+    """As `product`, with one bmm a run of experts that have equally many rows."""
+    return _product(x, ends, weight)
+
+
+@torch.library.custom_op("experts::product", mutates_args=())
+def _product(x: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
+    runs, y = _runs(ends), x.new_empty(len(x), weight.shape[-1])
+    for x_, y_, weight_ in zip(_rows(x, runs), _rows(y, runs), _experts(weight, runs), strict=True):
+        torch.bmm(x_, weight_, out=y_)
+    y[int(ends[-1]) :] = 0
+    return y
+
+
+@torch.library.custom_op("experts::product_backward", mutates_args=())
+def _product_backward(grad: Tensor, x: Tensor, ends: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and weight."""
+    runs, grad_x, grad_weight = _runs(ends), torch.empty_like(x), torch.empty_like(weight)
+    rows = (_rows(t, runs) for t in (grad, x, grad_x))
+    experts = (_experts(t, runs) for t in (weight, grad_weight))
+    for grad_, x_, grad_x_, weight_, grad_weight_ in zip(*rows, *experts, strict=True):
+        torch.bmm(grad_, weight_.mT, out=grad_x_)
+        torch.bmm(x_.mT, grad_, out=grad_weight_)
+    grad_x[int(ends[-1]) :] = 0
+    return grad_x, grad_weight
+
+
 def _runs(ends: Tensor) -> Runs:
     bounds = ends.tolist()
     sizes = (stop - start for start, stop in zip([0, *bounds], bounds, strict=False))
@@ -97,3 +124,25 @@ def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
 
 
 _swiglu.register_autograd(_backward, setup_context=_save)
+
+
+@_product.register_fake
+def _(x: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[-1])
+
+
+@_product_backward.register_fake
+def _(grad: Tensor, x: Tensor, ends: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight)
+
+
+def _save_product(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_product(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x, grad_weight = _product_backward(grad.contiguous(), *ctx.saved_tensors)
+    return grad_x, None, grad_weight
+
+
+_product.register_autograd(_backward_product, setup_context=_save_product)

@@ -4,7 +4,9 @@
 
 Wang et al. 2024, arXiv 2408.15664, algorithm 1; DeepSeek-V3, arXiv 2412.19437, section 2.1.2. The load is that of
 the step before, so nothing looks ahead. `proportional` uses the violation (mean - load_i) / mean instead of its
-sign, which softmax scores need (section 4.3 there uses the raw counts; ours does not depend on the batch size).
+sign, which softmax scores need (section 4.3 there uses the raw counts; ours does not depend on the batch size). It
+cannot undo a collapse of softmax scores: one expert then leads by nearly 1 and the others differ by thousandths, and no
+one rate spans both; an even start it keeps.
 `recenter` keeps the mean of the biases at 0, as torchtitan does: only differences matter to the choice.
 """
 

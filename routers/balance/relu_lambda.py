@@ -6,7 +6,7 @@
 Wang et al. 2024 (ReMoE), arXiv 2412.14711, section 3.3 (eq. 6-7) and 3.4 (eq. 8-9, the factors f); the published
 code starts at lambda = 1e-8 with a = 1.2. K is that of the layout, R the scores. The value is lambda times the mean
 sum of a token's scores at uniform load and target sparsity; its minimum is 0. lambda is kept within 1e-20..1e20, the
-paper sets no bound.
+paper sets no bound. It cannot undo a collapse: an expert whose logit is negative for every token has no gradient.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
     sort the probabilities downwards; keep the shortest prefix whose sum is > p, at least `min_k`, at most `max_k`
 
-Huang et al. 2024 ("Harder Tasks Need More Experts", Dynamic_MoE), arXiv 2403.07652, section 3.2; there p = 0.4 and the
+Huang et al. 2024 ("Harder Tasks Need More Experts", Dynamic_MoE), arXiv 2403.07652; there p = 0.4 and the
 gates are not normalised. A sum of exactly p does not stop. Sums are in float32: in bfloat16, as in the released code,
 0.8 % of the tokens get another number of experts. Scores that are no probabilities count by their share of the token's
 sum; an offset changes the order of the experts, not what they count.

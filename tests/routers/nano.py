@@ -67,9 +67,9 @@ def batch(rows: int = ROWS, length: int = LENGTH, seed: int = 0, padding: int = 
             "domain": torch.arange(rows)[:, None].expand(rows, length)}  # fmt: skip
 
 
-def total_loss(net: Transformer, data: dict[str, Tensor], seed: int = 0) -> tuple[Tensor, list[Routing]]:
+def total_loss(net: Transformer, data: dict[str, Tensor], seed: int = 0, step: int = 0) -> tuple[Tensor, list[Routing]]:
     """Likelihood per target plus all balance terms, and the routings."""
-    nll, routings = net(**data, seed=seed)
+    nll, routings = net(**data, seed=seed, step=step)
     terms = net.balancer.losses(routings, None).values()
     return nll.sum() / (data["targets"] >= 0).sum() + sum(weight * raw for raw, weight in terms), routings
 

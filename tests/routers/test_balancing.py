@@ -35,7 +35,7 @@ CONTROLLERS = {
     "momentum_bias": ("momentum_bias", {"rate": 0.003}, {"weigh": "sigmoid"}),
     "quantile": ("quantile", {}, {"weigh": "sigmoid"}),
     "quantile-softmax": ("quantile", {"bins": 20_000}, {}),
-    "threshold": ("threshold", {}, {"weigh": "sigmoid", "select": "positive"}),
+    "threshold": ("threshold", {"memory": 0.9}, {"weigh": "sigmoid", "select": "expert_threshold"}),
 }
 METHODS = LOSSES | CONTROLLERS
 
@@ -68,7 +68,7 @@ def train(name: str, knobs: dict[str, Any], parts: dict[str, str], seed: int) ->
     violations = []
     for step in range(STEPS):
         data = nano.batch(rows=4, length=64, seed=step)
-        loss, routings = nano.total_loss(net, data, seed=step)
+        loss, routings = nano.total_loss(net, data, seed=step, step=step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
