@@ -10,13 +10,15 @@ from app.registry import UserError, names
 from routers.balancer import Balancer
 from routers.contract import Context
 
+BESIDE: tuple[dict[str, str | None], ...] = ({}, {"score": "noisy"}, {"select": "positive"})
+
 
 def refused() -> Iterator[tuple[str, str, str]]:
-    """Two parts and the reason: they go together neither beside plain nor beside noisy top-k routing."""
-    plain = {"select": "top_k", "weigh": "softmax", "drop": "none", "balance": None}
-    for one, other in itertools.combinations(("score", *plain), 2):
+    """Two parts and the reason: they go together neither beside plain top-k routing nor beside one of BESIDE."""
+    plain = {"score": "linear", "select": "top_k", "weigh": "softmax", "drop": "none", "balance": None}
+    for one, other in itertools.combinations(plain, 2):
         for first, second in itertools.product(names(one), names(other)):
-            reasons = [_reason({"score": s, **plain, one: first, other: second}) for s in ("linear", "noisy")]
+            reasons = [_reason({**plain, **others, one: first, other: second}) for others in BESIDE]
             if all(reasons):
                 yield f"{one}={first}", f"{other}={second}", str(reasons[0])
 

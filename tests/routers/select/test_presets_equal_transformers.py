@@ -13,6 +13,7 @@ from tests.routers.select.presets import build
 
 transformers = pytest.importorskip("transformers")
 SIZES = Sizes(dim=12, num_experts=16, top_k=4, num_layers=2, vocab_size=32)
+PLAIN = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0}
 TOP = SIZES._replace(num_layers=5, layer=4)  # above the layers that DeepSeek-V4 hashes
 CONFIG = SimpleNamespace(
     hidden_size=12,
@@ -62,6 +63,10 @@ def gates(router: Router, x: Tensor, **more: Any) -> Tensor:
         ("deepseek_v1", "deepseek_v2", "DeepseekV2TopkRouter", {"topk_method": "greedy", "routed_scaling_factor": 1.0}),
         ("deepseek_v2", "deepseek_v2", "DeepseekV2TopkRouter", {"topk_group": 3, "routed_scaling_factor": 16.0}),
         ("deepseek_v3", "deepseek_v3", "DeepseekV3TopkRouter", {"norm_topk_prob": True}),
+        ("mixtral", "minimax", "MiniMaxTopKRouter", {}),
+        ("topk", "jamba", "JambaTopKRouter", {}),
+        ("sigmoid", "glm4_moe", "Glm4MoeTopkRouter", PLAIN | {"norm_topk_prob": True}),
+        ("sigmoid", "nemotron_h", "NemotronHTopkRouter", PLAIN | {"norm_topk_prob": True}),
         ("deepseek_v4", "deepseek_v4", "DeepseekV4TopKRouter", {"routed_scaling_factor": 1.5}),
     ],
 )
@@ -71,6 +76,29 @@ def test_a_preset_equals_the_router_of_transformers(preset: str, family: str, na
     offset = torch.zeros(16)
     if hasattr(theirs, "e_score_correction_bias"):
         offset = theirs.e_score_correction_bias.normal_(0, 0.3)
+    _, weights, indices = theirs(x)
+    torch.testing.assert_close(gates(ours, x, offset=offset), dense(indices, weights), rtol=1e-5, atol=1e-5)
+
+
+def test_gpt_oss_equals_transformers_with_its_biases() -> None:
+    theirs, ours, x = module("gpt_oss", "GptOssTopKRouter"), build("gpt_oss", SIZES), torch.randn(50, 12)
+    ours.score.proj.weight, ours.score.proj.bias = theirs.weight, theirs.bias
+    _, weights, indices = theirs(x)
+    torch.testing.assert_close(gates(ours, x), dense(indices, weights), rtol=1e-5, atol=1e-5)
+
+
+def test_the_sigmoid_router_equals_minimax_m2_with_a_bias_on_the_choice() -> None:
+    theirs, ours, x = module("minimax_m2", "MiniMaxM2TopKRouter"), build("sigmoid", SIZES), torch.randn(50, 12)
+    ours.score.proj.weight, offset = theirs.weight, 0.3 * torch.randn(16)
+    _, weights, indices = theirs(x, offset)
+    torch.testing.assert_close(gates(ours, x, offset=offset), dense(indices, weights), rtol=1e-5, atol=1e-5)
+
+
+def test_longcat_equals_transformers_with_identity_experts_and_a_bias_on_the_choice() -> None:
+    theirs = module("longcat_flash", "LongcatFlashTopkRouter", n_routed_experts=12, zero_expert_num=4)
+    ours, x = build("topk", SIZES._replace(free=(12, 13, 14, 15)), weigh={"scale": 2.5}), torch.randn(50, 12)
+    ours.score.proj.weight = theirs.classifier.weight
+    offset = theirs.e_score_correction_bias.normal_(0, 0.05)
     _, weights, indices = theirs(x)
     torch.testing.assert_close(gates(ours, x, offset=offset), dense(indices, weights), rtol=1e-5, atol=1e-5)
 
