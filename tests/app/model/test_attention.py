@@ -28,6 +28,7 @@ def test_it_equals_transformers(qk_norm: str, family: str, prefix: str) -> None:
     modeling = pytest.importorskip(f"transformers.models.{family}.modeling_{family}")
     sizes = {"hidden_size": D, "num_attention_heads": HEADS, "num_key_value_heads": GROUPS, "rms_norm_eps": 1e-6}
     settings = getattr(transformers, f"{prefix}Config")(**sizes, head_dim=D // HEADS, max_position_embeddings=32)
+    settings.rope_parameters = {"rope_type": "default", "rope_theta": 1e4}
     settings._attn_implementation = "eager"
     theirs, made = getattr(modeling, f"{prefix}Attention")(settings, 0).eval(), config(qk_norm=qk_norm, norm_eps=1e-6)
     ours = Attention(made)
@@ -44,7 +45,8 @@ def test_it_equals_transformers(qk_norm: str, family: str, prefix: str) -> None:
     cos, sin = rotary(S, made, x.device)
     mask = torch.full((S, S), -torch.inf).triu(1)[None, None]
     y = ours(x, Positions(Context(torch.ones(2, S, dtype=torch.bool)), None, cos, sin))
-    expected = theirs(x, (cos[None], sin[None]), mask)[0]
+    turned = getattr(modeling, f"{prefix}RotaryEmbedding")(settings)(x, torch.arange(S)[None])
+    expected = theirs(x, turned, mask)[0]
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
 
 
