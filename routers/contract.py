@@ -17,6 +17,7 @@ from routers.distributions import normalized
 Causal = Literal["always", "eval", "never"]
 Scope = Literal["token", "sequence", "batch"]
 Part = Literal["score", "weigh", "select", "drop"]  # of a router
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class Sizes(NamedTuple):
@@ -32,9 +33,6 @@ class Sizes(NamedTuple):
     null: tuple[int, ...] = ()  # those of them that return 0
 
 
-PARTS: tuple[Part, ...] = get_args(Part)
-
-
 class Context(NamedTuple):
     """What flows into a router beside the tokens."""
 
@@ -44,7 +42,7 @@ class Context(NamedTuple):
     offset: Tensor | float = 0.0  # (E,) float32, added to the scores for the choice only
     shared: nn.Module | None = None  # the part of the score that all layers share
     seed: int = 0  # of this step and layer: noise drawn from it does not depend on ranks or recomputation
-    step: int = 0  # optimizer steps made so far; 0 in evaluation
+    step: int = 0  # optimizer steps made so far; only what happens in training may hang on it
     domain: Tensor | None = None  # (T,) int64, which text a token is from; None where nobody knows, as of a prompt
 
     def generator(self, part: Part, device: torch.device) -> torch.Generator:

@@ -59,8 +59,8 @@ def model_config(config: Config) -> ModelConfig:
 def build_router(config: Config, sizes: Sizes) -> Router:
     """The router of one MoE layer: the parts of all layers, but those that `router.layers` gives to this one."""
     chosen = {kind: (f"router.{kind}", config["router"].get(kind)) for kind in KINDS}
-    for name, entry in config["router"].get("layers", {}).items():
-        if sizes.layer in [layer % sizes.num_layers for layer in entry["at"] if layer < sizes.num_layers]:
+    for name, entry in (config["router"].get("layers") or {}).items():
+        if sizes.layer in _existing(entry["at"], sizes.num_layers):
             chosen |= {kind: (f"router.layers.{name}.{kind}", part) for kind, part in entry.items() if kind in KINDS}
     parts = {kind: _part(kind, key, entry, sizes) for kind, (key, entry) in chosen.items()}
     router = ranged("router", lambda: Router(**parts, sizes=sizes))
@@ -83,11 +83,16 @@ def check_layers(config: Config, num_layers: int) -> None:
         key = f"router.layers.{name}"
         if not isinstance(entry, Mapping) or not isinstance(at := entry.get("at"), Sequence) or isinstance(at, str):
             raise UserError(f"{key}: must have the list `at`, MoE layers from 0 (-1: the last), and parts for them")
-        if num_layers and not any(isinstance(layer, int) and -num_layers <= layer < num_layers for layer in at):
+        if num_layers and not _existing(at, num_layers):
             raise UserError(f"{key}.at={list(at)}: names none of the {num_layers} MoE layers, which count from 0")
         for kind in entry:
             if kind not in (*KINDS, "at"):
                 raise UserError(unknown(f"{key}.{kind}", str(kind), (*KINDS, "at")))
+
+
+def _existing(at: Sequence[Any], num_layers: int) -> list[int]:
+    """The layers, counted from 0 or from -1 downwards, that there are."""
+    return [layer % num_layers for layer in at if isinstance(layer, int) and -num_layers <= layer < num_layers]
 
 
 def build_balancer(config: Config, sizes: Sizes) -> Balancer:

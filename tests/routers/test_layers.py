@@ -34,7 +34,7 @@ def test_deepseek_v4_hashes_in_its_first_three_moe_layers_and_scores_in_the_othe
 
 def test_layers_are_counted_from_either_end_and_the_later_entry_wins(compose):
     layers = {
-        "ends": {"at": [0, -1, 9], "score": MLP},
+        "ends": {"at": [0, -1, 9, -9], "score": MLP},
         "second": {"at": [4], "score": {"name": "linear", "bias": True}},
     }
     model = build(compose, layers)
@@ -57,6 +57,7 @@ def test_a_shared_cell_is_found_where_only_a_router_above_has_one(compose):
     ("layers", "line"),
     [
         ({"a": {"at": [5]}}, r"router\.layers\.a\.at=\[5\]: names none of the 5 MoE layers"),
+        ({"a": {"at": ["b"]}}, r"router\.layers\.a\.at=\['b'\]: names none"),
         ({"a": {"score": MLP}}, r"router\.layers\.a: must have the list `at`"),
         ({"a": {"at": [0], "scores": MLP}}, r"router\.layers\.a\.scores: unknown; did you mean 'score'"),
         ({"a": {"at": [0], "score": {"name": "mpl"}}}, r"router\.layers\.a\.score=mpl: unknown; did you mean 'mlp'"),
