@@ -59,10 +59,12 @@ class Experts(nn.Module):
         return None
 
     def activate(self, activation: Activation) -> None:
-        """Puts an activation into all networks of the layout, whose weights are made anew; called once, at first."""
+        """Puts an activation into all networks, their weights made anew if it needs others; called once, at first."""
         for module in self.modules():
             if isinstance(module, FeedForward | Stack):
-                module.activate(activation)
+                old, module.activation = module.activation, activation
+                if (old.columns, old.bias) != (activation.columns, activation.bias):
+                    module.make()
 
     def settled(self) -> list[nn.Parameter]:
         """Weights that keep the values which they were made with; the model draws the others anew."""
@@ -84,12 +86,12 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.shape = dim, hidden_dim
-        self.activate(SwiGLU())
+        self.activation: Activation = SwiGLU()
+        self.make()
 
-    def activate(self, activation: Activation) -> None:
-        """Makes the weights that an activation needs."""
-        dim, hidden_dim = self.shape
-        self.activation = activation
+    def make(self) -> None:
+        """Makes the weights that the activation needs."""
+        (dim, hidden_dim), activation = self.shape, self.activation
         self.w_in = nn.Linear(dim, activation.columns * hidden_dim, bias=activation.bias)
         self.w_out = nn.Linear(hidden_dim, dim, bias=activation.bias)
 
@@ -111,19 +113,17 @@ class Dispatcher:
 class Stack(nn.Module):
     """E networks of one width, their weights stacked so that an idle expert still has a gradient."""
 
-    b_in: nn.Parameter | None
-    b_out: nn.Parameter | None
-
     def __init__(self, num_experts: int, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.shape = num_experts, dim, hidden_dim
+        self.activation: Activation = SwiGLU()
         self.dispatcher = Dispatcher()
-        self.activate(SwiGLU())
+        self.make()
 
-    def activate(self, activation: Activation) -> None:
-        """Makes the weights that an activation needs."""
-        num_experts, dim, hidden_dim = self.shape
-        self.activation, width = activation, activation.columns * hidden_dim
+    def make(self) -> None:
+        """Makes the weights that the activation needs."""
+        (num_experts, dim, hidden_dim), activation = self.shape, self.activation
+        width = activation.columns * hidden_dim
         self.w_in = uniform(num_experts, dim, width, inputs=dim)
         self.w_out = uniform(num_experts, hidden_dim, dim, inputs=hidden_dim)
         self.b_in = nn.Parameter(torch.zeros(num_experts, width)) if activation.bias else None

@@ -54,7 +54,8 @@ def test_an_activation_equals_its_formula_also_where_it_clamps(activation: Activ
 def test_a_stack_equals_its_networks_with_all_gradients_and_is_zero_after_the_last_row(activation: Activation) -> None:
     torch.manual_seed(0)
     stack, loads = Stack(4, D, F), [3, 0, 5, 2]
-    stack.activate(activation)
+    stack.activation = activation
+    stack.make()
     stack.double()
     for parameter in stack.parameters():
         nn.init.normal_(parameter)
