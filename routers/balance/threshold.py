@@ -6,8 +6,8 @@ time.
 
 Expert Threshold routing (Sun et al. 2026, arXiv 2603.11535, m = 0.999): expert choice made causal, because tau comes
 from earlier steps. The first step sets tau outright; before it tau is `start`. q is the mean over micro-batches and
-ranks of their own quantiles, weighted by their tokens, which the paper takes over the whole batch. At m = 0.999 tau
-follows the logits over thousands of steps; a run of a few hundred needs a smaller m.
+ranks of their own quantiles, weighted by their tokens, which the paper takes over the whole batch. K is that of the
+layout. At m = 0.999 tau follows the logits over thousands of steps; a run of a few hundred needs a smaller m.
 """
 
 from collections.abc import Sequence
