@@ -34,10 +34,12 @@ class Balancer(nn.Module):
                 term.check(score, select)
             except ValueError as error:
                 raise ValueError(f"balance.{name}.{error}") from error
-        holders = " or ".join(name for name in names("balance") if find("balance", name).holds_k)  # type: ignore[attr-defined]
-        held = select.limited or any(term.holds_k for term in self._each().values())
-        require("balance", list(self._each()), held, "none of these terms holds the number of experts per token, which "
-                f"{type(select).__name__} leaves open; add {holders}")  # fmt: skip
+        if not (select.limited or any(term.holds_k for term in self._each().values())):
+            holders = " or ".join(name for name in names("balance") if find("balance", name).holds_k)  # type: ignore[attr-defined]
+            raise ValueError(
+                f"balance={list(self._each())}: none of these terms holds the number of experts per token, which "
+                f"{type(select).__name__} leaves open; add {holders}"
+            )
 
     def offset(self) -> Tensor | None:
         """(L, E) float32, or None if no term steers the choice."""

@@ -32,9 +32,10 @@ class Attention(nn.Module):
         self.sizes = [heads * self.head_dim for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
         self.qkv = nn.Linear(config.dim, sum(self.sizes), bias=False)
         self.out = nn.Linear(self.sizes[0], config.dim, bias=False)
-        widths = {"none": None, "head": (self.head_dim, self.head_dim), "all": self.sizes[:2]}[config.qk_norm]
-        norms = [nn.RMSNorm(width, config.norm_eps) if widths else nn.Identity() for width in widths or (0, 0)]
-        self.query_norm, self.key_norm, self.norm_heads = *norms, config.qk_norm == "head"
+        self.norm_heads = config.qk_norm == "head"
+        widths = [self.head_dim] * 2 if self.norm_heads else self.sizes[:2]
+        norms = [nn.Identity() if config.qk_norm == "none" else nn.RMSNorm(width, config.norm_eps) for width in widths]
+        self.query_norm, self.key_norm = norms
 
     def forward(self, x: Tensor, positions: Positions) -> Tensor:
         query, key, value = self.qkv(x).split(self.sizes, -1)  # (B, S, heads * H)

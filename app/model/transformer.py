@@ -55,12 +55,10 @@ class Transformer(nn.Module):
         self._initialize(config.init_std)
 
     def _check_routers(self) -> None:
-        carrying = {type(router.score) for router in self.routers() if router.score.carries}
-        alone = {type(router.score) for router in self.routers()} == carrying and len(carrying) == 1
-        names = sorted(kind.__name__ for kind in carrying)
-        require(
-            "router.layers", names, alone or not carrying, "hands a state to the layer above, so all layers need it"
-        )
+        kinds = {type(router.score) for router in self.routers()}
+        names = sorted(kind.__name__ for kind in kinds if kind.carries)
+        fits = len(kinds) == 1 or not names
+        require("router.layers", names, fits, "hands a state to the layer above, so all layers need it")
         for router in self.routers():
             self.balancer.check(router.score, router.select)
 

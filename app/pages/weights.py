@@ -1,9 +1,9 @@
 """The weights that papers print for their balance losses, in our units: what the experiments have, and why.
 
-    ours = printed * (the source's value at uniform load / ours) * (L where the source sums over its layers, else 1)
-
     ours = printed * (the source's value at uniform load over ours) * (L where the source sums over layers, else 1)
-follows from its formula or code (DeepSeekMoE eq. 12-14: 1; Hugging Face: k; CompeteSMoE: 1 / k).
+
+Ours is a mean over layers, and 1.0 at uniform load for f.P: what a perfectly even router gives. The source's value
+there follows from its formula or code (DeepSeekMoE eq. 12-14: 1; Hugging Face: k; CompeteSMoE: 1 / k).
 """
 
 from dataclasses import dataclass
