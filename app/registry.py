@@ -32,6 +32,7 @@ PACKAGES = {
     "activation": "experts.activation",
     "data": "app.data.sources",
     "tokenizer": "app.data.tokenizers",
+    "optimizer": "app.training.optimizers",
     "schedule": "app.training.schedules",
     "callback": "callbacks",
     "logger": "app.training.loggers",

@@ -43,7 +43,9 @@ def test_founding_parts_train_in_every_pair(train: Train, router: str, balance: 
     assert math.isfinite(json.loads((folder / "summary.json").read_text())["val_bpb"])
 
 
-@pytest.mark.parametrize("parts", ["router=topk balance=loss_free", "router=gru", "router=noisy_topk"])
+@pytest.mark.parametrize(
+    "parts", ["router=topk balance=loss_free", "router=gru", "router=noisy_topk", "optimizer=muon"]
+)
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(train: Train, parts: str) -> None:
     parts = (*parts.split(), "schedule.total_steps=4", "schedule.warmup_steps=1")
     straight = train(*parts, "trainer.max_steps=4", name="straight")

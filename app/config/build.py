@@ -7,6 +7,7 @@ The order is the order of mistakes: what can be checked without data comes first
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import lightning
@@ -36,12 +37,16 @@ def build_upcycle(config: Config) -> Upcycle:
 
 
 def build_optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
-    """From parameters to an optimizer.
+    """From parameters to an optimizer: ours by name, torch's by `_target_`.
 
     Raises:
-        UserError: it is no optimizer of torch's, or a value is refused.
+        UserError: there is no such optimizer, or a value is refused.
     """
-    make_optimizer = _foreign("optimizer", config["optimizer"], torch.optim.Optimizer)
+    entry = config["optimizer"]
+    if "_target_" in entry:
+        make_optimizer = _foreign("optimizer", entry, torch.optim.Optimizer)
+    else:
+        make_optimizer = partial(make, "optimizer", entry, key="optimizer")
     make_optimizer([torch.zeros(1, device="cpu")])  # wrong values end here
     return make_optimizer
 

@@ -73,14 +73,14 @@ class Memory:
 
 
 def optimizer_states(optimizer: Any) -> float:
-    """Numbers that an optimizer keeps per parameter, found by one step on a small matrix.
+    """Numbers that an optimizer keeps per parameter, found by one step on a small hidden matrix.
 
     Args:
-        optimizer: from a list of parameters to a torch optimizer.
+        optimizer: from a list of parameter groups to a torch optimizer.
     """
     matrix = nn.Parameter(torch.zeros(64, 64))
     matrix.grad = torch.zeros_like(matrix)
-    made = optimizer([matrix])
+    made = optimizer([{"params": [matrix], "hidden": True}])
     made.step()
     kept = (value for value in made.state[matrix].values() if torch.is_tensor(value) and value.dim())
     return sum(value.numel() for value in kept) / matrix.numel()

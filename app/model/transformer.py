@@ -77,14 +77,17 @@ class Transformer(nn.Module):
         own = [p for router in self.routers() for p in router.parameters()]
         return own + (list(self.shared_score.parameters()) if self.shared_score else [])
 
+    def matrices(self) -> list[nn.Parameter]:
+        """Of the embedding, the blocks and the head, alone or in stacks; none of the routers', none that is settled."""
+        layouts = [module for module in self.modules() if isinstance(module, Experts)]
+        own = {*self.router_parameters(), *(p for layout in layouts for p in layout.settled())}
+        return [p for p in self.parameters() if p.dim() >= 2 and p not in own]
+
     @torch.no_grad()
     def _initialize(self, std: float) -> None:
         """Draws every matrix from N(0, std^2); routers and settled weights keep the values that their classes chose."""
-        layouts = [module for module in self.modules() if isinstance(module, Experts)]
-        own = {*self.router_parameters(), *(p for layout in layouts for p in layout.settled())}
-        for parameter in self.parameters():
-            if parameter.dim() >= 2 and parameter not in own:
-                parameter.normal_(0, std)
+        for matrix in self.matrices():
+            matrix.normal_(0, std)
 
     def forward(
         self,

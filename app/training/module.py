@@ -97,19 +97,23 @@ class LanguageModel(lightning.LightningModule):
             shard(self.model, self.device_mesh, self.ep_size)
 
     def configure_optimizers(self) -> Any:
-        """Weight decay on matrices only, and routers at a rate of their own.
+        """Weight decay on matrices only, routers at a rate of their own; `hidden` marks the matrices of the blocks.
 
         The groups keep the order of the parameters: Lightning numbers the optimizer's state by it under FSDP2, and a
         checkpoint would hand one parameter's moments to another where the orders differ.
         """
-        routers = set(self.model.router_parameters())
+        routers = {*self.model.router_parameters()}
+        hidden = {*self.model.matrices()} & {*self.model.blocks.parameters()}
         learned = (p for p in self.parameters() if p.requires_grad)
-        runs = [(kind, list(run)) for kind, run in groupby(learned, key=lambda p: (p.dim() >= 2, p in routers))]
-        optimizer = self.make_optimizer(
-            [{"params": run} | ({} if matrix else {"weight_decay": 0.0}) for (matrix, _), run in runs]
-        )
-        for group, ((_, of_router), _) in zip(optimizer.param_groups, runs, strict=True):
-            group["lr"] *= self.router_lr_factor if of_router else 1.0
+        runs = groupby(learned, key=lambda p: (p.dim() >= 2, p in routers, p in hidden))
+        groups = [
+            {"params": list(run), "hidden": is_hidden, "of_router": of_router}
+            | ({} if matrix else {"weight_decay": 0.0})
+            for (matrix, of_router, is_hidden), run in runs
+        ]
+        optimizer = self.make_optimizer(groups)
+        for group in optimizer.param_groups:
+            group["lr"] *= self.router_lr_factor if group["of_router"] else 1.0
         return [optimizer], [LambdaLR(optimizer, self.schedule)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

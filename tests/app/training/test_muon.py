@@ -1,0 +1,124 @@
+"""Muon against its definition, torch's own, and itself on several ranks and after a resume."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from app.config.build import build_module
+from app.training.optimizers.muon import Muon, orthogonal
+from tests.app.training.ranks import each
+from tests.app.training.test_sharding import CLIP, VOCAB
+from tests.app.training.test_step import trained
+
+Compose = Callable[..., dict[str, Any]]
+KNOBS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.2}
+
+
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps as a processor without bfloat16 makes them; bfloat16 rounds the singular values to a hundredth."""
+    torch.manual_seed(0)
+    monkeypatch.setattr("app.training.optimizers.muon.is_native", lambda dtype: False)
+
+
+def by_singular_values(x: Tensor) -> Tensor:
+    """What the polynomial makes of each singular value, the vectors untouched."""
+    u, s, vh = torch.linalg.svd(x.double(), full_matrices=False)
+    s = s / s.norm()
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return (u * s) @ vh
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (16, 16)])
+def test_only_the_singular_values_change_and_they_come_near_one(shape: tuple[int, int]) -> None:
+    x = torch.randn(shape)
+    torch.testing.assert_close(orthogonal(x).double(), by_singular_values(x), atol=2e-4, rtol=0)
+    assert torch.linalg.svdvals(orthogonal(x)).sub(1).abs().max() < 0.35
+
+
+def test_every_expert_of_a_stack_is_made_orthogonal_by_itself() -> None:
+    stack = torch.randn(3, 8, 12) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    torch.testing.assert_close(orthogonal(stack), torch.stack([orthogonal(x) for x in stack]))
+    stack[1] = 0
+    assert not orthogonal(stack)[1].any(), "an expert without a gradient so far stays where it is"
+
+
+def test_a_matrix_moves_as_with_the_muon_of_torch() -> None:
+    ours, theirs = (torch.linspace(-1, 1, 40 * 64).view(40, 64).requires_grad_() for _ in range(2))
+    start = ours.detach().clone()
+    optimizer = Muon([{"params": [ours], "hidden": True}], **KNOBS)
+    other = torch.optim.Muon([theirs], lr=0.1, momentum=0.9, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        ours.grad = torch.randn(40, 64)
+        theirs.grad = ours.grad.clone()
+        optimizer.step()
+        other.step()
+    moved, expected = ((x.detach() - start).flatten() for x in (ours, theirs))
+    assert torch.cosine_similarity(moved, expected, 0) > 0.9999  # theirs computes in bfloat16
+    assert moved.norm() / expected.norm() == pytest.approx(1, abs=5e-3)
+
+
+def test_what_is_not_hidden_moves_as_with_adamw() -> None:
+    ours, theirs = (torch.linspace(-1, 1, 60).view(6, 10).requires_grad_() for _ in range(2))
+    optimizer = Muon([{"params": [ours], "hidden": False}], **KNOBS)
+    other = torch.optim.AdamW([theirs], 0.1, (0.9, 0.95), 1e-8, 0.2)
+    for _ in range(3):
+        ours.grad = torch.randn(6, 10)
+        theirs.grad = ours.grad.clone()
+        optimizer.step()
+        other.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_experts_attention_and_shared_parts_take_muon_and_nothing_else_does(compose: Compose) -> None:
+    module = build_module(compose("optimizer=muon", "experts=deepseek", "router.lr_factor=0.5"), VOCAB, ["text"], 4)
+    (optimizer,), _ = module.configure_optimizers()
+    kinds = {p: (g["hidden"], g["lr"] / g["initial_lr"]) for g in optimizer.param_groups for p in g["params"]}
+    hidden = {n.split(".", 2)[2] for n, p in module.model.blocks.named_parameters(prefix="blocks") if kinds[p][0]}
+    assert hidden == {
+        "attention.qkv.weight", "attention.out.weight", "ffn.experts.routed.w_in", "ffn.experts.routed.w_out",
+        "ffn.experts.common.w_in.weight", "ffn.experts.common.w_out.weight",
+    }  # fmt: skip
+    assert not kinds[module.model.embedding.weight][0] and not kinds[module.model.head.weight][0]
+    router = next(g for g in optimizer.param_groups if module.model.router_parameters()[0] in {*g["params"]})
+    other = next(g for g in optimizer.param_groups if module.model.embedding.weight in {*g["params"]})
+    assert router["initial_lr"] == 0.5 * other["initial_lr"]
+
+
+def weights(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> dict[str, Tensor]:
+    """Of a model after two steps."""
+    from app.training.sharding import full_tensor
+
+    module, _ = trained(config, rank, ranks)
+    return {name: full_tensor(value.detach()).clone() for name, value in module.model.named_parameters()}
+
+
+@pytest.mark.parametrize("trainer", [("ddp",), ("fsdp2",), ("ep",)])
+def test_two_ranks_step_as_one_process_does(compose: Compose, tmp_path: Path, trainer: tuple[str, ...]) -> None:
+    parts = (*CLIP, "optimizer=muon", "optimizer.lr=0.05", "optimizer.eps=1e-3", "schedule.warmup_steps=0")
+    one = weights(compose(*parts))
+    for other in each(lambda rank: weights(compose(*parts, f"trainer={trainer[0]}"), rank, 2), 2, tmp_path):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("optimizer.momentum=1", "optimizer.momentum=1.0: must be at least 0 and below 1"),
+        ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: must be two numbers"),
+        ("optimizer.name=moun", "optimizer=moun: unknown; did you mean 'muon'?"),
+        ("+optimizer.nesterov=true", "optimizer.nesterov=True: unknown"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(compose: Compose, override: str, line: str) -> None:
+    from app.config.build import build_optimizer
+    from app.registry import UserError
+
+    with pytest.raises(UserError) as caught:
+        build_optimizer(compose("optimizer=muon", override))
+    assert line in str(caught.value)
