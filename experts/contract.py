@@ -161,19 +161,12 @@ class Stacks(nn.ModuleList):
         super().__init__(Stack(num_experts, dim, width) for num_experts, width in sizes)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        """Outputs (A, D) of rows x (A, D) sorted by expert, without a host sync.
-
-        A stack takes its rows from the top. So x is rolled up by the rows of the stacks before, without knowing their
-        number on the host, and the outputs are rolled back; they are 0 on the rows of other stacks, so they add up.
-        """
-        row = torch.arange(len(x), device=x.device)
-        y, start, first = x.new_zeros(()), ends.new_zeros(()), 0
-        for stack in self.each():
-            last = first + len(stack.w_in)
-            rolled = x[(row + start) % max(1, len(x))]
-            y = y + stack(rolled, ends[first:last] - start)[(row - start) % max(1, len(x))]
-            start, first = ends[last - 1], last
-        return y
+        """Outputs (A, D) of rows x (A, D) sorted by expert; the host reads how many rows each stack has."""
+        by_stack = ends.split([len(stack.w_in) for stack in self.each()])
+        bounds = [0, *torch.stack([own[-1] for own in by_stack]).tolist()]
+        *rows, rest = x.tensor_split(bounds[1:])
+        each = zip(self.each(), rows, by_stack, bounds, strict=False)
+        return torch.cat([*(stack(own, its - start) for stack, own, its, start in each), torch.zeros_like(rest)])
 
     def params(self) -> list[int]:
         """Number of parameters of each expert."""

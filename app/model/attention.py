@@ -4,13 +4,14 @@ Queries and keys may be normed before the rotation, which keeps their products s
 2302.05442): each head by itself (Qwen3, arXiv 2505.09388) or all heads together (OLMoE, arXiv 2409.02060).
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from app.model.config import ModelConfig
+from app.model.documents import Mask, attend
 from routers.contract import Context
 
 
@@ -18,7 +19,7 @@ class Positions(NamedTuple):
     """What every layer needs to know of the positions of a batch."""
 
     context: Context
-    mask: Tensor | None  # (B, 1, S, S) bool, True where a position may look; None: causal over the whole row
+    mask: Mask  # where a position may look
     cos: Tensor  # (S, H) of the rotary angles, H the width of a head
     sin: Tensor
 
@@ -41,9 +42,7 @@ class Attention(nn.Module):
         query, key, value = self.qkv(x).split(self.sizes, -1)  # (B, S, heads * H)
         query, key = self._heads(query, self.query_norm), self._heads(key, self.key_norm)
         query, key, value = rotate(query, positions), rotate(key, positions), self._heads(value, nn.Identity())
-        y = functional.scaled_dot_product_attention(
-            query, key, value, positions.mask, is_causal=positions.mask is None, enable_gqa=key.size(1) < query.size(1)
-        )
+        y = attend(query, key, value, positions.mask)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, S, D)
 
     def _heads(self, x: Tensor, norm: nn.Module) -> Tensor:
@@ -59,15 +58,10 @@ def rotate(x: Tensor, positions: Positions) -> Tensor:
     return x * positions.cos.to(x.dtype) + torch.cat((-right, left), -1) * positions.sin.to(x.dtype)
 
 
-def rotary(length: int, config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # what validation computes, training uses
+def rotary(length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines (S, H) of the rotary angles; only differences of positions act, so a row counts from 0."""
-    width = config.head_width
-    speed = config.rope_theta ** -(torch.arange(0, width, 2, device=device) / width)  # (H/2,)
+    speed = theta ** -(torch.arange(0, width, 2, device=device) / width)  # (H/2,)
     angle = torch.arange(length, device=device)[:, None] * speed.repeat(2)  # (S, H)
     return angle.cos(), angle.sin()
-
-
-def document_mask(document: Tensor) -> Tensor:
-    """Which positions a position may look at (B, 1, S, S): those of its document that are not later."""
-    same = document[:, :, None] == document[:, None, :]
-    return same.tril()[:, None]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from app.model.attention import Attention, Positions, document_mask, rotary
+from app.model.attention import Attention, Positions, rotary
 from app.model.config import ModelConfig
+from app.model.documents import document_mask
 from app.model.loss import token_nll
 from app.registry import require
 from experts.contract import Experts
@@ -115,22 +116,22 @@ class Transformer(nn.Module):
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits (B, S, V) of tokens (B, S) that are one document a row."""
-        hidden, _ = self.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(tokens))
+        hidden, _ = self.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool), None)
         return self.head(hidden)
 
     def hidden(
         self,
         tokens: Tensor,
         valid: Tensor,
-        document: Tensor,
+        document: Tensor | None,
         seed: int = 0,
         step: int = 0,
         domain: Tensor | None = None,
     ) -> tuple[Tensor, list[Routing]]:
-        """The normed output of the last block (B, S, D), and the routings of the MoE layers."""
-        x = self.embedding(tokens)
-        cos, sin = rotary(tokens.size(1), self.config, tokens.device)
-        mask = None if self.config.cross_documents else document_mask(document)
+        """The normed output of the last block (B, S, D), and the routings; without `document` a row is one document."""
+        x, config = self.embedding(tokens), self.config
+        mask = None if document is None or config.cross_documents else document_mask(document, config.head_width)
+        cos, sin = rotary(tokens.size(1), config.head_width, config.rope_theta, tokens.device)
         known = None if domain is None else domain.flatten()
         context = Context(valid, tokens.flatten(), shared=self.shared_score, step=step, domain=known)
         offset = self.balancer.offset()
