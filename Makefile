@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-slow test-browser mutants check docs clean
+.PHONY: train test test-slow test-browser test-gpu mutants check docs clean
 
 train: .venv/train ## the main job
 	$(BIN)/python train.py $(ARGS)
@@ -15,6 +15,9 @@ test-slow: .venv/dev ## minutes, not seconds
 
 test-browser: .venv/dev ## needs chromium, Debian: apt-get install chromium
 	$(BIN)/python -m pytest -m browser
+
+test-gpu: .venv/dev ## needs a CUDA device
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 mutants: .venv/dev ## plants one-line faults: a test must see each; half an hour on 2 cores
 	$(BIN)/python -m tests.mutants $(ARGS)

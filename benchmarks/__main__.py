@@ -6,23 +6,21 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
 from benchmarks import layer, step
-from experts.grouped.device import is_native
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one shape and few steps, under a minute when quiet")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
     print("Layer: forward and backward\n")
-    rows = {"layer": layer.run(arguments.quick)}
+    rows = {"layer": layer.run(arguments.quick, arguments.device)}
     print("Whole training step\n")
-    dtypes = [dtype for dtype in (torch.float32, torch.bfloat16) if is_native(dtype)]
     sizes = step.Sizes(rows=2) if arguments.quick else step.Sizes()
     counts = (2, 5) if arguments.quick else (60, 20)
-    rows["step"] = [row for dtype in dtypes for row in step.measure(sizes, dtype, *counts)]
+    rows["step"] = [row for dtype in layer.dtypes(arguments.device)
+                    for row in step.measure(sizes, dtype, *counts, device=arguments.device)]  # fmt: skip
     print(layer.table(rows["step"]))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")

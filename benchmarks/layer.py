@@ -4,7 +4,6 @@ All contenders take turns within a step and get the same routing, drawn anew eac
 oneDNN compiles a bfloat16 kernel for every new number of rows. Read the ratios; the times belong to the machine.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -36,7 +35,7 @@ Layer = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def ours(x: Tensor, expert: Tensor, gate: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
-    token = torch.arange(len(x)).repeat_interleave(expert.shape[1])
+    token = torch.arange(len(x), device=x.device).repeat_interleave(expert.shape[1])
     worth = grouped.rows_worth_a_product(x, w_in[0].numel() + w_out[0].numel())
     plan = grouped.plan(expert.flatten(), token, len(w_in), len(x), worth)
     y = grouped.swiglu(grouped.dispatch(x, plan), plan.ends, w_in, w_out)
@@ -71,27 +70,40 @@ def dense(x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
 PEERS: dict[str, Layer] = {"ours": ours, "grouped_mm": grouped_mm, "loop": loop}
 
 
-def draw(shape: Shape, zipf: float) -> tuple[Tensor, Tensor]:
+def draw(shape: Shape, zipf: float, device: str) -> tuple[Tensor, Tensor]:
     """Distinct experts (T, K) of every token, the i-th in order of popularity drawn ~ 1 / i^zipf, and gates (T, K)."""
     popularity = -zipf * torch.arange(1, shape.num_experts + 1).log()
     order = torch.randperm(shape.num_experts, generator=torch.Generator().manual_seed(0))
     noise = -torch.empty(shape.tokens, shape.num_experts).exponential_().log()  # Gumbel
-    expert = (popularity[order] + noise).topk(shape.top_k).indices
-    return expert, torch.rand(expert.shape).requires_grad_()
+    expert = (popularity[order] + noise).topk(shape.top_k).indices.to(device)
+    return expert, torch.rand(expert.shape, device=device).requires_grad_()
+
+
+def now(device: str) -> float:
+    """Seconds, after all work on the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def measure(
-    shape: Shape, dtype: torch.dtype, zipf: float, warm_up: int, steps: int, peers: Sequence[str] = tuple(PEERS)
+    shape: Shape,
+    dtype: torch.dtype,
+    zipf: float,
+    warm_up: int,
+    steps: int,
+    peers: Sequence[str] = tuple(PEERS),
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """One row a contender: milliseconds of the first steps and after `warm_up`, and the latter over dense."""
-    contenders, probe = _contenders(shape, dtype, peers)
+    contenders, probe = _contenders(shape, dtype, peers, device)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(warm_up + steps):
-        routing = draw(shape, zipf)
+        routing = draw(shape, zipf, device)
         for name, (forward, weights) in contenders.items():
-            start = time.perf_counter()
+            start = now(device)
             torch.autograd.backward(forward(*routing), probe)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(now(device) - start)
             for leaf in (*weights, routing[1]):
                 leaf.grad = None
     return [
@@ -111,10 +123,10 @@ def measure(
 
 
 def _contenders(
-    shape: Shape, dtype: torch.dtype, peers: Sequence[str]
+    shape: Shape, dtype: torch.dtype, peers: Sequence[str], device: str
 ) -> tuple[dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[Tensor]]], Tensor]:
     def leaf(*size: int) -> Tensor:
-        return torch.randn(size).div_(size[-2] ** 0.5).to(dtype).requires_grad_()
+        return torch.randn(size).div_(size[-2] ** 0.5).to(device, dtype).requires_grad_()
 
     _, dim, num_experts, top_k, hidden_dim = shape
     x = leaf(shape.tokens, dim)
@@ -126,7 +138,7 @@ def _contenders(
 
     contenders = {name: (bind(PEERS[name]), [x, w_in, w_out]) for name in peers}
     contenders["dense"] = (lambda *_: dense(x, dense_in, dense_out), [x, dense_in, dense_out])
-    return contenders, torch.randn(shape.tokens, dim).to(dtype)
+    return contenders, torch.randn(shape.tokens, dim).to(device, dtype)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -136,23 +148,19 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
 
 
-def run(quick: bool) -> list[dict[str, Any]]:
+def dtypes(device: str) -> list[torch.dtype]:
+    """Those that the device multiplies fast."""
+    return [dtype for dtype in (torch.float32, torch.bfloat16) if device == "cuda" or is_native(dtype)]
+
+
+def run(quick: bool, device: str = "cpu") -> list[dict[str, Any]]:
     """Every shape, dtype and load, printed case by case; `quick`: the first shape and few steps."""
     shapes = GOALS[:1] if quick else GOALS + GROWTH + WIDE
     warm_up, steps = (3, 8) if quick else (60, 20)
     rows: list[dict[str, Any]] = []
-    for dtype in (torch.float32, torch.bfloat16):
-        if not is_native(dtype):
-            print(f"{dtype}: not native on this CPU, a dense product takes 100 times its float32 time; left out")
-            continue
+    for dtype in dtypes(device):
         for shape in shapes:
             for zipf in (0.0, 1.0):
-                rows += measure(shape, dtype, zipf, warm_up, steps)
+                rows += measure(shape, dtype, zipf, warm_up, steps, device=device)
                 print(table(rows[-len(PEERS) - 1 :]), end="\n\n", flush=True)
     return rows
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one shape, few steps, under 30 s")
-    run(parser.parse_args().quick)

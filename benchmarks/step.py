@@ -3,7 +3,6 @@
 All contenders take turns, on new tokens each step, with AdamW. Read the ratios; the times belong to the machine.
 """
 
-import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from app.config.compose import composed
 from app.model.assemble import build_model
+from benchmarks.layer import now
 
 
 class Sizes(NamedTuple):
@@ -66,7 +66,7 @@ def qwen3_moe(sizes: Sizes) -> tuple[nn.Module, Loss]:
     return model, lambda tokens: model(tokens[:, :-1], labels=tokens[:, :-1], use_cache=False).loss
 
 
-def measure(sizes: Sizes, dtype: torch.dtype, warm_up: int, steps: int) -> list[dict[str, Any]]:
+def measure(sizes: Sizes, dtype: torch.dtype, warm_up: int, steps: int, device: str = "cpu") -> list[dict[str, Any]]:
     """One row a contender: seconds of a step after `warm_up`, over the dense model, and tokens per second."""
     coarse = ["experts=coarse", f"experts.num_experts={sizes.experts}", f"experts.top_k={sizes.top_k}"]
     contenders = {
@@ -74,10 +74,12 @@ def measure(sizes: Sizes, dtype: torch.dtype, warm_up: int, steps: int) -> list[
         "dense": ours(sizes, ["experts=dense", f"experts.hidden_dim={sizes.top_k * sizes.hidden_dim}"]),
         "transformers": qwen3_moe(sizes),
     }
+    for model, _ in contenders.values():
+        model.to(device)
     optimizers = {name: torch.optim.AdamW(model.parameters(), fused=True) for name, (model, _) in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(warm_up + steps):
-        tokens = torch.randint(0, sizes.vocab, (sizes.rows, sizes.length + 1))
+        tokens = torch.randint(0, sizes.vocab, (sizes.rows, sizes.length + 1), device=device)
         for name, (_, loss) in contenders.items():
             seconds[name].append(_seconds(loss, tokens, optimizers[name], dtype))
     dense = median(seconds["dense"][warm_up:])
@@ -95,10 +97,11 @@ def measure(sizes: Sizes, dtype: torch.dtype, warm_up: int, steps: int) -> list[
 
 def _seconds(loss: Loss, tokens: Tensor, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> float:
     """How long one optimizer step takes."""
-    start = time.perf_counter()
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    device = tokens.device.type
+    start = now(device)
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
         value = loss(tokens)
     value.backward()
     optimizer.step()
     optimizer.zero_grad()
-    return time.perf_counter() - start
+    return now(device) - start

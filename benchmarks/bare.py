@@ -1,0 +1,87 @@
+"""Training without Lightning: what `train.py` computes in a step and nothing else, for benchmarks and races."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from app.config.build import build_module
+from app.config.compose import composed
+from app.data.module import build_data
+from app.training.metrics import LanguageMetric
+from app.training.trainer import native_precision
+
+Batch = dict[str, Tensor]
+
+
+class Bare:
+    """The model, data and optimizer that some overrides of the config describe, on one device."""
+
+    def __init__(self, overrides: Sequence[str], device: str = "cpu", precision: str | None = None) -> None:
+        config = composed(overrides)
+        lightning.seed_everything(config["seed"], verbose=False)
+        self.device, self.seed, self.clip_norm = (
+            torch.device(device),
+            config["seed"],
+            config["trainer"]["gradient_clip_val"],
+        )
+        self.low = (precision or native_precision("gpu" if device == "cuda" else "cpu")) == "bf16-mixed"
+        self.data = build_data(config["data"], config["tokenizer"], config["seed"])
+        module = build_module(config, self.data.vocab_size, self.data.domains, self.data.micro_batch_size)
+        self.model = module.to(self.device).model
+        (self.optimizer,), (self.schedule,) = module.configure_optimizers()
+        self.step = 0
+
+    def batches(self) -> Iterator[Batch]:
+        """Those of the training steps, one after another, without an end."""
+        for batch in self.data.train_dataloader():
+            yield {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """One optimizer step; the loss in nats per token, on the device."""
+        loss, observed = self.gradients(batch)
+        norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        clip_grads_with_norm_(self.model.parameters(), self.clip_norm or float("inf"), norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        self.model.balancer.update(observed, batch["valid"].sum())
+        self.step += 1
+        return loss
+
+    def gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sets them; the loss, and what the balance terms have seen."""
+        rows = self.data.micro_batch_size
+        number = len(batch["tokens"]) // rows
+        num_targets = (batch["targets"] >= 0).sum().clamp_min(1)
+        total, seen = torch.zeros((), device=self.device), None
+        for i in range(number):
+            nll, routings = self.forward({name: value[i * rows : (i + 1) * rows] for name, value in batch.items()}, i)
+            terms = self.model.balancer.losses(routings, seen)
+            balance = sum((weight * raw for raw, weight in terms.values()), torch.zeros((), device=self.device))
+            (nll.sum() / num_targets + balance / number).backward()
+            total = total + nll.detach().sum()
+            new = self.model.balancer.observe(routings)
+            seen = new if seen is None else {name: seen[name] + value for name, value in new.items()}
+        return total / num_targets, seen or {}
+
+    def forward(self, batch: Batch, micro: int = 0) -> Any:
+        """Negative log-likelihoods and routings."""
+        seed = (self.seed * 1_000_003 + self.step) * 1_000_003 + micro
+        inputs = (batch["tokens"], batch["targets"], batch["valid"], batch["document"])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
+            return self.model(*inputs, seed, self.step, batch["domain"])
+
+    @torch.inference_mode()
+    def bits_per_byte(self) -> float:
+        """Of the held-out rows that a validation reads."""
+        metric = LanguageMetric(self.data.domains).to(self.device)
+        self.model.eval()
+        for batch in self.data.val_dataloader():
+            there = {name: value.to(self.device) for name, value in batch.items()}
+            metric.update(self.forward(there)[0], there["targets"], there["nbytes"], there["domain"])
+        self.model.train()
+        return float(metric.compute()["bpb"])
