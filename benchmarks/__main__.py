@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from benchmarks import layer, step
+from benchmarks.timing import table
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -21,6 +22,6 @@ if __name__ == "__main__":
     counts = (2, 5) if arguments.quick else (60, 20)
     rows["step"] = [row for dtype in layer.dtypes(arguments.device)
                     for row in step.measure(sizes, dtype, *counts, device=arguments.device)]  # fmt: skip
-    print(layer.table(rows["step"]))
+    print(table(rows["step"]))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")

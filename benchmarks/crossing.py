@@ -14,10 +14,11 @@ import app.environment  # noqa: F401  isort: skip  before torch
 import argparse
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ import torch
 from scipy import stats
 
 from benchmarks.bare import Bare
-from benchmarks.layer import table
+from benchmarks.timing import medians, table
 
 DENSE = "dense"
 DESIGNS: dict[str, tuple[str, ...]] = {  # all of the same active FLOPs, but for the router
@@ -97,15 +98,12 @@ def add(line: Line, file: Path) -> None:
 def step_seconds(designs: Sequence[str], overrides: Sequence[str], warm_up: int, steps: int) -> dict[str, float]:
     """Median time of a step of each design; they take turns."""
     bares = {design: Bare([*DESIGNS[design], *overrides]) for design in designs}
-    batches = {design: bare.batches() for design, bare in bares.items()}
-    times: dict[str, list[float]] = {design: [] for design in designs}
-    for _ in range(warm_up + steps):
-        for design, bare in bares.items():
-            batch = next(batches[design])
-            start = perf_counter()
-            bare.train_step(batch)
-            times[design].append(perf_counter() - start)
-    return {design: median(each[warm_up:]) for design, each in times.items()}
+    works = {design: partial(_next_step, bare, bare.batches()) for design, bare in bares.items()}
+    return medians(works, warm_up, steps)
+
+
+def _next_step(bare: Bare, batches: Iterator[dict[str, torch.Tensor]]) -> None:
+    bare.train_step(next(batches))
 
 
 def at(curve: dict[int, float], steps: float) -> float | None:

@@ -4,8 +4,8 @@ All contenders take turns within a step and get the same routing, drawn anew eac
 oneDNN compiles a bfloat16 kernel for every new number of rows. Read the ratios; the times belong to the machine.
 """
 
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.timing import in_turns, table
 from experts import grouped
 from experts.grouped.device import is_native
 
@@ -79,13 +80,6 @@ def draw(shape: Shape, zipf: float, device: str) -> tuple[Tensor, Tensor]:
     return expert, torch.rand(expert.shape, device=device).requires_grad_()
 
 
-def now(device: str) -> float:
-    """Seconds, after all work on the device is done."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def measure(
     shape: Shape,
     dtype: torch.dtype,
@@ -96,56 +90,40 @@ def measure(
     device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """One row a contender: milliseconds of the first steps and after `warm_up`, and the latter over dense."""
-    contenders, probe = _contenders(shape, dtype, peers, device)
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(warm_up + steps):
-        routing = draw(shape, zipf, device)
-        for name, (forward, weights) in contenders.items():
-            start = now(device)
-            torch.autograd.backward(forward(*routing), probe)
-            seconds[name].append(now(device) - start)
-            for leaf in (*weights, routing[1]):
-                leaf.grad = None
+    routing: list[Tensor] = []
+    works = _contenders(shape, dtype, peers, device, routing)
+    seconds = in_turns(
+        works, warm_up, steps, device, lambda: routing.__setitem__(slice(None), draw(shape, zipf, device))
+    )
+    dense = seconds["dense"][warm_up:]
+    case = {**shape._asdict(), "dtype": str(dtype).removeprefix("torch."), "zipf": zipf}
     return [
-        {
-            **shape._asdict(),
-            "dtype": str(dtype).removeprefix("torch."),
-            "zipf": zipf,
-            "name": name,
-            "first_ms": 1e3 * median(times[:FIRST]),
-            "median_ms": 1e3 * median(times[warm_up:]),
-            "min_ms": 1e3 * min(times[warm_up:]),
-            "over_dense": median(times[warm_up:]) / median(seconds["dense"][warm_up:]),
-            "min_over_dense": min(times[warm_up:]) / min(seconds["dense"][warm_up:]),
-        }
+        {**case, "name": name, "first_ms": 1e3 * median(times[:FIRST]), "median_ms": 1e3 * median(times[warm_up:]),
+         "over_dense": median(times[warm_up:]) / median(dense), "min_over_dense": min(times[warm_up:]) / min(dense)}
         for name, times in seconds.items()
-    ]
+    ]  # fmt: skip
 
 
 def _contenders(
-    shape: Shape, dtype: torch.dtype, peers: Sequence[str], device: str
-) -> tuple[dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[Tensor]]], Tensor]:
+    shape: Shape, dtype: torch.dtype, peers: Sequence[str], device: str, routing: list[Tensor]
+) -> dict[str, Callable[[], None]]:
+    """Forward and backward of every contender, by the experts and gates that `routing` holds at that time."""
+
     def leaf(*size: int) -> Tensor:
         return torch.randn(size).div_(size[-2] ** 0.5).to(device, dtype).requires_grad_()
 
     _, dim, num_experts, top_k, hidden_dim = shape
-    x = leaf(shape.tokens, dim)
-    w_in, w_out = leaf(num_experts, dim, 2 * hidden_dim), leaf(num_experts, hidden_dim, dim)
-    dense_in, dense_out = leaf(dim, 2 * top_k * hidden_dim), leaf(top_k * hidden_dim, dim)
+    x, probe = leaf(shape.tokens, dim), torch.randn(shape.tokens, dim).to(device, dtype)
+    routed = leaf(num_experts, dim, 2 * hidden_dim), leaf(num_experts, hidden_dim, dim)
+    whole = leaf(dim, 2 * top_k * hidden_dim), leaf(top_k * hidden_dim, dim)
 
-    def bind(layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda expert, gate: layer(x, expert, gate, w_in, w_out)
+    def work(layer: Callable[..., Tensor], weights: tuple[Tensor, Tensor], *routing: Tensor) -> None:
+        torch.autograd.backward(layer(x, *routing, *weights), probe)
+        for each in (x, *weights, *routing):
+            each.grad = None
 
-    contenders = {name: (bind(PEERS[name]), [x, w_in, w_out]) for name in peers}
-    contenders["dense"] = (lambda *_: dense(x, dense_in, dense_out), [x, dense_in, dense_out])
-    return contenders, torch.randn(shape.tokens, dim).to(device, dtype)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    names = list(rows[0])
-    cells = [names, *([f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+    contenders = {name: partial(lambda layer: work(layer, routed, *routing), PEERS[name]) for name in peers}
+    return {**contenders, "dense": lambda: work(dense, whole)}
 
 
 def dtypes(device: str) -> list[torch.dtype]:

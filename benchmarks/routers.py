@@ -9,8 +9,6 @@ import app.environment  # noqa: F401  isort: skip  before torch
 
 import argparse
 from collections.abc import Callable
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from app.config.compose import composed
 from app.config.parts import router_of
 from app.model.assemble import build_model
 from app.registry import names
-from benchmarks.layer import table
+from benchmarks.timing import medians, table
 from experts.contract import Experts
 from routers.contract import Context, Sizes
 
@@ -39,19 +37,14 @@ def run(rounds: int) -> list[dict[str, Any]]:
     works = {(kind, name): router(sizes, **{kind: name}) for kind in PLAIN for name in names(kind)}
     flops = {part: _flops(work) for part, work in works.items()}
     every: dict[Any, Work] = {**works, "step": step}
-    times: dict[Any, list[float]] = {part: [] for part in every}
-    for _ in range(rounds):
-        for part, work in every.items():
-            start = perf_counter()
-            work()
-            times[part].append(perf_counter() - start)
-    whole, whole_flops = median(times["step"][1:]), _flops(step)
+    seconds = medians(every, 1, rounds)
+    whole, whole_flops = seconds["step"], _flops(step)
     rows = []
     for kind, name in works:
         base = (kind, PLAIN[kind])
-        share = layers * (median(times[kind, name][1:]) - median(times[base][1:])) / whole
+        share = layers * (seconds[kind, name] - seconds[base]) / whole
         of_flops = layers * (flops[kind, name] - flops[base]) / whole_flops
-        rows.append({"part": f"{kind}={name}", "router_ms": 1000 * median(times[kind, name][1:]),
+        rows.append({"part": f"{kind}={name}", "router_ms": 1000 * seconds[kind, name],
                      "step_percent": 100 * share, "flops_percent": 100 * of_flops,
                      "beyond_flops_percent": 100 * (share - of_flops)})  # fmt: skip
     return rows

@@ -4,7 +4,6 @@ All contenders take turns, on new tokens each step, with AdamW. Read the ratios;
 """
 
 from collections.abc import Callable
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from app.config.compose import composed
 from app.model.assemble import build_model
-from benchmarks.layer import now
+from benchmarks.timing import medians
 
 
 class Sizes(NamedTuple):
@@ -76,32 +75,25 @@ def measure(sizes: Sizes, dtype: torch.dtype, warm_up: int, steps: int, device: 
     }
     for model, _ in contenders.values():
         model.to(device)
-    optimizers = {name: torch.optim.AdamW(model.parameters(), fused=True) for name, (model, _) in contenders.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(warm_up + steps):
-        tokens = torch.randint(0, sizes.vocab, (sizes.rows, sizes.length + 1), device=device)
-        for name, (_, loss) in contenders.items():
-            seconds[name].append(_seconds(loss, tokens, optimizers[name], dtype))
-    dense = median(seconds["dense"][warm_up:])
+    works = {name: _work(model, loss, dtype, device, sizes) for name, (model, loss) in contenders.items()}
+    seconds = medians(works, warm_up, steps, device)
     return [
-        {
-            "name": name,
-            "dtype": str(dtype).removeprefix("torch."),
-            "median_s": median(times[warm_up:]),
-            "over_dense": median(times[warm_up:]) / dense,
-            "tokens_per_s": sizes.rows * sizes.length / median(times[warm_up:]),
-        }
-        for name, times in seconds.items()
-    ]
+        {"name": name, "dtype": str(dtype).removeprefix("torch."), "median_s": each,
+         "over_dense": each / seconds["dense"], "tokens_per_s": sizes.rows * sizes.length / each}
+        for name, each in seconds.items()
+    ]  # fmt: skip
 
 
-def _seconds(loss: Loss, tokens: Tensor, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> float:
-    """How long one optimizer step takes."""
-    device = tokens.device.type
-    start = now(device)
-    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        value = loss(tokens)
-    value.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    return now(device) - start
+def _work(model: nn.Module, loss: Loss, dtype: torch.dtype, device: str, sizes: Sizes) -> Callable[[], None]:
+    """One optimizer step on new tokens."""
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        tokens = torch.randint(0, sizes.vocab, (sizes.rows, sizes.length + 1), device=device)
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            value = loss(tokens)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step

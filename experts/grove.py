@@ -67,7 +67,9 @@ class Grove(Experts):
         gates = gate.new_zeros(table).index_add(0, place, gate)[place]
         adjugate = (group + self.num_experts).masked_fill(unassigned | ~first, self.num_computed)
         expert = expert.masked_fill(unassigned, self.num_computed)
-        return torch.cat((token, token)), torch.cat((expert, adjugate)), torch.cat((gate, self.scale * gates))
+        both = ((token, token), (expert, adjugate), (gate, self.scale * gates))
+        token, expert, gate = (torch.stack(pair, 1).flatten() for pair in both)  # (A',), side by side
+        return token, expert, gate
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         return self.routed(x, ends)  # (A', D)

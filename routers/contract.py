@@ -161,7 +161,8 @@ class Select(nn.Module):
     def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Assignments token (A,), expert (A,) by the choice (T, E): scores or logits plus offset, -inf where forbidden.
 
-        `context.valid` (B, S) tells the sequences apart; what is assigned to padding is discarded afterwards.
+        They stand in the order of their tokens. `context.valid` (B, S) tells the sequences apart; what is assigned to
+        padding is discarded afterwards.
         """
         raise NotImplementedError
 

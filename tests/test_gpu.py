@@ -13,7 +13,7 @@ from app.config.build import build_module
 from app.model.documents import attend, block_mask, dense_mask
 from app.registry import names
 from benchmarks.bare import Bare
-from experts.grouped.cuda import grouped_mm_product, grouped_mm_swiglu
+from experts import grouped
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -58,7 +58,7 @@ def test_experts_equal_their_definition_and_nothing_undefined_is_left(dim: int, 
     low = [t.detach().to("cuda", dtype).requires_grad_() for t in exact]
     for leaf in (*low, low[0].new_zeros(ROWS, 2 * width)):
         poison(*leaf.shape, dtype=dtype)
-    y = grouped_mm_swiglu(low[0], torch.tensor(ENDS, dtype=torch.int32, device="cuda"), *low[1:])
+    y = grouped.swiglu(low[0], torch.tensor(ENDS, dtype=torch.int32, device="cuda"), *low[1:])
     found = torch.autograd.grad((y * probe.to("cuda", dtype)).sum(), low)
     for ours, theirs in zip((y, *found), (expected, *gradients), strict=True):
         assert (ours.double().cpu() - theirs).norm() < (2e-2 if dtype == torch.bfloat16 else 2e-3) * theirs.norm()
@@ -71,7 +71,7 @@ def test_a_grouped_product_equals_its_definition(inner: int, outer: int) -> None
     x = torch.randn(ROWS, inner, device="cuda", dtype=torch.bfloat16).requires_grad_()
     weight = torch.randn(5, inner, outer, device="cuda", dtype=torch.bfloat16).requires_grad_()
     poison(ROWS, outer)
-    y = grouped_mm_product(x, torch.tensor(ENDS, dtype=torch.int32, device="cuda"), weight)
+    y = grouped.product(x, torch.tensor(ENDS, dtype=torch.int32, device="cuda"), weight)
     parts = [x[start:end] @ weight[e] for e, (start, end) in enumerate(zip([0, *ENDS], ENDS, strict=False))]
     expected = torch.cat([*parts, y.new_zeros(ROWS - ENDS[-1], outer)])
     torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)

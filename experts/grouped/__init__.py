@@ -7,8 +7,8 @@
     product  rows (R, D) -> (R, N), row times the matrix of its expert
     combine  y (R, D)  -> (T, D), the sum of gate * y over the assignments of a token
 
-Rows after `ends[-1]` belong to no expert: the kernels return zeros for them, and a zero gradient. The kernel for CUDA
-is in `cuda`, the one for the CPU in `cpu`.
+Rows after `ends[-1]` belong to no expert: the kernels return zeros for them, and a zero gradient. The kernel for
+bfloat16 on CUDA is in `grouped_mm`, the one for all else in `bmm`.
 """
 
 from experts.grouped.kernel import product, swiglu

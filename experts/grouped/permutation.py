@@ -19,20 +19,14 @@ def dispatch(x: Tensor, plan: Plan) -> Tensor:
 
 def scale(rows: Tensor, gate: Tensor, plan: Plan) -> Tensor:
     """rows (R, D), gate (A,) float32 -> (R, D): each row times the gate of its assignment, 0 where it has none."""
-    row_gate = gate.new_zeros(len(rows)).scatter(0, plan.row, _by_token(gate, plan))
+    row_gate = gate.new_zeros(len(rows)).scatter(0, plan.row, gate.masked_fill(plan.unassigned, 0))
     return rows * row_gate[:, None].to(rows.dtype)
 
 
 def combine(y: Tensor, gate: Tensor, plan: Plan) -> Tensor:
     """y (R, D), gate (A,) float32 -> (T, D): the sum of gate * y over the assignments of a token, in the dtype of y."""
-    gate = _by_token(gate, plan)
+    gate = gate.masked_fill(plan.unassigned, 0)
     return _Combine.apply(y, gate.to(y.dtype), plan.token, plan.row, plan.starts)
-
-
-def _by_token(gate: Tensor, plan: Plan) -> Tensor:
-    """Gates (A,) in the order of the plan's tokens, 0 where unassigned."""
-    ordered = gate if plan.by_token is None else gate[plan.by_token]
-    return ordered.masked_fill(plan.unassigned, 0)
 
 
 class _Dispatch(torch.autograd.Function):

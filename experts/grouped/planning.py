@@ -19,10 +19,9 @@ class Plan(NamedTuple):
 
     token: Tensor  # (R,) int64: the token in a row
     ends: Tensor  # (E,) int32: where the rows of an expert end
-    row: Tensor  # (A,) int64: the row of an assignment, ordered by token
-    unassigned: Tensor  # (A,) bool: assignments without an expert, ordered by token
-    by_token: Tensor | None  # (A,) int64: the order by token; None where the assignments have it already
-    starts: Tensor  # (T,) int64: the first assignment of a token, ordered by token
+    row: Tensor  # (A,) int64: the row of an assignment
+    unassigned: Tensor  # (A,) bool: assignments without an expert
+    starts: Tensor  # (T,) int64: the first assignment of a token
 
 
 def plan(expert: Tensor, token: Tensor, num_experts: int, num_tokens: int, rows_per_product: int = 0) -> Plan:
@@ -30,28 +29,30 @@ def plan(expert: Tensor, token: Tensor, num_experts: int, num_tokens: int, rows_
 
     Args:
         expert: (A,) int64 in [0, E]; E is unassigned.
-        token: (A,) int64 in [0, T).
+        token: (A,) int64 in [0, T), ascending.
         num_experts: E.
         num_tokens: T.
         rows_per_product: how many rows of padding cost as much as one more matrix product (see `rows_worth_a_product`);
             0 pads nothing.
 
     Without a host sync on CUDA, where R = A.
+
+    Raises:
+        ValueError: the tokens do not ascend; found on the CPU only.
     """
+    if on_host(token) and bool((token[1:] < token[:-1]).any()):
+        raise ValueError("assignments must stand in the order of their tokens")
     sorted_expert, order = expert.to(torch.int16).sort(stable=True)  # int16 sorts 4 times faster
-    load = _count(expert, num_experts + 1)  # (E + 1,), the unassigned last
-    if on_host(expert):
-        place, ends, num_rows = _padded_places(sorted_expert.long(), load, rows_per_product)
-    else:
-        place, ends, num_rows = torch.arange(len(order), device=order.device), load[:-1].cumsum(0), len(order)
+    each = torch.arange(num_experts, dtype=torch.int16, device=expert.device)
+    ends = torch.searchsorted(sorted_expert, each, right=True)  # (E,)
+    place, token_of = torch.arange(len(order), device=order.device), token[order]
     # order[i] is the assignment that stands i-th by expert and place[i] its row; the scatter turns that round
+    if on_host(expert):
+        place, ends, num_rows = _padded_places(sorted_expert.long(), ends, rows_per_product)
+        token_of = token.new_zeros(num_rows).scatter(0, place, token_of)
     row = torch.empty_like(order).scatter(0, order, place)
-    row_token = torch.zeros(num_rows, dtype=torch.int64, device=token.device).scatter(0, row, token)
-    by_token = None if _is_sorted(token) else token.argsort(stable=True)
-    if by_token is not None:
-        row, expert = row[by_token], expert[by_token]
-    count = _count(token, num_tokens)
-    return Plan(row_token, ends.to(torch.int32), row, expert == num_experts, by_token, count.cumsum(0) - count)
+    starts = torch.searchsorted(token, torch.arange(num_tokens, device=token.device))
+    return Plan(token_of, ends.to(torch.int32), row, expert == num_experts, starts)
 
 
 def rows_worth_a_product(x: Tensor, expert_params: int) -> int:
@@ -62,17 +63,18 @@ def rows_worth_a_product(x: Tensor, expert_params: int) -> int:
     return int(3.9e7 / expert_params)
 
 
-def _padded_places(sorted_expert: Tensor, load: Tensor, rows_per_product: int) -> tuple[Tensor, Tensor, int]:
+def _padded_places(sorted_expert: Tensor, unpadded: Tensor, rows_per_product: int) -> tuple[Tensor, Tensor, int]:
     """Row of every assignment sorted by expert (A,), where the experts' rows end (E,), and the number of rows R.
 
     All unassigned share one row, the first after the last expert's: their outputs are not used.
     """
-    size = torch.tensor(_padded(load[:-1].tolist(), rows_per_product)) if rows_per_product else load[:-1]  # (E,)
-    ends, unpadded = size.cumsum(0), load[:-1].cumsum(0)
+    load = unpadded.diff(prepend=unpadded.new_zeros(1))  # (E,)
+    size = torch.tensor(_padded(load.tolist(), rows_per_product)) if rows_per_product else load
+    ends = size.cumsum(0)
     # the rows of padding before an expert: its start with padding less its start without; so too for the unassigned
-    padding = torch.cat((ends - size - (unpadded - load[:-1]), ends[-1:] - unpadded[-1:]))  # (E + 1,)
+    padding = torch.cat((ends - size - (unpadded - load), ends[-1:] - unpadded[-1:]))  # (E + 1,)
     place = (torch.arange(len(sorted_expert)) + padding[sorted_expert]).clamp_(max=int(ends[-1]))
-    return place, ends, int(ends[-1] + load[-1].clamp(max=1))
+    return place, ends, int(ends[-1]) + (len(sorted_expert) > int(unpadded[-1]))
 
 
 def _padded(load: list[int], rows_per_product: int) -> list[int]:
@@ -86,12 +88,3 @@ def _padded(load: list[int], rows_per_product: int) -> list[int]:
             first, top = index, rows
         largest = top
     return size + [largest] * (len(load) - first)
-
-
-def _is_sorted(token: Tensor) -> bool:
-    """Known without a host sync only: elsewhere they count as not sorted."""
-    return on_host(token) and bool((token[1:] >= token[:-1]).all())
-
-
-def _count(index: Tensor, length: int) -> Tensor:
-    return torch.zeros(length, dtype=torch.int64, device=index.device).scatter_add(0, index, torch.ones_like(index))

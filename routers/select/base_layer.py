@@ -46,7 +46,7 @@ class Base(TopK):
             allowed = np.take_along_axis(worth, found[:, None], 1)[:, 0] > FORBIDDEN
             expert.append(np.where(allowed, found, worth.argmax(1)))  # N % E > 0 may leave no free place
             np.put_along_axis(worth, expert[-1][:, None], TAKEN, 1)
-        return token.repeat(len(expert)), torch.from_numpy(np.concatenate(expert)).to(token.device)
+        return token.repeat_interleave(self.k), torch.from_numpy(np.stack(expert, 1).ravel()).to(token.device)
 
 
 def assign(worth: np.ndarray) -> np.ndarray:

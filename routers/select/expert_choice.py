@@ -43,4 +43,6 @@ class ExpertChoice(Select):
         value, token = choice.masked_fill(~context.valid.flatten()[:, None], -torch.inf).topk(room, dim=0)  # (room, E)
         full = torch.arange(room, device=choice.device)[:, None] >= places
         expert = torch.arange(num_experts, device=choice.device).expand(room, -1)
-        return token.flatten(), expert.masked_fill(full | (value == -torch.inf), num_experts).flatten()
+        expert = expert.masked_fill(full | (value == -torch.inf), num_experts)
+        token, order = token.flatten().sort(stable=True)
+        return token, expert.flatten()[order]

@@ -7,8 +7,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from experts import grouped
-from experts.grouped.cpu import bmm_swiglu
-from experts.grouped.cuda import grouped_mm_swiglu
+from experts.grouped.bmm import bmm_product, bmm_swiglu
+from experts.grouped.grouped_mm import grouped_mm_product, grouped_mm_swiglu
 from experts.grouped.planning import _padded
 
 T, D, E, K, H = 40, 16, 5, 2, 8
@@ -24,9 +24,9 @@ def fixed_k() -> tuple[Tensor, Tensor]:
     return torch.rand(T, E).topk(K).indices.flatten(), torch.arange(T).repeat_interleave(K)
 
 
-def any_order() -> tuple[Tensor, Tensor]:
-    """Tokens out of order as in expert choice, some without an expert, some assignments unassigned."""
-    return torch.randint(0, E + 1, (70,)), torch.randint(0, T - 3, (70,))
+def uneven() -> tuple[Tensor, Tensor]:
+    """Tokens with any number of experts as in expert choice, some without one, some assignments unassigned."""
+    return torch.randint(0, E + 1, (70,)), torch.randint(0, T - 3, (70,)).sort().values
 
 
 def one_expert() -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ def with_gradients(y: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 @CALL_ROWS
-@pytest.mark.parametrize("case", [fixed_k, any_order, one_expert, unassigned, no_assignment])
+@pytest.mark.parametrize("case", [fixed_k, uneven, one_expert, unassigned, no_assignment])
 def test_output_and_all_gradients_equal_the_dense_definition(case, rows_per_product):
     expert, token = case()
     inputs = leaves(len(expert))
@@ -78,10 +78,25 @@ def test_output_and_all_gradients_equal_the_dense_definition(case, rows_per_prod
 
 @CALL_ROWS
 def test_gradients_equal_finite_differences(rows_per_product):
-    expert, token = any_order()
+    expert, token = uneven()
     assert torch.autograd.gradcheck(
         lambda *inputs: layer(expert, token, *inputs, rows_per_product), leaves(len(expert)), fast_mode=True
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dim", "width"), [(9, 8), (16, 5), (6, 3)])
+def test_widths_that_grouped_mm_does_not_take_are_padded(dtype, dim, width):
+    ends = torch.tensor([7, 7, 20, 31, 33], dtype=torch.int32)
+    shapes = ((T, dim), (E, dim, 2 * width), (E, width, dim), (E, dim, width))
+    x, w_in, w_out, weight = (torch.randn(shape, dtype=dtype).div_(2).requires_grad_() for shape in shapes)
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    for one, two, weights in (
+        (bmm_swiglu, grouped_mm_swiglu, [w_in, w_out]),
+        (bmm_product, grouped_mm_product, [weight]),
+    ):
+        results = [with_gradients(kernel(x, ends, *weights), [x, *weights]) for kernel in (one, two)]
+        torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -108,7 +123,7 @@ def test_what_stands_in_unassigned_rows_reaches_no_weight(swiglu):
 
 @CALL_ROWS
 def test_bfloat16_stays_close_to_float64(rows_per_product):
-    expert, token = any_order()
+    expert, token = uneven()
     inputs = leaves(len(expert))
     low = [t.detach().bfloat16().requires_grad_() for t in inputs]
     reference = with_gradients(dense(expert, token, *inputs), inputs)
@@ -118,7 +133,7 @@ def test_bfloat16_stays_close_to_float64(rows_per_product):
 
 @CALL_ROWS
 def test_the_result_is_bitwise_the_same_twice_and_under_deterministic_algorithms(rows_per_product):
-    expert, token = any_order()
+    expert, token = uneven()
     inputs = leaves(len(expert), torch.float32)
 
     def run() -> tuple[Tensor, ...]:
@@ -163,13 +178,18 @@ def test_fixed_k_compiles_without_a_graph_break(dtype):
 
 @CALL_ROWS
 def test_the_unassigned_add_nothing_even_when_an_expert_copies_every_row(rows_per_product):
-    expert, token = any_order()
+    expert, token = uneven()
     x, gate, *_ = leaves(len(expert))
     plan = grouped.plan(expert, token, E, T, rows_per_product)
     ours = with_gradients(grouped.combine(grouped.dispatch(x, plan), gate, plan), [x, gate])
     kept = gate * (expert < E)
     reference = with_gradients(torch.zeros_like(x).index_add(0, token, x[token] * kept[:, None]), [x, gate])
     torch.testing.assert_close(ours, reference)
+
+
+def test_tokens_out_of_order_are_refused():
+    with pytest.raises(ValueError, match="in the order of their tokens"):
+        grouped.plan(torch.tensor([0, 1, 2]), torch.tensor([0, 2, 1]), E, T)
 
 
 def test_neighbours_share_a_size_where_that_costs_less_than_a_call():

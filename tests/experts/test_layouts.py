@@ -261,9 +261,9 @@ def test_grove_computes_an_adjugate_once_for_a_token_that_has_two_experts_of_its
     gate = torch.tensor([0.5, 0.25, 0.125, 0.5, 0.25])
     token, expert, gate = layout.assign(token, expert, gate, num_tokens=2)
     unassigned = layout.num_computed
-    assert expert.tolist() == [1, 0, 4, 3, unassigned, 6, unassigned, 8, 7, unassigned]
-    assert token.tolist() == [0, 0, 0, 1, 1] * 2
-    assert gate[expert < unassigned].tolist() == [0.5, 0.25, 0.125, 0.5, 0.375, 0.0625, 0.25]
+    assert expert.tolist() == [1, 6, 0, unassigned, 4, 8, 3, 7, unassigned, unassigned]
+    assert token.tolist() == [0] * 6 + [1] * 4
+    assert gate[expert < unassigned].tolist() == [0.5, 0.375, 0.25, 0.125, 0.0625, 0.5, 0.25]
 
 
 def test_grove_counts_the_groups_that_a_token_meets_on_average():

@@ -54,6 +54,7 @@ def pairs(select: Select, choice: Tensor, valid: Tensor | None = None, scores: T
     assert torch.equal(given, choice), "a selection does not change its input"
     assert token.shape == expert.shape == (len(token),) and token.dtype == expert.dtype == torch.int64
     assert ((token >= 0) & (token < num_tokens)).all() and ((expert >= 0) & (expert <= num_experts)).all()
+    assert token.equal(token.sort().values), "assignments stand in the order of their tokens"
     forbidden = choice == -torch.inf
     chosen = [
         (t, e)

@@ -1,7 +1,7 @@
-"""The CPU kernel: one product for each run of experts with equally many rows.
+"""The kernel for the CPU, and for CUDA in all but bfloat16: a product for each run of experts with equally many rows.
 
-A float32 expert is one product. Where `plan` has padded neighbouring experts to a common number of rows they are one
-`bmm`. The two passes are custom operators, so that torch.compile takes them as they are.
+The host reads `ends`. A float32 expert is one product. Where `plan` has padded neighbouring experts to a common number
+of rows they are one `bmm`. The two passes are custom operators, so that torch.compile takes them as they are.
 """
 
 from itertools import groupby

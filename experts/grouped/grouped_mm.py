@@ -1,7 +1,7 @@
-"""The CUDA kernels, around torch's grouped_mm.
+"""The kernel for bfloat16 on CUDA: torch's grouped_mm.
 
-In bfloat16 on Hopper and data-centre Blackwell (sm90, sm100) the host never waits for the device; elsewhere, and in
-other dtypes, torch multiplies expert by expert and reads `ends` on the host for it.
+On Hopper and data-centre Blackwell (sm90, sm100) the host never waits for the device; elsewhere torch multiplies expert
+by expert and reads `ends` on the host for it.
 
 grouped_mm leaves rows after the last end as they are in memory, forward and backward, and may leave the weight gradient
 of an expert without rows so (pytorch#172439): both are set to 0 here, in place. Widths must be multiples of 16 bytes:
