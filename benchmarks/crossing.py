@@ -36,6 +36,7 @@ DESIGNS: dict[str, tuple[str, ...]] = {  # all of the same active FLOPs, but for
     "deepseek 64": ("experts.num_experts=33",),
     "deepseek 8": ("experts.num_experts=5",),
     "segments 4": ("experts.segments=4", "experts.num_experts=9"),
+    "fine 8": ("experts=fine_grained", "experts.num_experts=4"),
     "fine 16": ("experts=fine_grained",),
     "fine 32": ("experts=fine_grained", "experts.num_experts=16"),
     "coarse 8": ("experts=coarse",),
@@ -43,6 +44,7 @@ DESIGNS: dict[str, tuple[str, ...]] = {  # all of the same active FLOPs, but for
     "coarse 32": ("experts=coarse", "experts.num_experts=32"),
     "switch 8": ("experts=coarse", "experts.top_k=1", "experts.hidden_dim=1024", "router.weigh.normalize=false"),
     "residual": ("experts=residual",),
+    "fine 16, half": ("experts=fine_grained", "model.hidden_dim=1024", "experts.hidden_dim=512", "model.moe_every=2"),
     "dense first": ("model.hidden_dim=1024", "experts.hidden_dim=512", "model.first_dense=1"),
 }
 FILE = Path(__file__).parent / "results" / "crossing.jsonl"

@@ -15,7 +15,7 @@ from tests.app.training.test_sharding import CLIP, VOCAB
 from tests.app.training.test_step import trained
 
 Compose = Callable[..., dict[str, Any]]
-KNOBS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.2}
+KNOBS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "steps": 5, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.2}
 
 
 @pytest.fixture(autouse=True)
@@ -37,15 +37,15 @@ def by_singular_values(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (16, 16)])
 def test_only_the_singular_values_change_and_they_come_near_one(shape: tuple[int, int]) -> None:
     x = torch.randn(shape)
-    torch.testing.assert_close(orthogonal(x).double(), by_singular_values(x), atol=2e-4, rtol=0)
-    assert torch.linalg.svdvals(orthogonal(x)).sub(1).abs().max() < 0.35
+    torch.testing.assert_close(orthogonal(x, 5).double(), by_singular_values(x), atol=2e-4, rtol=0)
+    assert torch.linalg.svdvals(orthogonal(x, 5)).sub(1).abs().max() < 0.35
 
 
 def test_every_expert_of_a_stack_is_made_orthogonal_by_itself() -> None:
     stack = torch.randn(3, 8, 12) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
-    torch.testing.assert_close(orthogonal(stack), torch.stack([orthogonal(x) for x in stack]))
+    torch.testing.assert_close(orthogonal(stack, 5), torch.stack([orthogonal(x, 5) for x in stack]))
     stack[1] = 0
-    assert not orthogonal(stack)[1].any(), "an expert without a gradient so far stays where it is"
+    assert not orthogonal(stack, 5)[1].any(), "an expert without a gradient so far stays where it is"
 
 
 def test_a_matrix_moves_as_with_the_muon_of_torch() -> None:
