@@ -97,7 +97,7 @@ class ProgressLine(ProgressBar):
         speed = (tokens - self.last_tokens) / max(1e-9, now - self.last_time - self.paused)
         left = (now - self.started) / (step - self.first_step) * (trainer.max_steps - step)
         self.last_tokens, self.last_time, self.paused = tokens, now, 0.0
-        loss = float(trainer.progress_bar_metrics.get("train/loss", float("nan")))
+        loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
         return f"loss {loss:.2f} {speed:,.0f} tokens/s {clock(left)} left"
 
 

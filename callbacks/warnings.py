@@ -12,7 +12,7 @@ from torch import Tensor
 from app.registry import register, require
 from app.training.messages import warn
 from app.training.metrics import Total, dead_experts
-from app.training.module import Batch
+from app.training.module import Batch, LanguageModel
 from callbacks.routing_callback import RoutingCallback
 from routers.assignments import expert_load
 from routers.contract import Routing
@@ -35,7 +35,7 @@ class Warnings(RoutingCallback):
         ValueError: a number is out of range.
     """
 
-    kept = ("losses", "total")
+    kept = ("losses", "unread", "total")
 
     def __init__(self, *, spike_deviations: float | None, dead_steps: int | None) -> None:
         allowed = spike_deviations is None or spike_deviations > 0
@@ -43,19 +43,29 @@ class Warnings(RoutingCallback):
         require("dead_steps", dead_steps, dead_steps is None or dead_steps >= 1, "must be at least 1, or null")
         self.deviations, self.dead_steps = spike_deviations, dead_steps
         self.losses: list[float] = []
+        self.unread: list[Tensor] = []  # since the last log step: the host waits for the device only there
         self.total = Total()  # load (L, E) since the last look
 
     def on_training_routings(self, routings: list[Routing], batch: Batch) -> None:
         if self.dead_steps is not None:
             self.total.add({"load": expert_load(routings)})
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if self.deviations is not None:
-            self.check_loss(float(trainer.callback_metrics["train/loss"]), self.deviations, step)
+            assert isinstance(pl_module, LanguageModel)
+            self.unread.append(pl_module.own_loss)
+            if step % trainer.log_every_n_steps == 0 or step == trainer.max_steps:  # type: ignore[attr-defined]
+                self.read(step, self.deviations)
         if self.dead_steps is not None and step % self.dead_steps == 0:
             for load in self.total.take().values():
                 self.check_load(load, step)
+
+    def read(self, step: int, deviations: float) -> None:
+        """Looks at the losses of this rank up to this step."""
+        losses, self.unread = [float(loss) for loss in self.unread], []
+        for i, loss in enumerate(losses):
+            self.check_loss(loss, deviations, step - len(losses) + 1 + i)
 
     def check_loss(self, loss: float, deviations: float, step: int) -> None:
         """Warns of the loss of this step if it is far above those before."""

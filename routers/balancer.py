@@ -47,17 +47,31 @@ class Balancer(nn.Module):
 
     def losses(self, routings: Sequence[Routing], seen: Observed | None) -> dict[str, tuple[Tensor, float]]:
         """Raw value and weight of every term that has a loss, for one micro-batch after those in `seen`."""
-        raw = {name: term.loss(routings, seen[name] if seen else None) for name, term in self._each().items()}
+        raw = {name: term.loss(routings, seen.get(name) if seen else None) for name, term in self._each().items()}
         return {name: (value, self._each()[name].weight) for name, value in raw.items() if value is not None}
 
+    def weight(self, name: str) -> float:
+        """Of a term's loss in the total."""
+        return self._each()[name].weight
+
     def observe(self, routings: Sequence[Routing]) -> Observed:
-        """What each term wants to know of one micro-batch."""
-        return {name: term.observe(routings) for name, term in self._each().items()}
+        """What each term wants to know of one micro-batch; nothing of a term that keeps what it inherits."""
+        asked = {n: t for n, t in self._each().items() if _has_own(t, "update") or _has_own(t, "observe")}
+        return {name: term.observe(routings) for name, term in asked.items()}
+
+    @property
+    def controllers(self) -> list[str]:
+        """The names of the terms that are updated after a step."""
+        return [name for name, term in self._each().items() if _has_own(term, "update")]
 
     def update(self, totals: Observed, num_tokens: Tensor) -> None:
-        """Once per optimizer step: totals summed over its micro-batches and ranks."""
-        for name, term in self._each().items():
-            term.update(totals[name], num_tokens)
+        """Once per optimizer step: totals of the controllers, summed over its micro-batches and ranks."""
+        for name in self.controllers:
+            self._each()[name].update(totals[name], num_tokens)
 
     def _each(self) -> dict[str, Balance]:
         return dict(self.terms.items())  # type: ignore[arg-type]
+
+
+def _has_own(term: Balance, method: str) -> bool:
+    return getattr(type(term), method) is not getattr(Balance, method)

@@ -1,8 +1,12 @@
 """What the processes that train together know of each other."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, distributed
+
+K = TypeVar("K")
 
 
 def rank_sum(values: Tensor) -> Tensor:
@@ -11,6 +15,15 @@ def rank_sum(values: Tensor) -> Tensor:
         values = values.detach().clone()
         distributed.all_reduce(values)
     return values
+
+
+def rank_sums(values: Mapping[K, Tensor]) -> dict[K, Tensor]:
+    """The sum of each over all ranks, without gradient, by one collective; every rank has the same keys and shapes."""
+    if not values or num_ranks() == 1:
+        return dict(values)
+    flat = rank_sum(torch.cat([value.flatten().double() for value in values.values()]))
+    parts = flat.split([value.numel() for value in values.values()])
+    return {key: part.view_as(old).to(old.dtype) for (key, old), part in zip(values.items(), parts, strict=True)}
 
 
 def num_ranks() -> int:

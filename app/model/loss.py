@@ -24,6 +24,9 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
+    if not torch.is_grad_enabled():
+        parts = zip(hidden.flatten(0, -2).split(ROWS), targets.flatten().split(ROWS), strict=True)
+        return torch.cat([_nll(some @ weight.T, of)[0] for some, of in parts]).view_as(targets)
     return _LinearCrossEntropy.apply(hidden, weight, targets)
 
 
@@ -44,12 +47,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return to_hidden, slope.T @ (hidden.flatten(0, -2) * scale).to(hidden.dtype), None
 
 
+def _nll(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The likelihoods of some rows (R,), and log p (R, V) of logits (R, V)."""
+    log_p = logits.float().log_softmax(-1)
+    nll = -log_p.gather(1, targets.clamp_min(0)[:, None]).squeeze(1)
+    return nll.masked_fill(targets < 0, 0), log_p
+
+
 def _softmax_minus_onehot(logits: Tensor, targets: Tensor) -> Tensor:
     """The likelihoods of some rows; their logits (R, V) are replaced by the gradient of these likelihoods."""
-    ignored = targets < 0
+    nll, log_p = _nll(logits, targets)
     index = targets.clamp_min(0)[:, None]
-    log_p = logits.float().log_softmax(-1)  # (R, V)
-    nll = -log_p.gather(1, index).squeeze(1)
     slope = log_p.exp_().scatter_add_(1, index, -torch.ones_like(index, dtype=log_p.dtype))
-    logits.copy_(slope.masked_fill_(ignored[:, None], 0))
-    return nll.masked_fill(ignored, 0)
+    logits.copy_(slope.masked_fill_((targets < 0)[:, None], 0))
+    return nll

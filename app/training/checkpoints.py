@@ -24,6 +24,7 @@ from app.registry import UserError
 from app.training.files import write_whole
 from app.training.loggers import flush
 from app.training.messages import say
+from app.training.module import LanguageModel
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -68,13 +69,19 @@ class Checkpoints(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.last_step, self.last_time = trainer.global_step, time.monotonic()
         self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask_to_end)  # in the place of Lightning's
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]  # every step
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any
+    ) -> None:
         loop = trainer.fit_loop.epoch_loop  # which counts one too many after a restart: its points and validations move
         loop._batches_that_stepped, loop.batch_progress.total.ready = trainer.global_step, trainer.global_step + 1
         timed = self.minutes is not None and time.monotonic() - self.last_time > 60 * self.minutes
-        # ranks hear of time and signals at different moments, and must agree
-        if trainer.strategy.reduce_boolean_decision(timed or self.asked_by is not None, all=False):
+        wish = timed or self.asked_by is not None
+        # ranks hear of time and signals at different moments: they agree in the sums of the step that begins
+        assert isinstance(pl_module, LanguageModel)
+        pl_module.wish = wish
+        if wish if trainer.world_size == 1 else pl_module.wished:
             self._save(trainer)
             self._end_if_asked(trainer)
         if trainer.global_step % self.every == 0:

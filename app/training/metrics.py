@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from routers.assignments import expert_load
-from routers.collectives import rank, rank_sum
+from routers.collectives import rank, rank_sums
 from routers.contract import Routing
 
 
@@ -113,26 +113,16 @@ class Total:
 
     def take(self) -> dict[str, Tensor]:
         """The sums over all ranks, which are forgotten; one collective. Every rank calls it at the same step."""
-        names, values = list(self._sums), list(self._sums.values())
-        self._sums = {}
-        return self._over_ranks(names, values)
+        sums, self._sums = self._sums, {}
+        return rank_sums(sums)
 
     def state(self) -> dict[str, Tensor]:
         """The sums over all ranks; every rank calls it at the same step."""
-        sums = self._over_ranks(list(self._sums), list(self._sums.values()))
-        return {name: value.cpu() for name, value in sums.items()}
+        return {name: value.cpu() for name, value in rank_sums(self._sums).items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Goes on from sums over all ranks, which the first one then has."""
         self._sums = {name: value * (rank() == 0) for name, value in state.items()}
-
-    @staticmethod
-    def _over_ranks(names: list[str], values: list[Tensor]) -> dict[str, Tensor]:
-        if not values:
-            return {}
-        flat = rank_sum(torch.cat([value.flatten() for value in values]))
-        parts = flat.split([value.numel() for value in values])
-        return {name: part.view_as(value) for name, part, value in zip(names, parts, values, strict=True)}
 
 
 def routing_sums(routings: Sequence[Routing]) -> dict[str, Tensor]:

@@ -22,11 +22,12 @@ from app.training.metrics import LanguageMetric, LoadMetric
 from app.training.nonfinite import BadSteps
 from app.training.sharding import averaged_ranks, hold_gradients, shard
 from app.training.tags import Tag
-from routers.balancer import Observed
-from routers.collectives import num_ranks, rank_sum
+from routers.collectives import num_ranks, rank_sum, rank_sums
 from routers.contract import Routing
 
 Batch = dict[str, Tensor]
+Sums = dict[tuple[str, str], Tensor]  # of a step, by what they are and the term that they are of
+LOSS, TERM, SEEN = ("nats", ""), "term", "seen"
 RoutingHook = Callable[[list[Routing], Batch], None]
 
 
@@ -50,8 +51,8 @@ class LanguageModel(lightning.LightningModule):
     tags = (
         Tag("train/loss", "language-model loss of the step, without any balance term", "nats per token"),
         Tag("train/grad_norm", "norm of all gradients before clipping"),
-        Tag("balance/TERM", "raw value of a balance term", scope="last micro-batch of rank 0"),
-        Tag("balance/TERM_weighted", "the same times its weight", scope="last micro-batch of rank 0"),
+        Tag("balance/TERM", "raw value of a balance term, mean over the micro-batches of the step"),
+        Tag("balance/TERM_weighted", "the same times its weight"),
         Tag("val/nats", "cross entropy of held-out text", "nats per token"),
         Tag("val/ppl", "perplexity, its exponential"),
         Tag("val/bpb", "bits per byte, mean over the domains", "bits per byte"),
@@ -85,6 +86,9 @@ class LanguageModel(lightning.LightningModule):
         self.validation: dict[str, Any] = {}  # of the last one: step, values by name, load (L, E)
         self.routing_hooks: list[RoutingHook] = []  # called with the routings and the batch of every forward pass
         self.tokens_seen = torch.zeros((), dtype=torch.int64)  # in training, on all ranks
+        self.own_loss = torch.zeros(())  # of the last step, nats per token of this rank's rows
+        self.wish, self.wished = False, False  # of this rank, to be asked between two steps; of any rank, a step ago
+        self.first_step = 0  # of this process
 
     def compile_blocks(self) -> None:
         """torch.compile for each block: they have the same code, so it is compiled once or twice."""
@@ -116,31 +120,49 @@ class LanguageModel(lightning.LightningModule):
             group["lr"] *= self.router_lr_factor if group["of_router"] else 1.0
         return [optimizer], [LambdaLR(optimizer, self.schedule)]
 
+    def on_train_start(self) -> None:
+        self.first_step = self.global_step
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One optimizer step on this rank's rows."""
+        """One optimizer step on this rank's rows: one or two collectives beside those of the gradients."""
         micros = list(self._micro_batches(batch))
-        num_targets = rank_sum((batch["targets"] >= 0).sum()).clamp_min(1)
-        observed: Observed | None = None
-        nats = torch.zeros((), device=self.device)
-        for i, micro in enumerate(micros):
-            with self._hold(i < len(micros) - 1):
-                nll, routings = self._forward(micro, i)
-                terms = self.model.balancer.losses(routings, observed)
-                balance = sum((weight * raw for raw, weight in terms.values()), torch.zeros((), device=self.device))
-                share = nll.sum() / num_targets + balance / (len(micros) * num_ranks())  # of the step's loss
-                self.manual_backward(share * averaged_ranks(self.model))
-            nats += nll.detach().sum()
-            observed = _added(observed, self.model.balancer.observe(routings))
-        assert observed is not None, "a step has at least one micro-batch"
-        loss, norm = rank_sum(nats) / num_targets, gradient_norm(self)
-        num_tokens = rank_sum(batch["valid"].sum())
-        if (loss + norm).isfinite():
+        wish = batch["valid"].new_full((), self.wish, dtype=torch.int64)
+        counts = rank_sum(torch.stack([(batch["targets"] >= 0).sum(), batch["valid"].sum(), wish]))
+        num_targets, num_tokens = counts[0].clamp_min(1), counts[1]
+        sums = self._backward(micros, num_targets)
+        norm = gradient_norm(self)
+        finite, self.wished = torch.stack(
+            [norm.isfinite(), counts[2] > 0]
+        ).tolist()  # the host's one look at the device
+        self.own_loss = sums[LOSS] / (batch["targets"] >= 0).sum().clamp_min(1)
+        told = num_ranks() == 1 or self._is_logged() or bool(self.model.balancer.controllers)
+        sums = rank_sums(sums) if told else {}
+        if told:
+            self._log_step(sums, num_targets)
+        self.log("train/grad_norm", norm)
+        if finite:
             self._optimizer_step(norm)
-            self.model.balancer.update({name: rank_sum(value) for name, value in observed.items()}, num_tokens)
+            self.model.balancer.update({name: sums[SEEN, name] for name in self.model.balancer.controllers}, num_tokens)
         else:
             self._skip_step(micros)
         self.tokens_seen = self.tokens_seen.to(num_tokens.device) + num_tokens
-        self._log_step(loss, terms, norm)
+
+    def _backward(self, micros: list[Batch], num_targets: Tensor) -> Sums:
+        """Adds up the gradients; sums over this rank's micro-batches."""
+        sums: Sums = {}
+        balancer, cuts = self.model.balancer, len(micros) * num_ranks()
+        for i, micro in enumerate(micros):
+            with self._hold(i < len(micros) - 1):
+                nll, routings = self._forward(micro, i)
+                terms = balancer.losses(routings, {name: value for (kind, name), value in sums.items() if kind == SEEN})
+                balance = sum((weight * raw for raw, weight in terms.values()), torch.zeros((), device=self.device))
+                share = nll.sum() / num_targets + balance / cuts  # of the step's loss
+                self.manual_backward(share * averaged_ranks(self.model))
+            new: Sums = {LOSS: nll.detach().sum()}
+            new |= {(TERM, name): raw.detach() / cuts for name, (raw, _) in terms.items()}
+            new |= {(SEEN, name): value for name, value in balancer.observe(routings).items()}
+            sums = {key: value if i == 0 else sums[key] + value for key, value in new.items()}
+        return sums
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Only the likelihood: no balance term, no controller."""
@@ -208,12 +230,15 @@ class LanguageModel(lightning.LightningModule):
         optimizer.zero_grad()  # type: ignore[union-attr]
         scheduler.step()  # type: ignore[union-attr]
 
-    def _log_step(self, loss: Tensor, terms: dict[str, tuple[Tensor, float]], norm: Tensor) -> None:
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/grad_norm", norm)
-        for name, (raw, weight) in terms.items():
-            self.log_dict({f"balance/{name}": raw.detach(), f"balance/{name}_weighted": weight * raw.detach()})
+    def _is_logged(self) -> bool:
+        """Whether somebody looks at this step: the loggers, or the first and last line of the terminal."""
+        step = self.global_step + 1
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return step % every == 0 or step in (self.first_step + 1, self.trainer.max_steps)
 
-
-def _added(total: Observed | None, part: Observed) -> Observed:
-    return part if total is None else {name: total[name] + value for name, value in part.items()}
+    def _log_step(self, sums: Sums, num_targets: Tensor) -> None:
+        self.log("train/loss", sums[LOSS] / num_targets)
+        for (kind, name), raw in sums.items():
+            if kind == TERM:
+                weight = self.model.balancer.weight(name)
+                self.log_dict({f"balance/{name}": raw, f"balance/{name}_weighted": weight * raw})

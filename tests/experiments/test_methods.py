@@ -59,3 +59,10 @@ def test_the_sizes_add_up_to_what_is_printed(name):
     assert budget.total_params == pytest.approx(total * 1e9, rel=attention)
     if active is not None:
         assert budget.active_params == pytest.approx(active * 1e9, rel=0.15)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_trains_with_the_optimizer_of_the_papers(path):
+    config = composed([f"experiment={path.parent.name}/{path.stem}"])
+    assert config["optimizer"]["_target_"] == "torch.optim.AdamW"
+    assert config["router"]["lr_factor"] == 1.0

@@ -197,7 +197,7 @@ def test_loss_offset_and_observation_change_no_state_and_have_the_promised_shape
     net = with_term(name)
     before = {key: value.clone() for key, value in net.balancer.state_dict().items()}
     loss, routings = nano.total_loss(net, nano.batch())
-    observed = net.balancer.observe(routings)[name]
+    observed = net.balancer.terms[name].observe(routings)
     assert loss.dim() == 0 and not observed.requires_grad
     assert observed.dtype == torch.float32 and observed.shape[0] == 2
     offset = net.balancer.offset()

@@ -162,10 +162,41 @@ def rates(config: dict[str, Any]) -> dict[str, float]:
 
 @pytest.mark.parametrize("factor", [0.0, 0.1, 1.0])
 def test_routers_have_a_learning_rate_of_their_own_and_can_be_frozen(compose: Compose, factor: float) -> None:
-    parts = ("router=gru", f"router.lr_factor={factor}", "optimizer.weight_decay=0.0", "optimizer.lr=0.01")
+    parts = (
+        "router=gru",
+        f"router.lr_factor={factor}",
+        "optimizer=adamw",
+        "optimizer.weight_decay=0.0",
+        "optimizer.lr=0.01",
+    )
     moved = rates(compose(*CLIP, *parts, "balance=none"))
     routers = {name: rate for name, rate in moved.items() if ".router." in name or "shared_score" in name}
     assert len(routers) == 2 * 2 + 4, "projection and head of each layer, and the cell that they share"
     for name, rate in moved.items():
         expected = 0.01 * factor if name in routers else 0.01
         assert rate == pytest.approx(expected, rel=0.05), name
+
+
+def logged(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> dict[str, Tensor]:
+    """What a step logs of its balance terms."""
+    lightning.seed_everything(0, verbose=False)
+    module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"])
+    trainer = bare_trainer(config, ranks, 1)
+    batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
+    trainer.fit(module, DataLoader([batch], batch_size=None))
+    return {name: value for name, value in trainer.callback_metrics.items() if name.startswith("balance/")}
+
+
+def test_a_balance_term_is_logged_as_the_mean_over_micro_batches_and_ranks(compose: Compose, tmp_path: Path) -> None:
+    parts = (*CLIP, "balance=[aux,z_loss]")
+    one = logged(compose(*parts))
+    lightning.seed_everything(0, verbose=False)
+    module = build_module(compose(*parts), VOCAB, ["text"], 1)
+    rows = [{name: value[i : i + 1] for name, value in ragged_batch().items()} for i in range(4)]
+    terms = [module.model.balancer.losses(module._forward_without_hooks(row, 0)[1], None) for row in rows]
+    for name in ("aux", "z_loss"):
+        mean = torch.stack([each_[name][0].detach() for each_ in terms]).mean()
+        torch.testing.assert_close(one[f"balance/{name}"], mean)
+        torch.testing.assert_close(one[f"balance/{name}_weighted"], mean * terms[0][name][1])
+    for other in each(lambda rank: logged(compose(*parts, "trainer=ddp"), rank, 2), 2, tmp_path):
+        torch.testing.assert_close(other, one)
