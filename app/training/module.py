@@ -131,9 +131,8 @@ class LanguageModel(lightning.LightningModule):
         num_targets, num_tokens = counts[0].clamp_min(1), counts[1]
         sums = self._backward(micros, num_targets)
         norm = gradient_norm(self)
-        finite, self.wished = torch.stack(
-            [norm.isfinite(), counts[2] > 0]
-        ).tolist()  # the host's one look at the device
+        looked: list[bool] = torch.stack([norm.isfinite(), counts[2] > 0]).tolist()  # the host, at the device, once
+        finite, self.wished = looked
         self.own_loss = sums[LOSS] / (batch["targets"] >= 0).sum().clamp_min(1)
         told = num_ranks() == 1 or self._is_logged() or bool(self.model.balancer.controllers)
         sums = rank_sums(sums) if told else {}

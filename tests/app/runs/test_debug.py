@@ -46,7 +46,7 @@ def test_a_profile_of_a_run_that_is_too_short_says_so(train: Train, capsys: pyte
 
 def test_anomaly_names_the_operation_that_makes_a_nan(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match=r"Function '.*' returned nan values"):
-        train("debug=anomaly", "optimizer.lr=1e30", "trainer.max_steps=9", "schedule.warmup_steps=1")
+        train("debug=anomaly", "optimizer=adamw", "optimizer.lr=1e30", "trainer.max_steps=9", "schedule.warmup_steps=1")
     torch.autograd.set_detect_anomaly(False)
 
 

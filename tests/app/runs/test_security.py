@@ -85,7 +85,7 @@ TARGETS = {
 def test_a_target_is_a_callback_or_an_optimizer_of_its_package(
     train: Train, capsys: pytest.CaptureFixture[str], proof: Path, target: str, group: str
 ) -> None:
-    line = mistake(train, capsys, f"{group}._target_={target}")
+    line = mistake(train, capsys, "optimizer=adamw", f"{group}._target_={target}")
     assert target in line
     assert TARGETS[target] in line
 
@@ -115,5 +115,6 @@ def test_the_config_of_a_run_folder_cannot_name_what_it_likes(
 
 
 def test_foreign_callbacks_and_optimizers_still_work(train: Train) -> None:
-    train("optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.eps", "~optimizer.fused",
+    train("optimizer=adamw", "optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.eps",
+          "~optimizer.fused",
           "+callbacks.x={_target_:lightning.pytorch.callbacks.LearningRateMonitor,logging_interval:step}")  # fmt: skip
