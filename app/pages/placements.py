@@ -20,7 +20,7 @@ class Placement(NamedTuple):
     held: float  # bytes of parameters, gradients and optimizer
     activations: float  # bytes of a micro-batch
     rows: int  # of 4,096 tokens in a micro-batch
-    shard_bytes: float  # in a micro-batch: FSDP2 gathers the parameters twice and scatters the gradients once, float32
+    shard_bytes: float  # in a micro-batch: FSDP2 gathers the parameters twice and scatters the gradients once
     exchange_bytes: float  # in a micro-batch: there and back, forward and backward, bfloat16
     compute_s: float  # of a micro-batch
     communication_s: float
@@ -36,8 +36,8 @@ def placement(name: str, gpus: int, ep_size: int) -> Placement:
     rows = 4 if name == "deepseekmoe_145b" else 8
     activations = Memory.of(model, length, rows, "bf16-mixed", 2).activations
     nodes = gpus // ep_size
-    near = 12 * rest * (gpus - 1) / gpus  # bytes; the gathers of a ring
-    far = 12 * experts / ep_size * (nodes - 1) / nodes
+    near = 8 * (rest + budget.embedding_params) * (gpus - 1) / gpus  # bytes; the gathers of a ring; the head, too
+    far = 8 * experts / ep_size * (nodes - 1) / nodes
     tokens = rows * length
     exchange = tokens * len(layers) * layers[0].top_k * model.config.dim * 2 * 4 * (ep_size - 1) / ep_size
     between = NEAR if nodes == 1 else FAR

@@ -98,7 +98,8 @@ class LanguageModel(lightning.LightningModule):
     def configure_model(self) -> None:
         """Shards the model where the strategy has a mesh of devices (FSDP2)."""
         if self.device_mesh is not None:
-            shard(self.model, self.device_mesh, self.ep_size)
+            low = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+            shard(self.model, self.device_mesh, self.ep_size, low)
 
     def configure_optimizers(self) -> Any:
         """Weight decay on matrices only, routers at a rate of their own; `hidden` marks the matrices of the blocks.

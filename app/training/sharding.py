@@ -21,29 +21,43 @@ from torch.distributed.tensor import DTensor
 
 from app.model.transformer import Transformer
 from app.training.expert_parallel import shard_experts
+from experts.contract import Stack
 from routers.collectives import num_ranks
+from routers.router import Router
 
 
-def shard(model: Transformer, mesh: DeviceMesh, ep_size: int) -> None:
+def shard(model: Transformer, mesh: DeviceMesh, ep_size: int, low: torch.dtype | None = None) -> None:
     """Splits a model over the ranks, a block at a time; once only.
 
-    With `ep_size` > 1 neighbouring ranks hold different experts of every stack.
+    With `ep_size` > 1 neighbouring ranks hold different experts of every stack. The matrices of a block are gathered in
+    `low`, which is autocast's: gathered in float32, each would leave a copy in `low` until the backward pass. Routers,
+    norms and whatever is passed from layer to layer stay float32.
     """
     if isinstance(model, FSDPModule):
         return
     data = mesh["data_parallel"]
-    policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # the router's offset and state stay float32
+    high = MixedPrecisionPolicy(cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
     _silence_warnings()
     if ep_size > 1:
         for stack, replicas in shard_experts(model, data, ep_size):
             fully_shard(stack, mesh=replicas, mp_policy=policy)
+    for block in model.blocks if low else ():
+        fully_shard(_multiplied(block), mesh=data, mp_policy=policy)
     for module in (*model.blocks, model):
-        fully_shard(module, mesh=data, mp_policy=policy)
+        fully_shard(module, mesh=data, mp_policy=high)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     torch.distributed.fsdp.register_fsdp_forward_method(model, "logits")
+
+
+def _multiplied(block: nn.Module) -> list[nn.Module]:
+    """The parts of a block that are matrices, outside of its router, and not split yet; in the order of the forward."""
+    routers = {inner for module in block.modules() if isinstance(module, Router) for inner in module.modules()}
+    found = [m for m in block.modules() if isinstance(m, nn.Linear | Stack) and m not in routers]
+    return [module for module in found if not isinstance(module, FSDPModule)]
 
 
 def _silence_warnings() -> None:

@@ -2,6 +2,7 @@
 holds which expert; neither do its norm and what clipping makes of it."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch.utils.data import DataLoader
 from app.config.build import build_module, build_trainer_config
 from app.training.sharding import full_tensor
 from app.training.trainer import make_strategy
-from tests.app.training.ranks import fork
+from experts.grouped.device import is_native
+from tests.app.training.ranks import each, fork
 
 Gradients = dict[str, Tensor]
 ROWS, LENGTH, VOCAB = 4, 16, 64
@@ -81,6 +83,7 @@ def bare_trainer(config: dict[str, Any], ranks: int, steps: int) -> lightning.Tr
         accelerator="cpu",
         devices=ranks,
         strategy=make_strategy(build_trainer_config(config)),
+        precision=config["trainer"]["precision"],
         max_steps=steps,
         logger=False,
         enable_checkpointing=False,
@@ -226,3 +229,58 @@ def test_every_rank_holds_its_share_of_the_bytes(
         assert mine["experts"] * experts == whole_run["experts"]
         for what in ("parameters", "optimizer"):
             assert mine[what] == pytest.approx(whole_run[what] / ranks, rel=0.05)
+
+
+BF16 = (*CLIP, *EVEN, "trainer.precision=bf16-mixed", "balance=none")
+SPLIT = [("fsdp2", 1), ("ep", 2)]
+
+
+@pytest.mark.parametrize(("strategy", "ep_size"), SPLIT)
+def test_ranks_that_gather_in_bfloat16_have_the_gradient_of_one_process(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path, strategy: str, ep_size: int
+) -> None:
+    one = gradients(compose(*BF16))
+    two = on_ranks(compose(*BF16, f"trainer={strategy}", f"trainer.ep_size={ep_size}"), 2, tmp_path)
+    for name, value in one.items():
+        assert (value - two[name]).norm() <= 0.03 * value.norm(), name
+
+
+def gathered(config: dict[str, Any], rank: int, ranks: int) -> dict[str, Any]:
+    """Bytes of copies of matrices that wait for the backward pass, and the dtypes that parameters are gathered in."""
+    module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"])
+    watched = {name: p for name, p in module.model.blocks.named_parameters() if "qkv" in name or p.dim() == 3}
+    shapes = {tuple(sorted(p.shape)) for p in watched.values() if p.dim() == 2 or is_native(torch.bfloat16)}
+    dtypes: dict[str, str] = {}
+    kept: list[Tensor] = []
+
+    def note(part: Any, inputs: Any, output: Any, name: str) -> None:
+        dtypes.update({f"{name}.{own}": str(p.dtype) for own, p in part.named_parameters(recurse=False)})
+
+    for name, part in module.model.blocks[0].named_modules():
+        part.register_forward_hook(partial(note, name=name))
+    forward, alive = module._forward, []
+
+    def watching(batch: dict[str, Tensor], micro: int) -> Any:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            result = forward(batch, micro)
+        memory = (t.untyped_storage() for t in kept if tuple(sorted(t.shape)) in shapes)
+        alive.append(sum({storage._cdata: storage.nbytes() for storage in memory}.values()))
+        return result
+
+    module._forward = watching  # type: ignore[method-assign]
+    batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
+    bare_trainer(config, ranks, 1).fit(module, DataLoader([batch], batch_size=None))
+    return {"alive": alive[0], "dtypes": dtypes}
+
+
+@pytest.mark.parametrize(("strategy", "ep_size"), SPLIT)
+def test_no_gathered_matrix_waits_for_the_backward_pass_and_routers_stay_float32(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path, strategy: str, ep_size: int
+) -> None:
+    config = compose(*BF16, f"trainer={strategy}", f"trainer.ep_size={ep_size}")
+    for found in each(lambda rank: gathered(config, rank, 2), 2, tmp_path):
+        assert found["alive"] == 0
+        low = {name for name, dtype in found["dtypes"].items() if dtype == "torch.bfloat16"}
+        assert low == {f"attention.{n}.weight" for n in ("qkv", "out")} | {
+            f"ffn.experts.{n}" for n in ("routed.w_in", "routed.w_out", "common.w_in.weight", "common.w_out.weight")
+        }
