@@ -1,27 +1,74 @@
-"""`python -m benchmarks [--quick] [--json FILE]`: the layer and the whole step, beside their peers, in one process."""
+"""`python -m benchmarks [--quick] [--out FOLDER]`: all of them; without --quick it writes docs/benchmarks.md.
+
+`benchmarks.text` (tokenising) and `benchmarks.crossing` (races against the dense model) are commands of their own.
+"""
 
 import app.environment  # noqa: F401  isort: skip  before torch
 
 import argparse
-import json
+import inspect
+import os
+import platform
 from pathlib import Path
 
-from benchmarks import layer, step
+import torch
+
+from benchmarks import data, growth, layer, loop, memory, routers, startup, step
+from benchmarks.report import Row, markdown, write
 from benchmarks.timing import table
+from experts.grouped.device import is_native
+
+ALL = (layer, growth, step, routers, loop, memory, data, startup)
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+
+
+def main() -> None:
+    """Runs them one after another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under a minute; nothing is written to docs/")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--out", type=Path, help="folder for the JSON and the picture of each")
+    asked = parser.parse_args()
+    found: dict[str, list[Row]] = {}
+    for module in ALL:
+        name = module.__name__.rpartition(".")[2]
+        found[name] = module.run(asked.quick, asked.device)
+        print(f"\n{name}: {first_line(name)}\n{table(found[name])}", flush=True)
+        if asked.out:
+            write(name, found[name], asked.out)
+    if not asked.quick:
+        PAGE.write_text(page(found, machine(asked.device)), encoding="utf-8")
+
+
+def first_line(name: str) -> str:
+    """Of the docstring of a benchmark."""
+    module = next(module for module in ALL if module.__name__.endswith(f".{name}"))
+    return (inspect.getdoc(module) or "").splitlines()[0]
+
+
+def page(found: dict[str, list[Row]], where: str) -> str:
+    """The page of the results."""
+    about = f"Written by `python -m benchmarks`. {where} Read the ratios; the times belong to the machine."
+    parts = [f"# Benchmarks\n\n{about}\n"]
+    parts += [f"## {name}\n\n{first_line(name)}\nCommand: `python -m benchmarks.{name}`.\n\n{markdown(rows)}\n"
+              for name, rows in found.items()]  # fmt: skip
+    return "\n".join(parts)
+
+
+def machine(device: str) -> str:
+    """One sentence about the machine."""
+    if device == "cuda":
+        return f"Machine: {torch.cuda.get_device_name()}, torch {torch.__version__}."
+    cpus = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in cpus.read_text().splitlines() if "model name" in line]
+        if cpus.exists()
+        else []
+    )
+    low = "with" if is_native(torch.bfloat16) else "without"
+    return (f"Machine: {len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}, "
+            f"{low} native bfloat16, torch {torch.__version__}.")  # fmt: skip
+
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one shape and few steps, under a minute when quiet")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    arguments = parser.parse_args()
-    print("Layer: forward and backward\n")
-    rows = {"layer": layer.run(arguments.quick, arguments.device)}
-    print("Whole training step\n")
-    sizes = step.Sizes(rows=2) if arguments.quick else step.Sizes()
-    counts = (2, 5) if arguments.quick else (60, 20)
-    rows["step"] = [row for dtype in layer.dtypes(arguments.device)
-                    for row in step.measure(sizes, dtype, *counts, device=arguments.device)]  # fmt: skip
-    print(table(rows["step"]))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    main()

@@ -100,11 +100,12 @@ def add(line: Line, file: Path) -> None:
 def step_seconds(designs: Sequence[str], overrides: Sequence[str], warm_up: int, steps: int) -> dict[str, float]:
     """Median time of a step of each design; they take turns."""
     bares = {design: Bare([*DESIGNS[design], *overrides]) for design in designs}
-    works = {design: partial(_next_step, bare, bare.batches()) for design, bare in bares.items()}
+    works = {design: partial(next_step, bare, bare.batches()) for design, bare in bares.items()}
     return medians(works, warm_up, steps)
 
 
-def _next_step(bare: Bare, batches: Iterator[dict[str, torch.Tensor]]) -> None:
+def next_step(bare: Bare, batches: Iterator[dict[str, torch.Tensor]]) -> None:
+    """Trains on the next batch."""
     bare.train_step(next(batches))
 
 

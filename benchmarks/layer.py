@@ -5,15 +5,18 @@ oneDNN compiles a bfloat16 kernel for every new number of rows. Read the ratios;
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from itertools import product
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import app.environment  # noqa: F401  isort: skip  before torch
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.timing import in_turns, table
+from benchmarks.report import Row, command
+from benchmarks.timing import in_turns
 from experts import grouped
 from experts.grouped.device import is_native
 
@@ -29,7 +32,6 @@ class Shape(NamedTuple):
 
 
 GOALS = [Shape(4096, 256, 64, 6, 128), Shape(8192, 512, 64, 6, 256), Shape(4096, 256, 8, 2, 512)]
-GROWTH = [Shape(4096, 256, num_experts, 6, 128) for num_experts in (16, 32, 128, 256, 512)]
 WIDE = [Shape(4096, 256, 512, 8, 32), Shape(1024, 256, 64, 1, 128), Shape(32768, 256, 64, 2, 128)]
 
 Layer = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -88,19 +90,21 @@ def measure(
     steps: int,
     peers: Sequence[str] = tuple(PEERS),
     device: str = "cpu",
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """One row a contender: milliseconds of the first steps and after `warm_up`, and the latter over dense."""
     routing: list[Tensor] = []
     works = _contenders(shape, dtype, peers, device, routing)
     seconds = in_turns(
         works, warm_up, steps, device, lambda: routing.__setitem__(slice(None), draw(shape, zipf, device))
     )
-    dense = seconds["dense"][warm_up:]
-    case = {**shape._asdict(), "dtype": str(dtype).removeprefix("torch."), "zipf": zipf}
+    kept = {name: times[warm_up:] for name, times in seconds.items()}
+    base = kept.get("dense", kept[peers[0]])
+    case = f"T={shape.tokens} D={shape.dim} E={shape.num_experts} K={shape.top_k} F={shape.hidden_dim}"
     return [
-        {**case, "name": name, "first_ms": 1e3 * median(times[:FIRST]), "median_ms": 1e3 * median(times[warm_up:]),
-         "over_dense": median(times[warm_up:]) / median(dense), "min_over_dense": min(times[warm_up:]) / min(dense)}
-        for name, times in seconds.items()
+        {"what": f"{name}, {case}", "dtype": str(dtype).removeprefix("torch."), "zipf": zipf,
+         "first_ms": 1e3 * median(seconds[name][:FIRST]), "ms": 1e3 * median(times),
+         "ratio": median(times) / median(base), "ratio_of_minima": min(times) / min(base)}
+        for name, times in kept.items()
     ]  # fmt: skip
 
 
@@ -122,8 +126,11 @@ def _contenders(
         for each in (x, *weights, *routing):
             each.grad = None
 
-    contenders = {name: partial(lambda layer: work(layer, routed, *routing), PEERS[name]) for name in peers}
-    return {**contenders, "dense": lambda: work(dense, whole)}
+    def turn(name: str) -> Callable[[], None]:
+        return lambda: work(PEERS[name], routed, *routing)
+
+    contenders = {name: turn(name) for name in peers}
+    return {**contenders, "dense": lambda: work(dense, whole)} if len(peers) > 1 else contenders
 
 
 def dtypes(device: str) -> list[torch.dtype]:
@@ -131,14 +138,13 @@ def dtypes(device: str) -> list[torch.dtype]:
     return [dtype for dtype in (torch.float32, torch.bfloat16) if device == "cuda" or is_native(dtype)]
 
 
-def run(quick: bool, device: str = "cpu") -> list[dict[str, Any]]:
-    """Every shape, dtype and load, printed case by case; `quick`: the first shape and few steps."""
-    shapes = GOALS[:1] if quick else GOALS + GROWTH + WIDE
-    warm_up, steps = (3, 8) if quick else (60, 20)
-    rows: list[dict[str, Any]] = []
-    for dtype in dtypes(device):
-        for shape in shapes:
-            for zipf in (0.0, 1.0):
-                rows += measure(shape, dtype, zipf, warm_up, steps, device=device)
-                print(table(rows[-len(PEERS) - 1 :]), end="\n\n", flush=True)
-    return rows
+def run(quick: bool, device: str = "cpu") -> list[Row]:
+    """Every shape, dtype and load; the ratio is to the dense network."""
+    warm_up, steps = (1, 3) if quick else (20, 20)
+    cases = [(GOALS[2], 0.0)] if quick else [*product(GOALS, (0.0, 1.0)), *product(WIDE, (0.0,))]
+    each = product(dtypes(device), cases)
+    return [row for dtype, (shape, zipf) in each for row in measure(shape, dtype, zipf, warm_up, steps, device=device)]
+
+
+if __name__ == "__main__":
+    command("layer", run)

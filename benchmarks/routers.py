@@ -7,7 +7,6 @@ layers, is given as a share of the step, and so is its excess in FLOPs. Read the
 
 import app.environment  # noqa: F401  isort: skip  before torch
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,8 @@ from app.config.compose import composed
 from app.config.parts import router_of
 from app.model.assemble import build_model
 from app.registry import names
-from benchmarks.timing import medians, table
+from benchmarks.report import Row, command
+from benchmarks.timing import medians
 from experts.contract import Experts
 from routers.contract import Context, Sizes
 
@@ -27,8 +27,9 @@ PLAIN = {"score": "linear", "select": "top_k", "weigh": "softmax", "drop": "none
 Work = Callable[[], Any]
 
 
-def run(rounds: int) -> list[dict[str, Any]]:
-    """One row a part, by its share of a step beyond its FLOPs."""
+def run(quick: bool, device: str = "cpu") -> list[Row]:
+    """One row a part, by its share of a step beyond its FLOPs; the ratio is to the default router. On the CPU only."""
+    rounds = 1 if quick else 20
     torch.manual_seed(0)
     model = build_model(composed([]), VOCAB)
     layers, layout = len(model.routers()), next(m for m in model.modules() if isinstance(m, Experts))
@@ -44,9 +45,10 @@ def run(rounds: int) -> list[dict[str, Any]]:
         base = (kind, PLAIN[kind])
         share = layers * (seconds[kind, name] - seconds[base]) / whole
         of_flops = layers * (flops[kind, name] - flops[base]) / whole_flops
-        rows.append({"part": f"{kind}={name}", "router_ms": 1000 * seconds[kind, name],
+        rows.append({"what": f"{kind}={name}", "router_ms": 1000 * seconds[kind, name],
                      "step_percent": 100 * share, "flops_percent": 100 * of_flops,
-                     "beyond_flops_percent": 100 * (share - of_flops)})  # fmt: skip
+                     "beyond_flops_percent": 100 * (share - of_flops),
+                     "ratio": seconds[kind, name] / seconds[base]})  # fmt: skip
     return rows
 
 
@@ -91,6 +93,4 @@ def _flops(work: Work) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
-    print(table(run(parser.parse_args().rounds)))
+    command("routers", run)

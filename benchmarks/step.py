@@ -3,7 +3,10 @@
 All contenders take turns, on new tokens each step, with AdamW. Read the ratios; the times belong to the machine.
 """
 
+import app.environment  # noqa: F401  isort: skip  before torch
+
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +14,10 @@ from torch import Tensor, nn
 
 from app.config.compose import composed
 from app.model.assemble import build_model
+from benchmarks.bare import Bare
+from benchmarks.crossing import DENSE, DESIGNS, next_step
+from benchmarks.layer import dtypes
+from benchmarks.report import Row, command
 from benchmarks.timing import medians
 
 
@@ -65,26 +72,57 @@ def qwen3_moe(sizes: Sizes) -> tuple[nn.Module, Loss]:
     return model, lambda tokens: model(tokens[:, :-1], labels=tokens[:, :-1], use_cache=False).loss
 
 
-def measure(sizes: Sizes, dtype: torch.dtype, warm_up: int, steps: int, device: str = "cpu") -> list[dict[str, Any]]:
-    """One row a contender: seconds of a step after `warm_up`, over the dense model, and tokens per second."""
-    coarse = ["experts=coarse", f"experts.num_experts={sizes.experts}", f"experts.top_k={sizes.top_k}"]
-    contenders = {
-        "ours": ours(sizes, [*coarse, f"experts.hidden_dim={sizes.hidden_dim}"]),
-        "dense": ours(sizes, ["experts=dense", f"experts.hidden_dim={sizes.top_k * sizes.hidden_dim}"]),
-        "transformers": qwen3_moe(sizes),
-    }
-    for model, _ in contenders.values():
-        model.to(device)
-    works = {name: _work(model, loss, dtype, device, sizes) for name, (model, loss) in contenders.items()}
+def _mixture(sizes: Sizes) -> tuple[nn.Module, Loss]:
+    own = [
+        f"experts.num_experts={sizes.experts}",
+        f"experts.top_k={sizes.top_k}",
+        f"experts.hidden_dim={sizes.hidden_dim}",
+    ]
+    return ours(sizes, ["experts=coarse", *own])
+
+
+def _dense(sizes: Sizes) -> tuple[nn.Module, Loss]:
+    return ours(sizes, ["experts=dense", f"experts.hidden_dim={sizes.top_k * sizes.hidden_dim}"])
+
+
+CONTENDERS = {"ours": _mixture, "dense": _dense, "transformers": qwen3_moe}
+
+
+def run(quick: bool, device: str = "cpu") -> list[Row]:
+    """One row a contender and dtype; the ratio is to the dense model of equal active FLOPs."""
+    sizes, warm_up, steps = (Sizes(rows=2, layers=2), 1, 2) if quick else (Sizes(), 10, 20)
+    rows = [row for dtype in dtypes(device) for row in measure(sizes, dtype, warm_up, steps, device)]
+    return rows if quick else rows + default_model(warm_up, steps, device)
+
+
+def measure(sizes: Sizes, dtype: torch.dtype, warm_up: int, steps: int, device: str = "cpu") -> list[Row]:
+    """One row a contender."""
+    works = {name: work(*make(sizes), dtype, device, sizes) for name, make in CONTENDERS.items()}
     seconds = medians(works, warm_up, steps, device)
+    case = f"{sizes.layers} layers, D={sizes.dim} E={sizes.experts} K={sizes.top_k} F={sizes.hidden_dim}"
     return [
-        {"name": name, "dtype": str(dtype).removeprefix("torch."), "median_s": each,
-         "over_dense": each / seconds["dense"], "tokens_per_s": sizes.rows * sizes.length / each}
+        {"what": f"{name}, {case}", "dtype": str(dtype).removeprefix("torch."), "s": each,
+         "tokens_per_s": round(sizes.rows * sizes.length / each), "ratio": each / seconds["dense"]}
         for name, each in seconds.items()
     ]  # fmt: skip
 
 
-def _work(model: nn.Module, loss: Loss, dtype: torch.dtype, device: str, sizes: Sizes) -> Callable[[], None]:
+def default_model(warm_up: int, steps: int, device: str) -> list[Row]:
+    """The model, data and optimizer of `python train.py` beside the dense model, both by either optimizer."""
+    words = {f"{design}, default, {optimizer}": [*DESIGNS[design], f"optimizer={optimizer}"]
+             for optimizer in ("adamw", "muon") for design in (DENSE, "deepseek", "fine 8")}  # fmt: skip
+    rows = []
+    for precision in ("32-true", "bf16-mixed")[: len(dtypes(device))]:
+        bares = {name: Bare(each, device, precision) for name, each in words.items()}
+        works = {name: partial(next_step, bare, bare.batches()) for name, bare in bares.items()}
+        seconds = medians(works, warm_up // 2, steps, device)
+        rows += [{"what": name, "dtype": precision, "s": each, "tokens_per_s": round(2048 / each),
+                  "ratio": each / seconds[f"{DENSE}, default, {name.split()[-1]}"]}
+                 for name, each in seconds.items()]  # fmt: skip
+    return rows
+
+
+def work(model: nn.Module, loss: Loss, dtype: torch.dtype, device: str, sizes: Sizes) -> Callable[[], None]:
     """One optimizer step on new tokens."""
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
@@ -97,3 +135,7 @@ def _work(model: nn.Module, loss: Loss, dtype: torch.dtype, device: str, sizes: 
         optimizer.zero_grad()
 
     return step
+
+
+if __name__ == "__main__":
+    command("step", run)

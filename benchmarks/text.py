@@ -23,6 +23,7 @@ from app.data.sources.offline import Offline
 from app.data.sources.text import Text
 from app.data.tokenizers.bpe import FILE, Bpe
 from app.data.tokenizers.file import File
+from benchmarks.timing import highest_memory
 
 ROUNDS = 5
 GROUP = 1000  # texts that encode_batch gets at once
@@ -86,19 +87,13 @@ def ours(folder: Path) -> tuple[float, float]:
 
 
 def _build(folder: Path, send: Connection) -> None:
-    base = _highest()
+    base = highest_memory()
     source = Text(path=str(folder / "text.jsonl"), text_key="text")
     with tempfile.TemporaryDirectory() as cache:
         before = time.perf_counter()
         open_corpus(source, File(path=str(folder / FILE), separator=None), Path(cache))
         seconds = time.perf_counter() - before
-    send.send((seconds, _highest() - base))
-
-
-def _highest() -> int:
-    """The most bytes of memory that this process has had; what `getrusage` says is also its parent's."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    send.send((seconds, highest_memory() - base))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Timing of contenders that take turns, so that other work on the machine meets all of them alike."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any, TypeVar
@@ -35,6 +36,12 @@ def _now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return perf_counter()
+
+
+def highest_memory() -> int:
+    """The most bytes that this process has had; what `getrusage` says is also its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
