@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -30,7 +31,8 @@ def main() -> None:
     Image.open(io.BytesIO(newest)).save(ROOT / "docs/experts.png", optimize=True)
     sample = events.Tensors("samples/continuation/text_summary")[-1].tensor_proto.string_val[0].decode()
     readme = ROOT / "README.md"
-    body = lines(json.loads((run / "summary.json").read_text()), sample)
+    precision = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["precision"]
+    body = lines(json.loads((run / "summary.json").read_text()), sample, precision)
     readme.write_text(replaced(readme.read_text(), "default-run", body))
 
 
@@ -46,12 +48,12 @@ def curve(events: EventAccumulator, path: Path) -> None:
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def lines(summary: dict[str, Any], sample: str) -> str:
+def lines(summary: dict[str, Any], sample: str, precision: str) -> str:
     """What a newcomer wants to know of the run."""
     domains = ", ".join(f"{name} {value:.2f}" for name, value in summary["val_bpb_by_domain"].items())
     return (
         f"`python train.py` then ends at **{summary['val_bpb']:.2f} bits per byte** ({domains}) after "
-        f"{summary['tokens_seen']:,} tokens, {summary['wall_s']:.0f} s on 2 cores without bfloat16:\n\n"
+        f"{summary['tokens_seen']:,} tokens, {summary['wall_s']:.0f} s on 2 cores in {precision}:\n\n"
         f"![Loss and bits per byte over the steps](docs/curve.png)\n\nIts last sample:\n\n{sample}\n"
     )
 
