@@ -97,11 +97,11 @@ def add(line: Line, file: Path) -> None:
         out.write(json.dumps(line) + "\n")
 
 
-def step_seconds(designs: Sequence[str], overrides: Sequence[str], warm_up: int, steps: int) -> dict[str, float]:
-    """Median time of a step of each design; they take turns."""
-    bares = {design: Bare([*DESIGNS[design], *overrides]) for design in designs}
+def step_seconds(designs: Sequence[str], overrides: Sequence[str], precision: str | None) -> dict[str, float]:
+    """Median time of a step of each design on the CPU; they take turns."""
+    bares = {design: Bare([*DESIGNS[design], *overrides], precision=precision) for design in designs}
     works = {design: partial(next_step, bare, bare.batches()) for design, bare in bares.items()}
-    return medians(works, warm_up, steps)
+    return medians(works, 3, 20)
 
 
 def next_step(bare: Bare, batches: Iterator[dict[str, torch.Tensor]]) -> None:
@@ -148,11 +148,11 @@ def crossing(rows: Sequence[Line]) -> float | None:
     return float(low["steps"] * (high["steps"] / low["steps"]) ** share)
 
 
-def report(file: Path, overrides: tuple[str, ...], warm_up: int, steps: int) -> None:
+def report(file: Path, overrides: tuple[str, ...], precision: str | None) -> None:
     """Prints a table for every design that has lines."""
     lines = [line for line in done(file) if tuple(line["overrides"]) == overrides]
     designs = [design for design in DESIGNS if any(line["design"] == design for line in lines)]
-    seconds = step_seconds(designs, overrides, warm_up, steps)
+    seconds = step_seconds(designs, overrides, precision)
     for design in designs[1:]:
         cost = seconds[design] / seconds[DENSE]
         rows = compared(lines, design, cost)
@@ -179,7 +179,7 @@ def main() -> None:
     asked = parser.parse_args()
     overrides = tuple(asked.overrides)
     if asked.what == "report":
-        report(asked.file, overrides, warm_up=3, steps=20)
+        report(asked.file, overrides, asked.precision)
         return
     runs = [Run(d, overrides, steps, s) for steps in asked.steps for s in range(asked.seeds) for d in asked.designs]
     for run in missing(runs, asked.file):

@@ -90,7 +90,7 @@ CONTENDERS = {"ours": _mixture, "dense": _dense, "transformers": qwen3_moe}
 
 def run(quick: bool, device: str = "cpu") -> list[Row]:
     """One row a contender and dtype; the ratio is to the dense model of equal active FLOPs."""
-    sizes, warm_up, steps = (Sizes(rows=2, layers=2), 1, 2) if quick else (Sizes(), 10, 20)
+    sizes, warm_up, steps = (Sizes(rows=2, layers=2), 1, 2) if quick else (Sizes(), 4, 20)
     rows = [row for dtype in dtypes(device) for row in measure(sizes, dtype, warm_up, steps, device)]
     return rows if quick else rows + default_model(warm_up, steps, device)
 

@@ -13,7 +13,7 @@ class Tag(NamedTuple):
     meaning: str
     unit: str = "1"
     kind: Literal["scalar", "histogram", "image", "text"] = "scalar"
-    scope: Literal["global", "mean over micro-batches", "last micro-batch of rank 0", "rank 0"] = "global"
+    scope: Literal["global", "mean over micro-batches", "rank 0"] = "global"
     by_layer: bool = False  # the mean over layers; GROUP_by_layer/NAME/LAYER has each
 
     def names(self) -> list[str]:
