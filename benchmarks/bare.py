@@ -6,11 +6,11 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from app.config.build import build_module
 from app.config.compose import composed
 from app.data.module import build_data
+from app.training.clipping import clip_gradients, gradient_norm
 from app.training.metrics import LanguageMetric
 from app.training.trainer import native_precision
 
@@ -23,16 +23,14 @@ class Bare:
     def __init__(self, overrides: Sequence[str], device: str = "cpu", precision: str | None = None) -> None:
         config = composed(overrides)
         lightning.seed_everything(config["seed"], verbose=False)
-        self.device, self.seed, self.clip_norm = (
-            torch.device(device),
-            config["seed"],
-            config["trainer"]["gradient_clip_val"],
-        )
+        self.device, self.seed = torch.device(device), config["seed"]
+        self.clip_norm = config["trainer"]["gradient_clip_val"]
         self.low = (precision or native_precision("gpu" if device == "cuda" else "cpu")) == "bf16-mixed"
         self.data = build_data(config["data"], config["tokenizer"], config["seed"])
         module = build_module(config, self.data.vocab_size, self.data.domains, self.data.micro_batch_size)
-        self.model = module.to(self.device).model
-        (self.optimizer,), (self.schedule,) = module.configure_optimizers()
+        self.module = module.to(self.device)
+        self.model = self.module.model
+        (self.optimizer,), (self.schedule,) = self.module.configure_optimizers()
         self.step = 0
 
     def batches(self) -> Iterator[Batch]:
@@ -43,8 +41,8 @@ class Bare:
     def train_step(self, batch: Batch) -> Tensor:
         """One optimizer step; the loss in nats per token, on the device."""
         loss, observed = self.gradients(batch)
-        norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        clip_grads_with_norm_(self.model.parameters(), self.clip_norm or float("inf"), norm)
+        if self.clip_norm is not None:
+            clip_gradients(list(self.model.parameters()), gradient_norm(self.module), self.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()

@@ -69,7 +69,8 @@ class Checkpoints(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.last_step, self.last_time = trainer.global_step, time.monotonic()
         self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask_to_end)  # in the place of Lightning's
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]  # every step
+        # which Lightning would broadcast, and wait for, in every step
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any
