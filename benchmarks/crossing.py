@@ -44,6 +44,7 @@ DESIGNS: dict[str, tuple[str, ...]] = {  # all of the same active FLOPs, but for
     "coarse 32": ("experts=coarse", "experts.num_experts=32"),
     "switch 8": ("experts=coarse", "experts.top_k=1", "experts.hidden_dim=1024", "router.weigh.normalize=false"),
     "residual": ("experts=residual",),
+    "latent": ("experts=latent", "experts.hidden_dim=490"),
     "fine 16, half": ("experts=fine_grained", "model.hidden_dim=1024", "experts.hidden_dim=512", "model.moe_every=2"),
     "dense first": ("model.hidden_dim=1024", "experts.hidden_dim=512", "model.first_dense=1"),
 }

@@ -7,6 +7,7 @@ F is the width inside one expert, Z the width that the experts see (D in most la
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,8 @@ class Experts(nn.Module):
 class FeedForward(nn.Module):
     """One feed-forward network, y = activation(x W_in) W_out."""
 
+    hidden_axes: ClassVar = {"w_in.weight": -2, "w_out.weight": -1}  # hidden units
+
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.shape = dim, hidden_dim
@@ -112,6 +115,8 @@ class Dispatcher:
 
 class Stack(nn.Module):
     """E networks of one width, their weights stacked so that an idle expert still has a gradient."""
+
+    hidden_axes: ClassVar = {"w_in": -1, "w_out": -2}  # hidden units
 
     def __init__(self, num_experts: int, dim: int, hidden_dim: int) -> None:
         super().__init__()

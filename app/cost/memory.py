@@ -80,7 +80,7 @@ def optimizer_states(optimizer: Any) -> float:
     """
     matrix = nn.Parameter(torch.zeros(64, 64))
     matrix.grad = torch.zeros_like(matrix)
-    made = optimizer([{"params": [matrix], "hidden": True}])
+    made = optimizer([{"params": [matrix], "hidden": True, "axis": None}])
     made.step()
     kept = (value for value in made.state[matrix].values() if torch.is_tensor(value) and value.dim())
     return sum(value.numel() for value in kept) / matrix.numel()

@@ -5,7 +5,7 @@ Queries and keys may be normed before the rotation, which keeps their products s
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ class Positions(NamedTuple):
 
 class Attention(nn.Module):
     """Causal self-attention."""
+
+    hidden_axes: ClassVar = {"qkv.weight": -2, "out.weight": -1}  # heads
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -84,6 +84,11 @@ class Transformer(nn.Module):
         own = {*self.router_parameters(), *(p for layout in layouts for p in layout.settled())}
         return [p for p in self.parameters() if p.dim() >= 2 and p not in own]
 
+    def hidden_axes(self) -> dict[nn.Parameter, int]:
+        """Of every matrix (..., rows, columns) that has one, the axis that heads or hidden units lie on: -2 or -1."""
+        named = ((module, getattr(module, "hidden_axes", {})) for module in self.blocks.modules())
+        return {module.get_parameter(name): axis for module, axes in named for name, axis in axes.items()}
+
     @torch.no_grad()
     def _initialize(self, std: float) -> None:
         """Draws every matrix from N(0, std^2); routers and settled weights keep the values that their classes chose."""

@@ -104,17 +104,20 @@ class LanguageModel(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Weight decay on matrices only, routers at a rate of their own; `hidden` marks the matrices of the blocks.
 
+        `axis` says where they have heads or hidden units.
+
         The groups keep the order of the parameters: Lightning numbers the optimizer's state by it under FSDP2, and a
         checkpoint would hand one parameter's moments to another where the orders differ.
         """
         routers = {*self.model.router_parameters()}
         hidden = {*self.model.matrices()} & {*self.model.blocks.parameters()}
+        axes = self.model.hidden_axes()
         learned = (p for p in self.parameters() if p.requires_grad)
-        runs = groupby(learned, key=lambda p: (p.dim() >= 2, p in routers, p in hidden))
+        runs = groupby(learned, key=lambda p: (p.dim() >= 2, p in routers, p in hidden, axes.get(p)))
         groups = [
-            {"params": list(run), "hidden": is_hidden, "of_router": of_router}
+            {"params": list(run), "hidden": is_hidden, "of_router": of_router, "axis": axis}
             | ({} if matrix else {"weight_decay": 0.0})
-            for (matrix, of_router, is_hidden), run in runs
+            for (matrix, of_router, is_hidden, axis), run in runs
         ]
         optimizer = self.make_optimizer(groups)
         for group in optimizer.param_groups:

@@ -3,18 +3,24 @@
     M <- momentum M + (1 - momentum) G          U = (1 - momentum) G + momentum M
     W <- W - lr (decay W + 0.2 sqrt(max(rows, columns)) O(U))
 
-O brings all singular values near 1, by Newton-Schulz steps X <- a X + (b A + c A A) X with A = X X^T, from X = U / |U|;
-Jordan et al. make five. The factor gives an update the root mean square that those of AdamW have (2502.16982, equation
-4), so one rate and one decay serve both. Matrices between hidden layers take Muon, every expert of a stack by itself;
-embedding, head, norms, biases and routers take AdamW.
+O brings all singular values s near 1, by Newton-Schulz steps X <- a X + (b A + c A A) X with A = X X^T; Jordan et al.
+make five from X = U / (sum s^2)^(1/2), here they start from X = U / (sum s^8)^(1/8), which is nearer to the largest and
+saves a step. The factor gives an update the root mean square that those of AdamW have (2502.16982, equation 4), so one
+rate and one decay serve both. Matrices between hidden layers take Muon, every expert of a stack by itself, and so does
+every block of neighbouring heads or hidden units, that is of rows or columns (Per-Head Muon: Kimi K3, arXiv 2607.24653,
+section 2.5; blocks: arXiv 2510.16981): a wide network is the sum of narrow ones, and a small Gram matrix is cheap.
+Embedding, head, norms, biases and routers take AdamW.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
+from torch.nn import functional
 
 from app.registry import register, require
 from experts.grouped.device import is_native
@@ -27,10 +33,14 @@ MATCH = 0.2  # root mean square of an update of AdamW (2502.16982, section 2.2)
 class Muon(torch.optim.AdamW):
     """Muon for the parameter groups that are marked as `hidden`, AdamW for all others.
 
+    A hidden group names the axis of its matrices (..., rows, columns) that heads or hidden units lie on: -2, -1, or
+    None for matrices that are taken whole.
+
     Args:
         lr: peak rate of both; at least 0.
         momentum: of Muon; in 0..1, below 1.
         steps: of Newton-Schulz; at least 1.
+        block: hidden units, or width of heads, that are made orthogonal together, at most; at least 1, None: all.
         betas: of AdamW.
         eps: of AdamW.
         weight_decay: of both; at least 0.
@@ -46,6 +56,7 @@ class Muon(torch.optim.AdamW):
         lr: float,
         momentum: float,
         steps: int,
+        block: int | None,
         betas: list[float],
         eps: float,
         weight_decay: float,
@@ -53,11 +64,12 @@ class Muon(torch.optim.AdamW):
         require("lr", lr, lr >= 0, "must be at least 0")
         require("momentum", momentum, 0 <= momentum < 1, "must be at least 0 and below 1")
         require("steps", steps, steps >= 1, "must be at least 1")
+        require("block", block, block is None or block >= 1, "must be at least 1, or null")
         require("betas", betas, len(betas) == 2 and all(0 <= b < 1 for b in betas), "must be two numbers in 0..1")
         require("eps", eps, eps >= 0, "must be at least 0")
         require("weight_decay", weight_decay, weight_decay >= 0, "must be at least 0")
         super().__init__(params, lr, (betas[0], betas[1]), eps, weight_decay, fused=True)
-        self.momentum, self.steps = momentum, steps
+        self.momentum, self.steps, self.block = momentum, steps, block
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         torch.optim.Optimizer.__setstate__(self, state)  # AdamW's looks for its own state at every parameter
@@ -70,45 +82,68 @@ class Muon(torch.optim.AdamW):
         for group in self.param_groups:
             for parameter in group["params"] if group.get("hidden") else []:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group["lr"], group["weight_decay"])
+                    self._update(parameter, parameter.grad, group)
                     gradients[parameter], parameter.grad = parameter.grad, None
         super().step()  # AdamW passes over what has no gradient
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
         return loss
 
-    def _update(self, parameter: Tensor, gradient: Tensor, lr: float, decay: float) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         buffer = state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
-        direction = of_whole_matrices(gradient.lerp(buffer, self.momentum), self.steps)
-        parameter.mul_(1 - lr * decay).add_(direction, alpha=-lr * MATCH * max(parameter.shape[-2:]) ** 0.5)
+        direction = on_ranks(partial(self._direction, axis=group["axis"]), gradient.lerp(buffer, self.momentum))
+        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
+
+    def _direction(self, x: Tensor, axis: int | None) -> Tensor:
+        """Orthogonal blocks of x (..., rows, columns), of the root mean square of an update of AdamW."""
+        blocks = x[None] if axis is None else cut(x, axis, self.block or x.size(axis))
+        y = orthogonal(blocks, self.steps).mul_(MATCH * max(blocks.shape[-2:]) ** 0.5)
+        return y[0] if axis is None else joined(y, axis, x.size(axis))
 
 
-def of_whole_matrices(x: Tensor, steps: int) -> Tensor:
-    """`orthogonal` of matrices (..., rows, columns) that may be split over ranks, split as they were.
+def on_ranks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The function of whole matrices x (..., rows, columns) that may be split over ranks, split as they were.
 
     A stack is split between its matrices, so each rank has whole ones. A single matrix is gathered, on every rank.
     """
     if not isinstance(x, DTensor):
-        return orthogonal(x, steps)
+        return function(x)
     if x.dim() == 3:
-        return DTensor.from_local(
-            orthogonal(x.to_local(), steps), x.device_mesh, x.placements, shape=x.shape, stride=x.stride()
-        )
-    whole = DTensor.from_local(orthogonal(x.full_tensor(), steps), x.device_mesh, [Replicate()] * x.device_mesh.ndim)
+        return DTensor.from_local(function(x.to_local()), x.device_mesh, x.placements, shape=x.shape, stride=x.stride())
+    whole = DTensor.from_local(function(x.full_tensor()), x.device_mesh, [Replicate()] * x.device_mesh.ndim)
     return whole.redistribute(placements=x.placements)
 
 
+def cut(x: Tensor, axis: int, block: int) -> Tensor:
+    """Even blocks (number, ...) of at most `block` neighbours on a negative axis; zeros fill the last one up."""
+    number = math.ceil(x.size(axis) / block)
+    width = math.ceil(x.size(axis) / number)
+    filled = functional.pad(x, [0, 0] * (-axis - 1) + [0, number * width - x.size(axis)])
+    return filled.unflatten(axis, (number, width)).movedim(axis - 1, 0)
+
+
+def joined(blocks: Tensor, axis: int, size: int) -> Tensor:
+    """What `cut` has cut, of that size on the axis."""
+    return blocks.movedim(0, axis - 1).flatten(axis - 1, axis).narrow(axis, 0, size)
+
+
 def orthogonal(x: Tensor, steps: int) -> Tensor:
-    """U V^T of x = U S V^T (..., rows, columns), nearly: after five steps singular values within 0.7..1.2; 0 of 0."""
+    """U V^T of x = U S V^T (..., rows, columns), nearly: after four steps singular values within 0.7..1.2; 0 of 0."""
     dtype = torch.bfloat16 if x.is_cuda or is_native(torch.bfloat16) else torch.float32
     wide = x.size(-2) <= x.size(-1)
-    y = (x if wide else x.mT).to(dtype)  # the smaller Gram matrix
-    y = y / y.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    y = x if wide else x.mT  # the smaller Gram matrix
+    y = (y / y.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)).to(dtype)
     a, b, c = COEFFICIENTS
-    for _ in range(steps):
+    for step in range(steps):
         gram = y @ y.mT
-        y = a * y + (b * gram + c * gram @ gram) @ y
+        square = gram @ gram
+        if step == 0:  # the eighth powers are there already
+            s = square.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7) ** 0.25
+            y, gram, square = y / s, gram / s**2, square / s**4
+        polynomial = b * gram + c * square
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        y = polynomial @ y
     return (y if wide else y.mT).to(x.dtype)
