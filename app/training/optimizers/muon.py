@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.nn import functional
 
 from app.registry import register, require
@@ -94,27 +94,35 @@ class Muon(torch.optim.AdamW):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         buffer = state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
-        direction = on_ranks(partial(self._direction, axis=group["axis"]), gradient.lerp(buffer, self.momentum))
+        axis = group["axis"] or -1
+        block = (group["axis"] and self.block) or parameter.size(axis)
+        update = partial(orthogonal_blocks, axis=axis, block=block, steps=self.steps)
+        direction = on_ranks(update, gradient.lerp(buffer, self.momentum), axis, block)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
 
-    def _direction(self, x: Tensor, axis: int | None) -> Tensor:
-        """Orthogonal blocks of x (..., rows, columns), of the root mean square of an update of AdamW."""
-        blocks = x[None] if axis is None else cut(x, axis, self.block or x.size(axis))
-        y = orthogonal(blocks, self.steps).mul_(MATCH * max(blocks.shape[-2:]) ** 0.5)
-        return y[0] if axis is None else joined(y, axis, x.size(axis))
 
+def on_ranks(function: Callable[[Tensor], Tensor], x: Tensor, axis: int, block: int) -> Tensor:
+    """The function of blocks of x (..., rows, columns) that may be split over ranks, split as it was.
 
-def on_ranks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The function of whole matrices x (..., rows, columns) that may be split over ranks, split as they were.
-
-    A stack is split between its matrices, so each rank has whole ones. A single matrix is gathered, on every rank.
+    A stack is split between its matrices, so each rank has whole ones. A single matrix is split anew, between its
+    blocks where every rank gets equally many, or else gathered, on every rank.
     """
     if not isinstance(x, DTensor):
         return function(x)
-    if x.dim() == 3:
-        return DTensor.from_local(function(x.to_local()), x.device_mesh, x.placements, shape=x.shape, stride=x.stride())
-    whole = DTensor.from_local(function(x.full_tensor()), x.device_mesh, [Replicate()] * x.device_mesh.ndim)
-    return whole.redistribute(placements=x.placements)
+    number, mesh = math.ceil(x.size(axis) / block), x.device_mesh
+    shared = x.size(axis) % number == 0 and number % mesh.size() == 0
+    anew: list[Placement] = [Shard(axis % 2) if shared else Replicate()] * mesh.ndim
+    split = list(x.placements) if x.dim() == 3 else anew
+    own = x.redistribute(placements=split).to_local()
+    y = DTensor.from_local(function(own), mesh, split, shape=x.shape, stride=x.stride())
+    return y.redistribute(placements=x.placements)
+
+
+def orthogonal_blocks(x: Tensor, axis: int, block: int, steps: int) -> Tensor:
+    """Each block of x (..., rows, columns) made orthogonal, of the root mean square of an update of AdamW."""
+    blocks = cut(x, axis, block)
+    y = orthogonal(blocks, steps).mul_(MATCH * max(blocks.shape[-2:]) ** 0.5)
+    return joined(y, axis, x.size(axis))
 
 
 def cut(x: Tensor, axis: int, block: int) -> Tensor:

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from app.config.build import build_module
-from app.training.optimizers.muon import Muon, orthogonal
+from app.training.optimizers.muon import Muon, on_ranks, orthogonal, orthogonal_blocks
+from app.training.sharding import full_tensor
 from tests.app.training.ranks import each
 from tests.app.training.test_sharding import CLIP, VOCAB
 from tests.app.training.test_step import trained
@@ -120,18 +123,39 @@ def test_experts_attention_and_shared_parts_take_muon_and_nothing_else_does(comp
 
 def weights(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> dict[str, Tensor]:
     """Of a model after two steps."""
-    from app.training.sharding import full_tensor
-
     module, _ = trained(config, rank, ranks)
     return {name: full_tensor(value.detach()).clone() for name, value in module.model.named_parameters()}
 
 
-@pytest.mark.parametrize("trainer", [("ddp",), ("fsdp2",), ("ep",)])
-def test_two_ranks_step_as_one_process_does(compose: Compose, tmp_path: Path, trainer: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("trainer", "block"), [("ddp", 128), ("fsdp2", 128), ("fsdp2", 8), ("fsdp2", 12), ("ep", 8)])
+def test_two_ranks_step_as_one_process_does(compose: Compose, tmp_path: Path, trainer: str, block: int) -> None:
     parts = (*CLIP, "optimizer=muon", "optimizer.lr=0.05", "optimizer.eps=1e-3", "schedule.warmup_steps=0")
+    parts = (*parts, f"optimizer.block={block}")
     one = weights(compose(*parts))
-    for other in each(lambda rank: weights(compose(*parts, f"trainer={trainer[0]}"), rank, 2), 2, tmp_path):
+    for other in each(lambda rank: weights(compose(*parts, f"trainer={trainer}"), rank, 2), 2, tmp_path):
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("axis", "block", "own"), [(-2, 8, (24, 16)), (-1, 8, (48, 8)), (-2, 16, (48, 16)), (-2, 20, (48, 16))]
+)
+def test_ranks_share_the_blocks_of_a_matrix_out(tmp_path: Path, axis: int, block: int, own: tuple[int, int]) -> None:
+    x = torch.randn(48, 16)
+
+    def work(rank: int) -> tuple[Tensor, list[int]]:
+        seen: list[int] = []
+        distributed.init_process_group("gloo", rank=rank, world_size=2)
+
+        def update(part: Tensor) -> Tensor:
+            seen.extend(part.shape)
+            return orthogonal_blocks(part, axis, block, 3)
+
+        split = distribute_tensor(x, init_device_mesh("cpu", (2,)), [Shard(0)])
+        return full_tensor(on_ranks(update, split, axis, block)), seen
+
+    for found, seen in each(work, 2, tmp_path):
+        assert tuple(seen) == own, "three blocks are not shared out between two ranks, they are made on both"
+        torch.testing.assert_close(found, orthogonal_blocks(x, axis, block, 3))
 
 
 @pytest.mark.parametrize(
