@@ -31,22 +31,22 @@ from benchmarks.timing import medians, table
 DENSE = "dense"
 DESIGNS: dict[str, tuple[str, ...]] = {  # all of the same active FLOPs, but for the router
     DENSE: ("experts=dense", "experts.hidden_dim=1024"),
-    "deepseek": (),
-    "deepseek 32": ("experts.num_experts=17",),
-    "deepseek 64": ("experts.num_experts=33",),
-    "deepseek 8": ("experts.num_experts=5",),
-    "segments 4": ("experts.segments=4", "experts.num_experts=9"),
-    "fine 8": ("experts=fine_grained", "experts.num_experts=4"),
-    "fine 16": ("experts=fine_grained",),
-    "fine 32": ("experts=fine_grained", "experts.num_experts=16"),
+    "fine 8": (),
+    "fine 16": ("experts.num_experts=8",),
+    "fine 32": ("experts.num_experts=16",),
+    "deepseek": ("experts=deepseek",),
+    "deepseek 8": ("experts=deepseek", "experts.num_experts=5"),
+    "deepseek 32": ("experts=deepseek", "experts.num_experts=17"),
+    "deepseek 64": ("experts=deepseek", "experts.num_experts=33"),
+    "segments 4": ("experts=deepseek", "experts.segments=4", "experts.num_experts=9"),
     "coarse 8": ("experts=coarse",),
     "coarse 16": ("experts=coarse", "experts.num_experts=16"),
     "coarse 32": ("experts=coarse", "experts.num_experts=32"),
     "switch 8": ("experts=coarse", "experts.top_k=1", "experts.hidden_dim=1024", "router.weigh.normalize=false"),
     "residual": ("experts=residual",),
     "latent": ("experts=latent", "experts.hidden_dim=490"),
-    "fine 16, half": ("experts=fine_grained", "model.hidden_dim=1024", "experts.hidden_dim=512", "model.moe_every=2"),
-    "dense first": ("model.hidden_dim=1024", "experts.hidden_dim=512", "model.first_dense=1"),
+    "fine 16, half": ("experts.num_experts=8", "model.hidden_dim=1024", "experts.hidden_dim=512", "model.moe_every=2"),
+    "dense first": ("experts=deepseek", "model.hidden_dim=1024", "experts.hidden_dim=512", "model.first_dense=1"),
 }
 FILE = Path(__file__).parent / "results" / "crossing.jsonl"
 STEPS = tuple(64 * 2**i for i in range(6))
@@ -170,7 +170,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["race", "report"])
-    parser.add_argument("--designs", nargs="+", default=[DENSE, "deepseek"], choices=DESIGNS, metavar="NAME")
+    parser.add_argument("--designs", nargs="+", default=[DENSE, "fine 8"], choices=DESIGNS, metavar="NAME")
     parser.add_argument("--overrides", nargs="*", default=[], help="of all designs, such as optimizer=muon")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     parser.add_argument("--seeds", type=int, default=5)

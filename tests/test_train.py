@@ -80,7 +80,7 @@ def test_a_checkpoint_of_another_architecture_names_the_parameter(
     folder = train()
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace("hidden_dim: 32", "hidden_dim: 64"))
-    assert "w_in.weight is (" in mistake(train, capsys, "resume=true", "trainer.max_steps=3")
+    assert "experts.routed.w_in is (" in mistake(train, capsys, "resume=true", "trainer.max_steps=3")
 
 
 MISTAKES = {
@@ -101,7 +101,7 @@ MISTAKES = {
     "callbacks=brief callbacks.warnings.spike_deviations=-1": ("callbacks.warnings.spike_deviations=-1", "positive"),
     "callbacks=brief callbacks.warnings.dead_steps=0": ("callbacks.warnings.dead_steps=0", "at least 1"),
     "trainer.precision=bf16-true": ("trainer.precision=bf16-true", "bf16-mixed"),
-    "trainer=ep experts.num_shared=1": ("trainer.ep_size=2", "must divide 17"),
+    "trainer=ep experts=deepseek experts.num_shared=1": ("trainer.ep_size=2", "must divide 17"),
     "trainer=ep experts=dense": ("trainer.ep_size=2", "no stacked experts"),
     "trainer=ep trainer.ep_size=3": ("trainer.ep_size=3", "must divide 2"),
     "trainer=ddp trainer.ep_size=2": ("trainer.ep_size=2", "needs trainer=ep"),

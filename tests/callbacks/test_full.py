@@ -96,7 +96,7 @@ class Counted(RoutingCallback):
     """Counts one by one which domain's tokens go to which expert of each layer in the last validation."""
 
     def __init__(self) -> None:
-        self.load = torch.zeros(2, 3, 16)  # layers, domains, experts
+        self.load = torch.zeros(2, 3, 8)  # layers, domains, experts
 
     def on_validation_start(self, *_: object) -> None:
         self.load.zero_()
@@ -104,7 +104,7 @@ class Counted(RoutingCallback):
     def on_validation_routings(self, routings: list[Routing], batch: Batch) -> None:
         for layer, routing in enumerate(routings):
             for token, expert in zip(routing.token.tolist(), routing.expert.tolist(), strict=True):
-                if expert < 16:
+                if expert < 8:
                     self.load[layer, int(batch["domain"].flatten()[token]), expert] += 1
 
 

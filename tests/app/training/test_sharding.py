@@ -29,7 +29,7 @@ PARTS = {
     "gru": ("router=gru", "balance=none"),
     "coarse": ("experts=coarse", "balance=none"),
 }
-EVEN = ("experts.num_experts=7", "experts.num_shared=2")  # 12 routed experts and a shared one
+EVEN = ("experts=deepseek", "experts.num_experts=7", "experts.num_shared=2")  # 12 routed experts and a shared one
 SHARDED = {
     "topk": (*EVEN, "balance=none"),
     "deepseek v3, clipped": (*EVEN, "router=deepseek_v3", "router.select.groups=4", "router.select.limit=2",
