@@ -43,8 +43,8 @@ def test_layers_are_counted_from_either_end_and_the_later_entry_wins(compose):
 
 
 def test_a_layer_may_take_another_number_of_experts(compose):
-    model = build(compose, {"bottom": {"at": [0, 1], "select": {"name": "top_k", "k": 4}}})
-    assert [router.top_k for router in model.routers()] == [4, 4, 2, 2, 2]
+    model = build(compose, {"bottom": {"at": [0, 1], "select": {"name": "top_k", "k": 3}}})
+    assert [router.top_k for router in model.routers()] == [3, 3, 4, 4, 4]
 
 
 def test_a_shared_cell_is_found_where_only_a_router_above_has_one(compose):
