@@ -171,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["race", "report"])
     parser.add_argument("--designs", nargs="+", default=[DENSE, "fine 8"], choices=DESIGNS, metavar="NAME")
-    parser.add_argument("--overrides", nargs="*", default=[], help="of all designs, such as optimizer=muon")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of all designs, such as optimizer=adamw")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
