@@ -24,6 +24,16 @@ ORDER = {  # every folder, and all that it may import beside itself: of those ab
     "app.cost": ["app.registry", "experts", "app.model", "app.data", "app.config"],
     "app.runs": ["app.registry", "app.model", "app.data", "app.training", "app.config", "app.cost"],
     "app.analysis": ["routers", "experts", "app.model", "app.data", "app.training", "app.runs"],
+    "app.races": [
+        "app.registry",
+        "app.model",
+        "app.training",
+        "app.config",
+        "app.cost",
+        "app.data",
+        "app.runs",
+        "app.analysis",
+    ],
     "app.pages": ["app.registry", "app.environment", "routers", "app.model", "app.training", "app.config", "app.cost"],
     "callbacks": ["app.registry", "routers", "app.model", "app.training", "app.config", "app.cost", "app.analysis"],
 }

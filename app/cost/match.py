@@ -47,14 +47,23 @@ def matched(config: Config, overrides: Sequence[str] = ()) -> Config:
         return config
     if by not in get_args(By):
         raise UserError(unknown(f"match.by={by}", str(by), get_args(By)))
-    target = _budget(_reference(str(reference), overrides))
+    return brought_to(config, _reference(str(reference), overrides), by, f"match.reference={reference}")
+
+
+def brought_to(config: Config, reference: Config, by: By, key: str) -> Config:
+    """The config with the widths that make it cost what another one costs; `key` begins what is said if none does.
+
+    Raises:
+        UserError: no width brings the costs within 0.5 %.
+    """
+    target = budget(reference)
     goals = {name: COSTS[name](target) for name in (COSTS if by == "both" else [by])}
     for solved in _solutions(config, goals):
         error, name = _error(solved, goals)
         if error < CLOSE:
             return solved
     raise UserError(
-        f"match.reference={reference}: no width of experts={config['experts']['name']} has its {name} within "
+        f"{key}: no width of experts={config['experts']['name']} has its {name} within "
         f"{CLOSE:.1%}; the nearest has {_cost(solved, name):,.0f}, not {goals[name]:,.0f}"
     )
 
@@ -131,8 +140,9 @@ def _error(config: Config, goals: dict[str, float]) -> tuple[float, str]:
 
 
 def _cost(config: Config, name: str) -> float:
-    return COSTS[name](_budget(config))
+    return COSTS[name](budget(config))
 
 
-def _budget(config: Config) -> Budget:
+def budget(config: Config) -> Budget:
+    """What the model of a config costs on its rows."""
     return Budget.of(on_meta(config), config["data"]["seq_len"])

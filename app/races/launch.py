@@ -1,0 +1,95 @@
+"""Runs members through Hydra's launchers, and shows how far they are.
+
+A sweep over `member=KEY,...`: the launcher may run its jobs in this process (basic), in others of this machine (joblib)
+or on other machines (submitit). What goes wrong in a member is in its record, and the others go on.
+"""
+
+import csv
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from threading import Event, Thread
+
+from hydra.core.global_hydra import GlobalHydra
+from rich.live import Live
+from rich.table import Table
+
+from app.races.plan import Member
+from app.races.work import DESK, folder_of, hand_out, work
+from app.training.messages import console
+
+EVERY = 2.0  # seconds between two looks at the members
+
+
+def launch(members: Sequence[Member], overrides: Sequence[str]) -> None:
+    """Runs members to their end, under the launcher that the overrides of the race choose."""
+    for member in members:
+        hand_out(member)
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    with watched(members):
+        sweep = f"member={','.join(member.key for member in members)}"
+        hydra.multirun("race", work, [*overrides, sweep], with_log_configuration=False)
+
+
+@contextmanager
+def watched(members: Sequence[Member]) -> Iterator[None]:
+    """Shows the members while they run: a table in a terminal, elsewhere a line for each that ends."""
+    done = Event()
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        thread = Thread(target=_watch, args=(members, live, done), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def _watch(members: Sequence[Member], live: Live, done: Event) -> None:
+    start, told, last = time.monotonic(), set[str](), False
+    before = sum(step for step, _ in map(how_far, members))
+    while not last:
+        last = done.wait(EVERY)
+        for member in (m for m in members if m.key not in told and (DESK / f"{m.key}.json").exists()):
+            told.add(member.key)
+            live.console.print(f"[{len(told)}/{len(members)}] {outcome(member)}", markup=False)
+        open_ones = [member for member in members if member.key not in told]
+        steps = sum(step for step, _ in map(how_far, members)) - before
+        left = sum(member.steps - how_far(member)[0] for member in open_ones)
+        live.update(_table(open_ones, left / steps * (time.monotonic() - start) if steps > 0 else None), refresh=True)
+
+
+def outcome(member: Member) -> str:
+    """A member that has ended, in a line."""
+    record = json.loads((DESK / f"{member.key}.json").read_text())
+    about = " ".join(f"{name}={value}" for name, value in member.about.items())
+    return f"{about}: " + (
+        f"failed: {record['failed']}" if "failed" in record else f"{record['bpb']:.4f} bits per byte"
+    )
+
+
+def how_far(member: Member) -> tuple[int, float]:
+    """Steps, and the newest loss in nats per token, of a member that has begun; all steps of one that has ended."""
+    if (DESK / f"{member.key}.json").exists():
+        return member.steps, float("nan")
+    path = folder_of(member.key) / "csv" / "metrics.csv"
+    if not path.exists():
+        return 0, float("nan")
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("train/loss")]
+    return (int(rows[-1]["step"]) + 1, float(rows[-1]["train/loss"])) if rows else (0, float("nan"))
+
+
+def _table(members: Sequence[Member], seconds: float | None) -> Table:
+    left = "" if seconds is None else f", {timedelta(seconds=round(seconds))} left"
+    table = Table("contestant", "size", "lr", "seed", "step", "loss", title=f"{len(members)} runs to go{left}")
+    for member in members:
+        step, loss = how_far(member)
+        if step:
+            about = member.about
+            names = ("contestant", "size", "lr", "seed")
+            table.add_row(*(str(about[name]) for name in names), f"{step}/{member.steps}", f"{loss:.2f}")
+    return table

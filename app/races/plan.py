@@ -1,0 +1,128 @@
+"""The members of a race: every contestant at every size, with a learning rate and a seed, as a run of `train.py`."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from app.config.compose import Config, composed
+from app.config.errors import MISTAKES, one_line
+from app.cost.match import CLOSE, COSTS, brought_to, budget
+from app.races.race import Race
+
+WITHOUT_EFFECT = ("run", "resume", "callbacks", "logger", "match")  # on what is learned
+Record = Mapping[str, Any]  # what is known of a member that has ended
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant at a size: its overrides, which solved widths are among, its config, and what it costs.
+
+    One that is refused has no config, but the reason.
+    """
+
+    contestant: str
+    size: str
+    overrides: tuple[str, ...]
+    config: Config = field(compare=False, repr=False, default_factory=dict)
+    cost: dict[str, float] = field(compare=False, default_factory=dict)
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run: an entry with a learning rate and a seed, for a share of the size's steps."""
+
+    entry: Entry
+    lr: float
+    seed: int
+    share: float = 1.0
+
+    @property
+    def steps(self) -> int:
+        """Of the optimizer."""
+        return round(self.share * self.entry.config["trainer"]["max_steps"])
+
+    @property
+    def overrides(self) -> list[str]:
+        """What `train.py` is told."""
+        own = [f"optimizer.lr={self.lr}", f"seed={self.seed}", f"trainer.max_steps={self.steps}"]
+        return [*self.entry.overrides, *own]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Its place in the race."""
+        where = {"contestant": self.entry.contestant, "size": self.entry.size}
+        return where | {"lr": self.lr, "seed": self.seed, "share": self.share}
+
+    @cached_property
+    def key(self) -> str:
+        """The hash of its resolved config, but for what nothing learns from; no word that Hydra reads as a number."""
+        config = {name: value for name, value in self.entry.config.items() if name not in WITHOUT_EFFECT}
+        own = {"overrides": self.entry.overrides} if self.entry.refused else {}
+        what = [config, own, self.lr, self.seed, self.share]
+        return "m" + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:15]
+
+
+class Plan:
+    """All members of the chosen sizes of a race."""
+
+    def __init__(self, race: Race, sizes: Sequence[str]) -> None:
+        self.race, self.sizes = race, sizes
+        self.entries = [entry for size in sizes for entry in _entries(race, size)]
+
+    def missing(self, records: Mapping[str, Record]) -> list[Member]:
+        """Those that can be run now; the rest waits for the learning rates."""
+        return [member for member in self.known(records) if member.key not in records and not member.entry.refused]
+
+    def known(self, records: Mapping[str, Record]) -> list[Member]:
+        """Those whose learning rate is chosen, or that choose it; a seed of all before the next seed."""
+        rated = {entry: self.rate(entry, records) for entry in self.entries}
+        finals = [(entry, rate) for entry, rate in rated.items() if rate is not None]
+        after = [Member(entry, rate, seed) for seed in self.race.seeds for entry, rate in finals]
+        own = [pair for pair in finals if pair[0].contestant == self.race.baseline]
+        after += [Member(entry, rate, seed) for entry, rate in own for seed in self.race.noise_seeds]
+        after += [
+            Member(entry, rate, seed, share)
+            for entry, rate in own for share in self.race.lengths for seed in self.race.seeds
+        ]  # fmt: skip
+        return list({member.key: member for member in [*self.tuning(), *after]}.values())
+
+    def tuning(self) -> Iterator[Member]:
+        """Every learning rate of every entry."""
+        for entry in self.entries:
+            for rate in self.race.lr:
+                yield Member(entry, rate, self.race.tuning_seed)
+
+    def rate(self, entry: Entry, records: Mapping[str, Record]) -> float | None:
+        """The best learning rate of an entry; None if it is not known yet, or no rate has led to a loss."""
+        tried = [(rate, records.get(Member(entry, rate, self.race.tuning_seed).key)) for rate in self.race.lr]
+        if entry.refused or any(record is None for _, record in tried):
+            return None
+        good = [(record[self.race.measure], rate) for rate, record in tried if record and "failed" not in record]
+        return min(good)[1] if good else None
+
+
+def _entries(race: Race, size: str) -> Iterator[Entry]:
+    """The contestants at a size, each brought to the baseline's cost unless it keeps its own."""
+    reference = composed(race.overrides(race.baseline, size))
+    goal = budget(reference)
+    for name in race.contestants:
+        overrides = race.overrides(name, size)
+        try:
+            config = composed(overrides)
+            if name != race.baseline and name not in race.unmatched:
+                solved = brought_to(config, reference, race.match, f"race.contestants.{name}")
+                overrides += [f"experts.{k}={v}" for k, v in solved["experts"].items() if v != config["experts"][k]]
+                config = solved
+            costs = {cost: of(budget(config)) / of(goal) for cost, of in COSTS.items()}
+            yield Entry(name, size, tuple(overrides), config, costs)
+        except MISTAKES as error:
+            yield Entry(name, size, tuple(overrides), refused=one_line(error))
+
+
+def unequal(entry: Entry, match: str) -> bool:
+    """Whether it costs another share of what all are brought to."""
+    return any(abs(entry.cost[name] - 1) >= CLOSE for name in (COSTS if match == "both" else [match]))

@@ -1,0 +1,97 @@
+"""What a race is: `conf/race/NAME.yaml`, written before it runs."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from app.config.overrides import combined
+from app.registry import UserError, check, require, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Race:
+    """Contestants at equal cost, on the same rows of the same text for the same seed.
+
+    Args:
+        claim: what is tested.
+        common: overrides of all contestants, on top of experiment=race/SIZE.
+        contestants: the overrides of each; a group that it chooses itself is not the common one.
+        baseline: the contestant that the others are compared with.
+        match: the cost of the baseline that the others are brought to, within 0.5 %.
+        unmatched: contestants that keep their own cost, which the table then says.
+        sizes: of the experiments race/SIZE.
+        seeds: of the comparison, the same for all.
+        noise_seeds: more of them for the baseline alone, which tell how far one run lies from another.
+        tuning_seed: on which everybody's learning rate is chosen; not among the others.
+        lr: the learning rates to choose from, rising; at least three.
+        lengths: of further runs of the baseline, in shares of a run: how long it takes to somebody's loss.
+        measure: what decides: bits per byte of held-out text (mean over the domains), or nats per token.
+        margin: a difference that does not matter, in units of the measure.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    claim: str
+    common: list[str]
+    contestants: dict[str, list[str]]
+    baseline: str
+    match: Literal["active_flops", "total_params", "both"]
+    unmatched: list[str]
+    sizes: list[str]
+    seeds: list[int]
+    noise_seeds: list[int]
+    tuning_seed: int
+    lr: list[float]
+    lengths: list[float]
+    measure: Literal["bpb", "nats"]
+    margin: float
+
+    def __post_init__(self) -> None:
+        names = ", ".join(self.contestants)
+        require("baseline", self.baseline, self.baseline in self.contestants, f"must be one of {names}")
+        strangers = sorted({*self.unmatched} - {*self.contestants})
+        require("unmatched", strangers, not strangers, f"must be among {names}")
+        for name in ("sizes", "seeds"):
+            values = getattr(self, name)
+            require(name, values, len({*values}) == len(values) > 0, "must name each once, and at least one")
+        fresh = self.tuning_seed not in {*self.seeds, *self.noise_seeds}
+        require("tuning_seed", self.tuning_seed, fresh, "must be none of the seeds of the comparison")
+        rising = len(self.lr) >= 3 and sorted({*self.lr}) == self.lr and self.lr[0] > 0
+        require("lr", self.lr, rising, "must be at least three, rising")
+        require("lengths", self.lengths, all(0 < share != 1 for share in self.lengths), "must be above 0, and not 1")
+        require("margin", self.margin, self.margin > 0, "must be above 0")
+
+    def overrides(self, contestant: str, size: str) -> list[str]:
+        """All of a contestant's, before its widths are solved."""
+        return combined([f"experiment=race/{size}", *self.common], self.contestants[contestant])
+
+
+def read_race(values: dict[str, Any]) -> Race:
+    """The race of the group `race` of the composed config.
+
+    Raises:
+        UserError: a value is missing, unknown or out of its range.
+    """
+    try:
+        return Race(**check(Race, values, "race"))
+    except ValueError as error:
+        raise UserError(f"race.{error}") from error
+
+
+def fingerprint(values: dict[str, Any]) -> str:
+    """Of all that a race has written down: a changed race has another one."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def chosen_sizes(race: Race, asked: list[str] | None) -> list[str]:
+    """Those of the race's sizes that are asked for; all if none is.
+
+    Raises:
+        UserError: one is not of the race.
+    """
+    for size in asked or ():
+        if size not in race.sizes:
+            raise UserError(unknown(f"sizes={asked}", size, race.sizes))
+    return race.sizes if asked is None else [size for size in race.sizes if size in asked]

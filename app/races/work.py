@@ -1,0 +1,70 @@
+"""One member of a race, in whatever process a launcher has made: `train.py`, and then what is asked of its run.
+
+The member lies in the folder DESK: what it is told (KEY.yaml), what it says (KEY.log), and at the end its record
+(KEY.json), which is whole or absent.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from omegaconf import DictConfig
+
+from app.config.saved import RUNS, listed, read_list
+from app.races.plan import Member
+from app.races.record import record_of
+from app.runs.folder import LOCK, SUMMARY
+from app.training.files import write_whole
+
+DESK = Path(".cache/race")
+TRAIN = Path(__file__).parents[2] / "train.py"
+STOPPED = (130, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)  # somebody ended it: it goes on next time
+
+
+def hand_out(member: Member) -> None:
+    """Puts on the desk what a member is told."""
+    DESK.mkdir(parents=True, exist_ok=True)
+    write_whole(DESK / f"{member.key}.yaml", listed(member.overrides))
+
+
+def folder_of(key: str) -> Path:
+    """Of the run."""
+    return RUNS / f"member-{key}"
+
+
+def work(config: DictConfig) -> None:
+    """Trains the member `config.member` to its end and writes its record."""
+    record = trained(config.member, read_list(DESK / f"{config.member}.yaml"))
+    if record is not None:
+        write_whole(DESK / f"{config.member}.json", json.dumps(record) + "\n")
+
+
+def trained(key: str, overrides: list[str]) -> dict[str, Any] | None:
+    """The record of a member; None if somebody has stopped it.
+
+    It goes on with what an earlier start has left; one that a killed race has left running is waited for.
+    """
+    folder, log = folder_of(key), DESK / f"{key}.log"
+    if folder.exists():
+        FileLock(folder / LOCK).acquire().lock.release()
+    own = [f"run={folder.name}", "resume=true", "callbacks=off", "logger=csv"]
+    with log.open("wb") as out:
+        code = subprocess.run([sys.executable, str(TRAIN), *overrides, *own], stdout=out, stderr=out).returncode
+    if code in STOPPED:
+        return None
+    if code or not (folder / SUMMARY).exists():
+        return {"failed": reason(code, log.read_text(errors="replace"))}
+    return record_of(folder)
+
+
+def reason(code: int, said: str) -> str:
+    """Why a run has failed, in a line."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+    lines = [line for line in said.splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("error: ")] or lines or [f"exit status {code}"]
+    return told[-1].removeprefix("error: ")
