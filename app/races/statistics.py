@@ -1,0 +1,100 @@
+"""What a few seeds allow to say about differences: intervals, four verdicts, and how small a difference could be seen.
+
+Differences are paired: contestant minus baseline on the same seed, so on the same rows in the same order and, where the
+shapes agree, from the same initial weights. A negative one is better. All tests are Student's t.
+"""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from scipy import optimize, stats
+
+LEVEL = 0.05  # of every test; an interval covers 1 - LEVEL
+POWER = 0.8  # with which a difference is said to be seen
+Verdict = Literal["better", "worse", "equivalent", "cannot tell"]
+
+
+class Interval(NamedTuple):
+    """A mean, and half of the width of its interval; None with one value, which says nothing of the spread."""
+
+    mean: float
+    half: float | None
+
+
+class Judged(NamedTuple):
+    """A mean difference, and the error probabilities of the two things to be said of it, corrected for their number."""
+
+    difference: Interval
+    p_difference: float | None  # that there is none
+    p_equivalence: float | None  # that it is as large as the margin
+    verdict: Verdict
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The mean of independent values with the interval that covers the true one in 95 % of all cases."""
+    if len(values) < 2:
+        return Interval(fmean(values), None)
+    half = stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return Interval(fmean(values), float(half))
+
+
+def difference_p(values: Sequence[float]) -> float:
+    """Of the two-sided test that the mean is 0."""
+    if np.ptp(values) == 0:  # no spread: t is 0/0 or infinite
+        return float(values[0] == 0)
+    return float(stats.ttest_1samp(values, 0).pvalue)
+
+
+def equivalence_p(values: Sequence[float], margin: float) -> float:
+    """Of the two one-sided tests (Schuirmann 1987) that the mean lies outside of +- margin; the larger one."""
+    if np.ptp(values) == 0:
+        return float(abs(values[0]) >= margin)
+    above = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
+    below = stats.ttest_1samp(values, margin, alternative="less").pvalue
+    return float(max(above, below))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number (Holm 1979): at 0.05 all of them together err in at most 5 %."""
+    order = np.argsort(ps, kind="stable")
+    factors = np.arange(len(ps), 0, -1)
+    raised = np.minimum(1, np.maximum.accumulate(factors * np.asarray(ps, float)[order]))
+    return [float(p) for p in raised[np.argsort(order, kind="stable")]]
+
+
+def judged(differences: Mapping[str, Sequence[float]], margin: float) -> dict[str, Judged]:
+    """A verdict on each contestant, of its paired differences to the baseline.
+
+    `equivalent` comes first: a difference that is surely smaller than the margin does not matter, though it be sure.
+    """
+    tested = {name: values for name, values in differences.items() if len(values) > 1}
+    different = dict(zip(tested, holm([difference_p(v) for v in tested.values()]), strict=True))
+    equal = dict(zip(tested, holm([equivalence_p(v, margin) for v in tested.values()]), strict=True))
+    return {
+        name: _judged(interval(values), different.get(name), equal.get(name)) for name, values in differences.items()
+    }
+
+
+def _judged(difference: Interval, different: float | None, equal: float | None) -> Judged:
+    verdict: Verdict = "cannot tell"
+    if equal is not None and equal < LEVEL:
+        verdict = "equivalent"
+    elif different is not None and different < LEVEL:
+        verdict = "better" if difference.mean < 0 else "worse"
+    return Judged(difference, different, equal, verdict)
+
+
+def detectable(spread: float, seeds: int) -> float:
+    """The smallest true difference that a paired test on so many seeds sees four times out of five.
+
+    `spread` is the standard deviation of a difference, sqrt(2) times that of a run where pairing brings nothing.
+    """
+    free = seeds - 1
+    bar = stats.t.ppf(1 - LEVEL / 2, free)
+
+    def lacking(shift: float) -> Any:
+        return stats.nct.sf(bar, free, shift) - POWER  # on the other side it is seen next to never
+
+    return float(optimize.brentq(lacking, 1, 10)) * spread / seeds**0.5
