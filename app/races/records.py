@@ -1,33 +1,41 @@
 """The records of members that have ended: on this machine's desk, and in the results of all races, by their key."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app.races.plan import Member, Record
+from app.races.plan import Plan, Record
 from app.races.work import DESK
 from app.registry import UserError
 from app.training.files import read_whole, write_whole
 
 RESULTS = Path("results")
-DEFINITION, MEMBERS = "race.json", "members.jsonl"
+DEFINITION, MEMBERS, SECONDS = "race.json", "members.jsonl", "seconds.json"
 
 
 def read_records(retry: bool = False) -> dict[str, Record]:
     """By key; with `retry` without those that have failed."""
     lines = [line for path in sorted(RESULTS.glob(f"*/{MEMBERS}")) for line in path.read_text().splitlines()]
-    found = {record.pop("key"): record for record in map(json.loads, lines)}
+    found = {record.pop("key"): record for record in map(json.loads, lines) if "key" in record}
     found |= {path.stem: json.loads(path.read_text()) for path in sorted(DESK.glob("*.json"))}
     return {key: record for key, record in found.items() if not (retry and "failed" in record)}
 
 
-def write_records(name: str, members: Iterable[Member], records: Mapping[str, Record]) -> list[dict[str, Any]]:
+def write_records(name: str, plan: Plan, records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """Writes the records of a race's members that have ended, in the order of the race, a line each."""
-    ended = [member for member in members if member.key in records]
-    lines = [member.about | {"key": member.key} | dict(records[member.key]) for member in ended]
+    refused = [entry for entry in plan.entries if entry.refused]
+    ended = [member for member in plan.known(records) if member.key in records]
+    lines = [{"contestant": e.contestant, "size": e.size, "failed": e.refused} for e in refused]
+    lines += [member.about | {"key": member.key} | dict(records[member.key]) for member in ended]
     write_whole(RESULTS / name / MEMBERS, "".join(json.dumps(line) + "\n" for line in lines))
     return lines
+
+
+def read_seconds(name: str) -> dict[str, dict[str, float]]:
+    """Of a training token, by size and contestant; empty if the race was not timed yet."""
+    path = RESULTS / name / SECONDS
+    return json.loads(path.read_text())["seconds_per_token"] if path.exists() else {}
 
 
 def begin(name: str, values: Mapping[str, Any], fingerprint: str) -> None:

@@ -5,10 +5,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from app.races.launch import launch
+from app.races.page import write_result
 from app.races.plan import Plan
 from app.races.race import chosen_sizes, fingerprint, read_race
-from app.races.records import begin, read_records, write_records
-from app.training.messages import say
+from app.races.records import RESULTS, begin, read_records, read_seconds, write_records
+from app.races.result import result_of
+from app.races.tables import table
+from app.training.messages import console, say
 
 
 def run(config: DictConfig, overrides: list[str]) -> None:
@@ -28,4 +31,9 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     while not config.report and (members := plan.missing(read_records(retry))):
         launch(members, overrides)
         retry = False
-    write_records(name, plan.known(read_records()), read_records())
+    lines = write_records(name, plan, read_records())
+    result = result_of(race, lines, read_seconds(name))
+    write_result(RESULTS / name, race, result)
+    for size, numbers in result.items():
+        console.print(table(race, f"{name}, size {size}", numbers))
+    say(f"written to {RESULTS / name}")

@@ -1,0 +1,55 @@
+"""The result of a race in its folder: result.json, README.md, table.csv, pictures, and a page that needs no others."""
+
+import base64
+import json
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from app.races.pictures import pictures
+from app.races.race import Race
+from app.races.tables import COLUMNS, LEGEND, cells, comma_separated, markdown, noise_line, ranked, state_line
+from app.training.files import write_whole
+
+PAGE = Path(__file__).with_suffix(".html")
+
+
+def write_result(folder: Path, race: Race, result: Mapping[str, Any]) -> None:
+    """Writes all of it."""
+    drawn = {size: pictures(race, numbers) for size, numbers in result.items()}
+    write_whole(folder / "result.json", json.dumps(result, indent=1) + "\n")
+    write_whole(folder / "README.md", markdown(race, folder.name, result) + _images(drawn))
+    write_whole(folder / "table.csv", comma_separated(result))
+    write_whole(folder / "index.html", _html(race, folder.name, result, drawn))
+    for size, images in drawn.items():
+        for name, image in images.items():
+            write_whole(folder / f"{size}_{name}.png", image)
+
+
+def _images(drawn: Mapping[str, Mapping[str, bytes]]) -> str:
+    names = [(size, name) for size, images in drawn.items() for name in images]
+    return "".join(f"\n![{name} at size {size}]({size}_{name}.png)\n" for size, name in names)
+
+
+def _html(race: Race, name: str, result: Mapping[str, Any], drawn: Mapping[str, Mapping[str, bytes]]) -> str:
+    sections = "".join(_section(race, size, numbers, drawn[size]) for size, numbers in result.items())
+    page = PAGE.read_text(encoding="utf-8")
+    for place, text in {"NAME": name, "CLAIM": race.claim, "LEGEND": LEGEND}.items():
+        page = page.replace(f"<!--{place}-->", escape(text))
+    return page.replace("<!--SIZES-->", sections)
+
+
+def _section(race: Race, size: str, numbers: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
+    head = _line("th", COLUMNS)
+    body = "".join(_line("td", cells(race, row), row.get("verdict", "")) for row in ranked(race, numbers["rows"]))
+    shown = "".join(
+        f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
+        for name, image in images.items()
+    )
+    said = escape(state_line(numbers) + noise_line(numbers))
+    return f"<h2>Size {escape(size)}</h2><p>{said}</p><div><table>{head}{body}</table></div>{shown}"
+
+
+def _line(tag: str, texts: tuple[str, ...] | list[str], kind: str = "") -> str:
+    return f'<tr class="{kind}">' + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts) + "</tr>"

@@ -1,0 +1,120 @@
+"""The result of a race as a table: in the terminal, as Markdown and as CSV."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from app.races.race import Race
+from app.races.result import unequal
+
+Row = Mapping[str, Any]
+COLUMNS = (
+    "contestant", "seeds", "bits per byte", "difference", "verdict", "active M", "total M", "FLOPs", "x FLOPs",
+    "x seconds", "tokens/s", "MB", "MaxVio", "dead", "dropped", "k", "domain information", "learning rate",
+)  # fmt: skip
+SHORT = ("contestant", "seeds", "bits per byte", "difference", "verdict", "FLOPs", "x FLOPs", "MaxVio", "learning rate")
+LEGEND = """\
+Difference to the baseline in bits per byte, paired by seed, with its 95 % interval; verdicts at 5 %, corrected for the
+number of contestants (Holm). FLOPs of a token as a multiple of the baseline's; * not matched. x FLOPs and x seconds:
+what the baseline needs for the same loss, as a multiple of what the contestant took. ! the learning rate is at the edge
+of its grid. MaxVio, dead experts, share of dropped assignments, experts per token and mutual information of domain and
+expert in nats are means over the layers, on held-out text."""
+
+
+def cells(race: Race, row: Row) -> list[str]:
+    """A row in words, one for each of COLUMNS."""
+    first = [row["contestant"], f"{len(row['seeds'])}"]
+    if not row["seeds"]:
+        return [*first, "", "", "; ".join(row["failed"])[:120] or "not run yet", *[""] * (len(COLUMNS) - 5)]
+    routing, times = row["routing"] or {}, row["speed_up"] or {}
+    base = row["contestant"] == race.baseline
+    return [
+        *first,
+        told(row[race.measure], 3),
+        "" if base else told(row.get("difference", {}).get(race.measure), 3, sign=True),
+        "baseline" if base else row.get("verdict", ""),
+        f"{row['active_params'] / 1e6:.2f}",
+        f"{row['total_params'] / 1e6:.2f}",
+        f"{row['cost']['active_flops']:.2f}{'*' if unequal(race, row) else ''}" if row["cost"] else "",
+        told(times.get("flops"), 2) or _outside(times),
+        told(times.get("seconds"), 2),
+        f"{1 / row['seconds_per_token']:,.0f}" if row["seconds_per_token"] else "",
+        f"{row['peak_memory_bytes'] / 1e6:.0f}",
+        *(f"{routing[name]:.2f}" if routing else "" for name in ("maxvio", "dead", "drop_rate", "mean_k")),
+        f"{routing['domain_information']:.2f}" if routing else "",
+        f"{row['lr']:g}{'!' if row['edge'] else ''}",
+    ]
+
+
+def _outside(times: Mapping[str, Any]) -> str:
+    """Where the baseline was not trained so short, or so long."""
+    return f"run {times['share']}" if isinstance(times.get("share"), str) else ""
+
+
+def told(value: Mapping[str, float | None] | None, digits: int, sign: bool = False) -> str:
+    """A mean with half of its interval."""
+    if not value or value["mean"] is None:
+        return ""
+    mean = f"{value['mean']:{'+' if sign else ''}.{digits}f}"
+    return mean if value["half"] is None else f"{mean} ± {value['half']:.{digits}f}"
+
+
+def noise_line(size: Mapping[str, Any]) -> str:
+    """What can be seen at all."""
+    noise = size["noise"]
+    if noise is None:
+        return "The noise is not known yet: it takes three runs of the baseline."
+    seen = " and ".join(f"{value:.3f} with {seeds}" for seeds, value in noise["detectable"].items())
+    return (
+        f"{noise['seeds']} seeds of the baseline spread by {noise['spread']:.4f} (standard deviation); the smallest "
+        f"difference that is seen four times out of five is {seen} seeds, without a gain from pairing."
+    )
+
+
+def state_line(size: Mapping[str, Any]) -> str:
+    """Whether it is over."""
+    return f"Incomplete: {size['missing']} runs are missing. " if size["missing"] else ""
+
+
+def table(race: Race, name: str, size: Mapping[str, Any]) -> Table:
+    """For the terminal."""
+    shown = Table(*SHORT, title=name, caption=state_line(size) + noise_line(size))
+    for row in ranked(race, size["rows"]):
+        shown.add_row(*(cell for column, cell in zip(COLUMNS, cells(race, row), strict=True) if column in SHORT))
+    return shown
+
+
+def markdown(race: Race, name: str, result: Mapping[str, Any]) -> str:
+    """The page of a race."""
+    parts = [f"# {name}\n\n{race.claim}\n"]
+    for size, numbers in result.items():
+        lines = ["| " + " | ".join(COLUMNS) + " |", "| " + " | ".join("---" for _ in COLUMNS) + " |"]
+        lines += ["| " + " | ".join(cells(race, row)) + " |" for row in ranked(race, numbers["rows"])]
+        parts.append(f"## Size {size}\n\n{state_line(numbers)}{noise_line(numbers)}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join([*parts, LEGEND + "\n"])
+
+
+def comma_separated(result: Mapping[str, Any]) -> str:
+    """All sizes in one table, a column for each number of the result: `difference.bpb.half` is its place there."""
+    rows = [{"size": size, **_flat(row)} for size, numbers in result.items() for row in numbers["rows"]]
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _flat(value: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        if name != "curve":
+            flat |= _flat(inner, f"{place}{name}.") if isinstance(inner, Mapping) else {place + name: inner}
+    return flat
+
+
+def ranked(race: Race, rows: Sequence[Row]) -> list[Row]:
+    """The best first; those without a run last."""
+    return sorted(rows, key=lambda row: row[race.measure]["mean"] if row["seeds"] else float("inf"))
