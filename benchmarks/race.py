@@ -1,0 +1,67 @@
+"""How fast does everybody in a race train? `python -m benchmarks.race NAME [--sizes xs s]`, on a quiet machine.
+
+The contestants take steps in turns in one process, with the race's own precision and threads, so that whatever else the
+machine does hits all of them alike. The median step of each, divided by its tokens, goes to results/NAME/seconds.json,
+from where the race's result takes its times: those of the runs themselves tell how busy the machine was.
+"""
+
+import app.environment  # noqa: F401  isort: skip  before torch
+
+import argparse
+import json
+import platform
+from functools import partial
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from app.config.compose import CONF
+from app.config.errors import exit_on_mistake
+from app.races.plan import Entry, Plan
+from app.races.race import chosen_sizes, read_race
+from app.races.records import RESULTS, SECONDS
+from app.training.files import write_whole
+from benchmarks.bare import Bare
+from benchmarks.crossing import next_step
+from benchmarks.timing import medians
+
+
+def seconds_per_token(entries: list[Entry], rounds: int) -> dict[str, float]:
+    """Of training, for each contestant of a size."""
+    bares = {e.contestant: Bare(e.overrides, precision=e.config["trainer"]["precision"]) for e in entries}
+    works = {name: partial(next_step, bare, bare.batches()) for name, bare in bares.items()}
+    tokens = {e.contestant: e.config["data"]["batch_size"] * e.config["data"]["seq_len"] for e in entries}
+    torch.set_num_threads(entries[0].config["trainer"]["threads"])
+    return {name: seconds / tokens[name] for name, seconds in medians(works, 3, rounds).items()}
+
+
+def measured(name: str, sizes: list[str] | None, rounds: int) -> dict[str, dict[str, float]]:
+    """Of a race: by size and contestant."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        values: Any = OmegaConf.to_container(compose("race", [f"race={name}"]).race, resolve=True)
+        race = read_race(values)
+        entries = [entry for entry in Plan(race, chosen_sizes(race, sizes)).entries if not entry.refused]
+        by_size = {size: [entry for entry in entries if entry.size == size] for size in sizes or race.sizes}
+        return {size: seconds_per_token(each, rounds) for size, each in by_size.items()}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of a race in conf/race")
+    parser.add_argument("--sizes", nargs="+", help="default: all of the race")
+    parser.add_argument("--rounds", type=int, default=20, help="steps of each that are timed")
+    asked = parser.parse_args()
+    found = measured(asked.name, asked.sizes, asked.rounds)
+    path = RESULTS / asked.name / SECONDS
+    known = json.loads(path.read_text())["seconds_per_token"] if path.exists() else {}
+    machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+    write_whole(path, json.dumps(machine | {"seconds_per_token": known | found}, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    with exit_on_mistake():
+        main()
