@@ -1,0 +1,133 @@
+"""The result of a race, out of records that are made up so that the truth is known."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.races.page import write_result
+from app.races.race import read_race
+from app.races.result import result_of, unequal
+from app.races.speed_up import share_for
+from app.races.tables import cells, markdown
+from tests.app.races.test_plan import VALUES
+
+NAMES: dict[str, list[str]] = {"top2": [], "good": [], "same": [], "broken": [], "typo": []}
+RACE = read_race(VALUES | {"contestants": NAMES, "seeds": [0, 1, 2]})
+ROUTING = {"maxvio": 1.0, "dead": 0.0, "drop_rate": 0.0, "mean_k": 2.0, "token_entropy": 1.0, "domain_information": 0.1}
+SEEDS = {0: 0.0, 1: 0.02, 2: -0.01}  # what a seed adds, to everybody
+LOSS = {"top2": 2.5, "good": 2.4, "same": 2.5}
+
+
+def line(name: str, seed: int, loss: float, share: float = 1.0, lr: float = 0.02, flops: float = 6.0) -> dict[str, Any]:
+    return {
+        "contestant": name, "size": "xs", "lr": lr, "seed": seed, "share": share, "bpb": loss, "nats": 2 * loss,
+        "domains": {"a": loss - 0.5, "b": loss + 0.5}, "active_params": 10, "total_params": 40, "tokens_seen": 100,
+        "flops_per_token_train": flops, "peak_memory_bytes": 1e6, "curve": [[5, 3.0], [10, loss]], "routing": ROUTING,
+    }  # fmt: skip
+
+
+def lines() -> list[dict[str, Any]]:
+    tuning = [line(name, 9, LOSS[name] + abs(lr - 0.02), lr=lr) for name in LOSS for lr in RACE.lr]
+    tuning += [{**line("broken", 9, 0, lr=lr), "failed": "step 3: not finite"} for lr in RACE.lr]
+    flops = {"good": 12.0}
+    finals = [line(n, s, LOSS[n] + own, flops=flops.get(n, 6.0)) for n in LOSS for s, own in SEEDS.items()]
+    noise = [line("top2", 3, 2.53), line("top2", 2 + 2, 2.48)]
+    ladder = [line("top2", s, 2.6 + own, share=0.5) for s, own in SEEDS.items()]
+    return [{"contestant": "typo", "size": "xs", "failed": "router=topkk: unknown"}, *tuning, *finals, *noise, *ladder]
+
+
+@pytest.fixture(scope="module")
+def result() -> dict[str, Any]:
+    return result_of(RACE, lines(), {"xs": {"top2": 1e-3, "good": 4e-3}})
+
+
+@pytest.fixture(scope="module")
+def rows(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["contestant"]: row for row in result["xs"]["rows"]}
+
+
+def test_a_difference_is_paired_by_seed(rows: dict[str, Any]) -> None:
+    good = rows["good"]
+    assert good["difference"]["bpb"]["mean"] == pytest.approx(-0.1)
+    assert good["difference"]["bpb"]["half"] == pytest.approx(0, abs=1e-9), "what a seed adds to all is no noise"
+    assert good["difference"]["nats"]["mean"] == pytest.approx(-0.2)
+    by_domain = good["difference"]["domains"]
+    assert {name: round(value["mean"], 6) for name, value in by_domain.items()} == {"a": -0.1, "b": -0.1}
+    assert good["bpb"]["half"] > 0.03, "but it is in the interval of a contestant alone"
+
+
+def test_the_verdicts(rows: dict[str, Any]) -> None:
+    assert rows["good"]["verdict"] == "better" and rows["same"]["verdict"] == "equivalent"
+    assert "verdict" not in rows["top2"]
+
+
+def test_the_noise_is_that_of_all_seeds_of_the_baseline(result: dict[str, Any]) -> None:
+    noise = result["xs"]["noise"]
+    values = [2.5, 2.52, 2.49, 2.53, 2.48]
+    mean = sum(values) / 5
+    assert noise["seeds"] == 5
+    assert noise["spread"] == pytest.approx(math.sqrt(sum((v - mean) ** 2 for v in values) / 4))
+    assert noise["detectable"]["5"] > noise["detectable"]["10"] > noise["spread"]
+
+
+def test_speed_up_is_what_the_baseline_needs_for_the_same_loss(rows: dict[str, Any]) -> None:
+    assert rows["same"]["speed_up"]["flops"]["mean"] == pytest.approx(1)
+    assert rows["good"]["speed_up"] == {"share": "> 1.0", "flops": None, "seconds": None}
+    longer = [line("top2", s, 2.3 + own, share=2.0) for s, own in SEEDS.items()]
+    race = read_race(VALUES | {"contestants": {"top2": [], "good": []}, "seeds": [0, 1, 2], "lengths": [0.5, 2.0]})
+    found = result_of(race, [*lines(), *longer], {"xs": {"top2": 1e-3, "good": 4e-3}})["xs"]["rows"][1]["speed_up"]
+    assert found["share"]["mean"] == pytest.approx(math.sqrt(2)), "half-way between 1 and 2, on a logarithmic scale"
+    assert found["flops"]["mean"] == pytest.approx(math.sqrt(2) / 2), "it takes twice the FLOPs a token"
+    assert found["seconds"]["mean"] == pytest.approx(math.sqrt(2) / 4)
+
+
+def test_a_share_outside_of_what_was_run_is_not_guessed() -> None:
+    assert share_for(2.0, {0.5: 3.0, 1.0: 2.5}) is None and share_for(3.5, {0.5: 3.0, 1.0: 2.5}) is None
+    assert share_for(2.5, {0.5: 3.0, 1.0: 2.5}) == pytest.approx(1)
+
+
+def test_who_has_failed_or_is_refused_is_a_row_with_its_reason(rows: dict[str, Any]) -> None:
+    assert rows["broken"]["failed"] == ["step 3: not finite"] and rows["broken"]["seeds"] == []
+    assert "router=topkk: unknown" in cells(RACE, rows["typo"])
+
+
+def test_it_is_complete_when_nobody_who_can_run_is_missing(result: dict[str, Any]) -> None:
+    assert result["xs"]["missing"] == 0
+    some = [x for x in lines() if (x["contestant"], x.get("seed")) != ("good", 1)]
+    found = result_of(RACE, some, {})
+    assert found["xs"]["missing"] == 1 and "Incomplete: 1 runs" in markdown(RACE, "r", found)
+    untuned = [x for x in lines() if x["contestant"] != "good"]
+    assert result_of(RACE, untuned, {})["xs"]["missing"] == 3 + 3
+
+
+def test_another_cost_and_the_edge_of_the_grid_are_marked(rows: dict[str, Any]) -> None:
+    assert unequal(RACE, rows["good"]) and not unequal(RACE, rows["same"])
+    assert "2.00*" in cells(RACE, rows["good"]) and "1.00" in cells(RACE, rows["same"])
+    edge = [{**x, "lr": 0.04} if x["contestant"] == "same" else x for x in lines()]
+    row = {r["contestant"]: r for r in result_of(RACE, edge, {})["xs"]["rows"]}["same"]
+    assert cells(RACE, row)[-1] == "0.04!" and cells(RACE, rows["same"])[-1] == "0.02"
+
+
+def test_one_seed_has_no_interval_and_no_verdict() -> None:
+    once = [x for x in lines() if "lr" not in x or x["seed"] in (0, 9)]
+    row = {r["contestant"]: r for r in result_of(RACE, once, {})["xs"]["rows"]}["good"]
+    assert row["difference"]["bpb"] == {"mean": pytest.approx(-0.1), "half": None}
+    assert row["verdict"] == "cannot tell" and "-0.100" in cells(RACE, row)
+
+
+def test_the_files_tell_the_same(result: dict[str, Any], tmp_path: Path) -> None:
+    write_result(tmp_path, RACE, result)
+    assert json.loads((tmp_path / "result.json").read_text())["xs"]["rows"][1]["verdict"] == "better"
+    with (tmp_path / "table.csv").open() as file:
+        table = {row["contestant"]: row for row in csv.DictReader(file)}
+    assert float(table["good"]["difference.bpb.mean"]) == pytest.approx(-0.1)
+    page = (tmp_path / "index.html").read_text()
+    assert (
+        "better" in page and "step 3: not finite" in page and page.count("data:image/png") == 4 and "<!--" not in page
+    )
+    for name in ("differences", "curves", "balance", "frontier"):
+        assert (tmp_path / f"xs_{name}.png").read_bytes().startswith(b"\x89PNG")
