@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -48,7 +48,8 @@ def one_line(error: BaseException) -> str:
 
 
 def _options(group: str) -> list[str]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):  # Hydra has shut down when its errors reach us
+    running = GlobalHydra.instance().is_initialized()  # mostly it has shut down when its errors reach us
+    with nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3"):
         return GlobalHydra.instance().config_loader().get_group_options(group)
 
 

@@ -22,11 +22,12 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     """
     values: Any = OmegaConf.to_container(config.race, resolve=True)
     name, race = config.hydra.runtime.choices.race, read_race(values)
-    plan = Plan(race, chosen_sizes(race, config.sizes))
+    sizes = chosen_sizes(race, config.sizes)
+    begin(name, values, fingerprint(values))
+    plan = Plan(race, sizes)
     for entry in plan.entries:
         if entry.refused:
             say(f"{entry.contestant} at {entry.size} is refused: {entry.refused}")
-    begin(name, values, fingerprint(values))
     retry = config.retry
     while not config.report and (members := plan.missing(read_records(retry))):
         launch(members, overrides)

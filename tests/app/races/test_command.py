@@ -1,0 +1,144 @@
+"""`python -m app.race` as a user types it: a fresh process, a folder with a small text, a race of their own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.app.runs.conftest import SMALL, environment, write_text
+from tests.conftest import ROOT
+
+RACE: dict[str, Any] = {
+    "claim": "a wider layout is better",
+    "common": [*SMALL.replace("tokenizer=bytes", "tokenizer.vocab_size=280").split(), "data.micro_batch_size=4"],
+    "contestants": {
+        "top2": ["experts=coarse"],
+        "typo": ["router=topkk"],
+        "infinite": ["experts=coarse", "model.init_std=1e15"],
+    },
+    "baseline": "top2",
+    "match": "active_flops",
+    "unmatched": [],
+    "sizes": ["xs"],
+    "seeds": [0],
+    "noise_seeds": [],
+    "tuning_seed": 9,
+    "lr": [0.01, 0.02, 0.04],
+    "lengths": [],
+    "measure": "bpb",
+    "margin": 0.01,
+}
+
+
+def write_race(folder: Path, **changes: Any) -> None:
+    write_text(folder)
+    (folder / "conf" / "race").mkdir(parents=True, exist_ok=True)
+    (folder / "conf" / "race" / "mine.yaml").write_text(yaml.safe_dump(RACE | changes))
+
+
+def words(folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "app.race", "race=mine", f"hydra.searchpath=[file://{folder}/conf]", *more]
+
+
+def race(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    there = environment() | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(words(folder, *more), cwd=folder, env=there, capture_output=True, text=True, timeout=250)
+
+
+@pytest.fixture(scope="module")
+def raced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("race")
+    write_race(folder)
+    return folder, race(folder, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+
+
+Raced = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+def rows(folder: Path) -> dict[str, dict[str, Any]]:
+    result = json.loads((folder / "results" / "mine" / "result.json").read_text())
+    return {row["contestant"]: row for row in result["xs"]["rows"]}
+
+
+def without_memory(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in line.items() if name != "peak_memory_bytes"} for line in lines]
+
+
+def test_a_race_ends_with_a_row_for_everybody_also_for_those_who_failed(raced: Raced) -> None:
+    folder, done = raced
+    assert done.returncode == 0, done.stderr
+    found = rows(folder)
+    assert found["top2"]["seeds"] == [0] and found["top2"]["bpb"]["mean"] > 0
+    assert "did you mean 'topk'" in found["typo"]["failed"][0]
+    assert "not finite" in found["infinite"]["failed"][0]
+    assert json.loads((folder / "results/mine/result.json").read_text())["xs"]["missing"] == 0
+
+
+def test_it_writes_down_what_it_is_before_it_runs_and_is_no_other_one_afterwards(raced: Raced) -> None:
+    folder, _ = raced
+    told = json.loads((folder / "results" / "mine" / "race.json").read_text())
+    assert told["race"] == RACE
+    changed = race(folder, "report=true", "race.margin=0.5")
+    assert changed.returncode == 2 and changed.stderr.count("\n") == 1
+    assert f"was begun ({told['fingerprint']}, now" in changed.stderr
+
+
+def test_what_has_ended_is_not_run_again_and_gives_the_same_files(raced: Raced) -> None:
+    folder, _ = raced
+    files = {path.name: path.read_bytes() for path in (folder / "results" / "mine").iterdir()}
+    desk = folder / ".cache" / "race"
+    before = {path: path.stat().st_mtime_ns for path in desk.glob("*.log")}
+    again = race(folder)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in desk.glob("*.log")} == before
+    assert {path.name: path.read_bytes() for path in (folder / "results" / "mine").iterdir()} == files
+
+
+def test_a_member_that_runs_again_is_the_same_bit_for_bit(raced: Raced) -> None:
+    folder, _ = raced
+    lines = folder / "results" / "mine" / "members.jsonl"
+    before = [json.loads(line) for line in lines.read_text().splitlines()]
+    again = before[-1]["key"]
+    (folder / ".cache" / "race" / f"{again}.json").unlink()
+    shutil.rmtree(folder / "runs" / f"member-{again}")
+    lines.unlink()
+    assert race(folder).returncode == 0
+    after = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert "curve" in after[-1] and without_memory(after) == without_memory(before)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sizes=[xl]"], "error: sizes=['xl']: unknown (one of: xs)"),
+        (["race=deepsekmoe"], "error: race=deepsekmoe: unknown; did you mean 'deepseekmoe'?"),
+        (["race.seeds=[]"], "error: race.seeds=[]: must name each once, and at least one"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(raced: Raced, words: list[str], said: str) -> None:
+    done = race(raced[0], *words)
+    assert done.returncode == 2 and done.stderr.startswith(said.partition(" (one")[0]), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_killed_race_goes_on_and_gives_the_same_table(raced: Raced, tmp_path: Path) -> None:
+    write_race(tmp_path)
+    there = environment() | {"PYTHONPATH": str(ROOT)}
+    for _ in range(4):
+        started = subprocess.Popen(words(tmp_path), cwd=tmp_path, env=there, start_new_session=True)
+        time.sleep(15)
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+    assert race(tmp_path).returncode == 0
+    files = [folder / "results" / "mine" / "members.jsonl" for folder in (raced[0], tmp_path)]
+    lines = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    assert without_memory(lines[0]) == without_memory(lines[1])
