@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 
 RACE: dict[str, Any] = {
     "claim": "a wider layout is better",
-    "common": [*SMALL.replace("tokenizer=bytes", "tokenizer.vocab_size=280").split(), "data.micro_batch_size=4"],
+    "common": SMALL.replace("tokenizer=bytes", "tokenizer.vocab_size=280").split(),
     "contestants": {
         "top2": ["experts=coarse"],
         "typo": ["router=topkk"],
