@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", help="as for train.py")
     parser.add_argument("--convention", default="real", help="of counting FLOPs: real, causal, paper, paper_real")
     parser.add_argument("--json", action="store_true", help="numbers for programs")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_intermixed_args(arguments)  # options also before overrides
     from rich.console import Console  # torch takes seconds to import, and --help needs none of it
 
     from app.config.compose import composed

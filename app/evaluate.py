@@ -3,16 +3,23 @@
 RUN is the folder of a run or one of its checkpoints. Overrides act on the `data` of its config: without any the text is
 the run's own held-out one; with data=... or data.path=... it is whatever can be read there, all of it, cut by the run's
 tokenizer. Prints nats per token, perplexity and bits per byte, in all and by domain; `--json` prints them for programs.
+
+`--tasks` asks the run small questions about held-out text and made-up English instead, `--pairs FILE` which sentence of
+each pair is the likelier one (BLiMP's format: a JSON object a line with `sentence_good` and `sentence_bad`).
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import app.environment  # noqa: F401  before torch
 from app.config.errors import exit_on_mistake
 from app.data.sources import SPLITS
+from app.registry import UserError
+
+Figures = tuple[dict[str, Any], list[str]]  # for programs, and in words
 
 
 def main(arguments: list[str]) -> None:
@@ -21,8 +28,20 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a checkpoint")
     parser.add_argument("overrides", nargs="*", help="data=..., data.path=..., as for train.py")
     parser.add_argument("--split", choices=[*SPLITS, "all"], help="default: val of the run's own text, all of another")
+    parser.add_argument("--tasks", action="store_true", help="small tasks instead of the likelihood")
+    parser.add_argument("--items", type=int, default=500, help="of each task, at most")
+    parser.add_argument("--pairs", type=Path, metavar="FILE", help="minimal pairs instead of the likelihood")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_intermixed_args(arguments)  # options also before overrides
+    if asked.items < 1:
+        raise UserError(f"--items {asked.items}: must be at least 1")
+    if asked.overrides and (asked.tasks or asked.pairs):
+        raise UserError(f"{asked.overrides[0]}: the tasks have texts of their own; leave it out")
+    values, lines = _tasks(asked) if asked.tasks or asked.pairs else _likelihood(asked)
+    print(json.dumps(values, indent=2) if asked.json else "\n".join(lines))
+
+
+def _likelihood(asked: argparse.Namespace) -> Figures:
     from app.analysis.likelihood import evaluate  # torch takes seconds to import, and --help needs none of it
     from app.runs.read import read_run
 
@@ -31,13 +50,24 @@ def main(arguments: list[str]) -> None:
     split = asked.split or ("val" if data.corpus_fingerprint == run.text.fingerprint else "all")
     splits = [name for name in SPLITS if split in (name, "all")]
     values = evaluate(run.model, data.held_out(splits), data.domains)
-    if asked.json:
-        print(json.dumps(values, indent=2))
-        return
-    print(f"{run.checkpoint} on {split}: {values['nats']:.4f} nats per token, perplexity {values['ppl']:.2f}")
-    for name, value in values.items():
-        if name.startswith("bpb"):
-            print(f"{value:8.4f} bits per byte  {name.removeprefix('bpb').lstrip('_') or 'mean over domains'}")
+    first = f"{run.checkpoint} on {split}: {values['nats']:.4f} nats per token, perplexity {values['ppl']:.2f}"
+    named = {name.removeprefix("bpb").lstrip("_"): value for name, value in values.items() if name.startswith("bpb")}
+    lines = [f"{value:8.4f} bits per byte  {name or 'mean over domains'}" for name, value in named.items()]
+    return values, [first, *lines]
+
+
+def _tasks(asked: argparse.Namespace) -> Figures:
+    from app.analysis.tasks.suite import pairs_score, scores
+    from app.runs.read import read_run
+
+    run = read_run(asked.run)
+    found = scores(run, asked.items) if asked.tasks else {asked.pairs.stem: pairs_score(run, asked.pairs)}
+    lines = [
+        f"{name:14} {s.accuracy:.3f} +- {s.error:.3f} of {s.items} right, {s.chance:.2f} by guessing" if s
+        else f"{name:14} cannot be asked: the text has no such items, or the router reads the domain of a text"
+        for name, s in found.items()
+    ]  # fmt: skip
+    return {name: s and s._asdict() for name, s in found.items()}, [str(run.checkpoint), *lines]
 
 
 if __name__ == "__main__":

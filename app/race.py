@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> None:
     """Runs a race to its end."""
     parser = argparse.ArgumentParser(prog="python -m app.race", description=__doc__.partition("\n")[0])
     parser.add_argument("overrides", nargs="+", help="race=NAME, and keys of conf/race.yaml")
-    asked = parser.parse_args(arguments).overrides
+    asked = parser.parse_intermixed_args(arguments).overrides
     from hydra import compose, initialize_config_dir  # torch takes seconds to import, and --help needs none of it
 
     from app.config.compose import CONF

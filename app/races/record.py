@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from app.analysis.specialisation import load_by_label, mutual_information
+from app.analysis.tasks.suite import scores
 from app.data.corpus import Batch
 from app.runs.folder import SUMMARY
 from app.runs.read import TrainedRun, read_run
@@ -16,6 +17,7 @@ from app.training.metrics import Total, load_sums, routing_statistics, token_sum
 KEPT = ("tokens_seen", "peak_memory_bytes", "total_params", "active_params", "flops_per_token_train")
 ABOUT = ("corpus_fingerprint", "git_commit")
 ROWS = 8  # of a forward pass
+ITEMS = 100  # of each small task
 Record = dict[str, Any]
 
 
@@ -31,6 +33,7 @@ def record_of(folder: Path) -> Record:
         **{name: summary[name] for name in (*KEPT, *ABOUT)},
         "curve": curve(folder / "csv" / "metrics.csv"),
         "routing": routing_numbers(run) if run.model.num_experts else None,
+        "tasks": {name: found and found.accuracy for name, found in scores(run, ITEMS).items()},
     }
 
 

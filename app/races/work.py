@@ -5,6 +5,7 @@ The member lies in the folder DESK: what it is told (KEY.yaml), what it says (KE
 """
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,8 @@ def work(config: DictConfig) -> None:
     record = trained(config.member, read_list(DESK / f"{config.member}.yaml"))
     if record is not None:
         write_whole(DESK / f"{config.member}.json", json.dumps(record) + "\n")
+        if "failed" not in record and not config.keep:
+            shutil.rmtree(folder_of(config.member))
 
 
 def trained(key: str, overrides: list[str]) -> dict[str, Any] | None:
