@@ -23,7 +23,7 @@ ORDER = {  # every folder, and all that it may import beside itself: of those ab
     "app.config": ["app.registry", "routers", "app.model", "app.training"],
     "app.cost": ["app.registry", "experts", "app.model", "app.data", "app.config"],
     "app.runs": ["app.registry", "app.model", "app.data", "app.training", "app.config", "app.cost"],
-    "app.analysis": ["routers", "experts", "app.model", "app.data", "app.training", "app.runs"],
+    "app.analysis": ["app.registry", "routers", "experts", "app.model", "app.data", "app.training", "app.runs"],
     "app.races": [
         "app.registry",
         "app.model",
@@ -34,7 +34,16 @@ ORDER = {  # every folder, and all that it may import beside itself: of those ab
         "app.runs",
         "app.analysis",
     ],
-    "app.pages": ["app.registry", "app.environment", "routers", "app.model", "app.training", "app.config", "app.cost"],
+    "app.pages": [
+        "app.registry",
+        "app.environment",
+        "routers",
+        "app.model",
+        "app.training",
+        "app.config",
+        "app.cost",
+        "app.races",
+    ],
     "callbacks": ["app.registry", "routers", "app.model", "app.training", "app.config", "app.cost", "app.analysis"],
 }
 COMMANDS = {f"app.{path.stem}" for path in (ROOT / "app").glob("*.py")} - ORDER.keys() - {"app.__init__"}

@@ -5,11 +5,13 @@ import app.environment  # noqa: F401, I001  before torch
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from app.pages import catalogue, cells, placements, refused, tags, weights
+from app.pages import catalogue, cells, claims, placements, races, refused, tags, weights
 from app.pages.markers import ROOT, replaced
 
 TABLES: list[tuple[str, str, Callable[[], str]]] = [  # page, marker, what stands between the markers
     ("README.md", "zoo", catalogue.markdown),
+    ("README.md", "races", races.markdown),
+    ("docs/claims.md", "claims", claims.markdown),
     ("docs/refused.md", "refused", refused.markdown),
     ("docs/tags.md", "tags", tags.markdown),
     ("docs/scale.md", "placements", placements.markdown),

@@ -29,6 +29,20 @@ def result_of(race: Race, lines: Sequence[Line], seconds: Mapping[str, Mapping[s
     return {size: _Size(race, lines, size, seconds.get(size, {})).result() for size in sizes}
 
 
+def runs(race: Race, lines: Sequence[Line], contestant: str, share: float = 1.0) -> Runs:
+    """Those of a contestant that count, none that chose the learning rate, of lines of one size."""
+    mine = (line for line in lines if line["contestant"] == contestant and "failed" not in line)
+    return {line["seed"]: line for line in mine if line["share"] == share and line["seed"] != race.tuning_seed}
+
+
+def paired(race: Race, own: Runs, other: Runs, measure: str, domain: str | None = None) -> list[float]:
+    """Differences between two contestants on the race's seeds, in all or in the bits per byte of a domain."""
+    pairs = [(own[seed], other[seed]) for seed in race.seeds if seed in own and seed in other]
+    if domain is None:
+        return [a[measure] - b[measure] for a, b in pairs]
+    return [a["domains"][domain] - b["domains"][domain] for a, b in pairs]
+
+
 class _Size:
     """One size of a race."""
 
@@ -38,9 +52,7 @@ class _Size:
         self.base = self.runs(race.baseline)
 
     def runs(self, contestant: str, share: float = 1.0) -> Runs:
-        """Those that count: none that chose the learning rate."""
-        mine = (line for line in self.lines if line["contestant"] == contestant and "failed" not in line)
-        return {x["seed"]: x for x in mine if x["share"] == share and x["seed"] != self.race.tuning_seed}
+        return runs(self.race, self.lines, contestant, share)
 
     def result(self) -> dict[str, Any]:
         differences = {name: self.paired(name, self.race.measure) for name in self.race.contestants}
@@ -50,13 +62,8 @@ class _Size:
         return {"noise": self.noise(), "missing": self.missing(), "rows": rows}
 
     def paired(self, contestant: str, measure: str, domain: str | None = None) -> list[float]:
-        """Differences to the baseline on the race's seeds."""
-        own = self.runs(contestant)
-        both = [seed for seed in self.race.seeds if seed in own and seed in self.base]
-        pairs = [(own[seed], self.base[seed]) for seed in both]
-        if domain is None:
-            return [a[measure] - b[measure] for a, b in pairs]
-        return [a["domains"][domain] - b["domains"][domain] for a, b in pairs]
+        """Differences to the baseline."""
+        return paired(self.race, self.runs(contestant), self.base, measure, domain)
 
     def noise(self) -> dict[str, Any] | None:
         """Of runs of the baseline that differ in the seed alone."""

@@ -1,0 +1,44 @@
+"""The results of all races, a line each, for the README."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from app.pages.markers import ROOT
+from app.races.race import Race, read_race
+from app.races.records import DEFINITION, MEMBERS, RESULTS
+
+VERDICTS = ("better", "equivalent", "worse", "cannot tell")
+
+
+def markdown() -> str:
+    """What was found against each baseline; the figures are in the folders of the results."""
+    head = "| race | size, seeds | " + " | ".join(VERDICTS) + " | seen with 5 seeds |\n" + "| --- " * 7 + "|\n"
+    return head + "".join(line for folder in finished() for line in _lines(folder))
+
+
+def finished() -> list[Path]:
+    """The folders of results."""
+    return sorted(path.parent for path in (ROOT / RESULTS).glob("*/result.json"))
+
+
+def read(folder: Path) -> tuple[Race, list[dict[str, Any]]]:
+    """What a race is, and its records."""
+    race = read_race(json.loads((folder / DEFINITION).read_text())["race"])
+    return race, [json.loads(line) for line in (folder / MEMBERS).read_text().splitlines()]
+
+
+def _lines(folder: Path) -> Iterator[str]:
+    race, _ = read(folder)
+    for size, numbers in json.loads((folder / "result.json").read_text()).items():
+        rows = [row for row in numbers["rows"] if row.get("verdict")]
+        found = [", ".join(_short(row) for row in rows if row["verdict"] == verdict) for verdict in VERDICTS]
+        noise = f"{numbers['noise']['detectable']['5']:.3f}" if numbers["noise"] else ""
+        left = f", {numbers['missing']} runs missing" if numbers["missing"] else ""
+        name = f"[{folder.name}](results/{folder.name}/README.md) against {race.baseline}"
+        yield f"| {name} | {size}, {len(race.seeds)}{left} | {' | '.join(found)} | {noise} |\n"
+
+
+def _short(row: dict[str, Any]) -> str:
+    return f"{row['contestant']} {row['difference']['bpb']['mean']:+.3f}"
