@@ -45,7 +45,7 @@ def curves(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
     axes = figure.subplots(1, 3, sharey=True)
     for row, color in zip(rows, _colors(len(rows)), strict=True):
         tokens, bpb = zip(*row["curve"], strict=True)
-        scales = (1.0, row["flops_per_token_train"], row["seconds_per_token"])
+        scales = (1.0, row["flops"], row["seconds_per_token"])
         for each, scale in zip(axes, scales, strict=True):
             if scale:
                 each.plot([count * scale for count in tokens], bpb, color=color, label=row["contestant"], marker=".")

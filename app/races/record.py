@@ -2,7 +2,9 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -10,12 +12,14 @@ import torch
 from app.analysis.specialisation import load_by_label, mutual_information
 from app.analysis.tasks.suite import scores
 from app.data.corpus import Batch
+from app.model.moe import MoE
 from app.runs.folder import SUMMARY
 from app.runs.read import TrainedRun, read_run
 from app.training.metrics import Total, load_sums, routing_statistics, token_sums
 
 KEPT = ("tokens_seen", "peak_memory_bytes", "total_params", "active_params", "flops_per_token_train")
 ABOUT = ("corpus_fingerprint", "git_commit")
+TRAINED = {"mean_k": "router/mean_k", "drop_rate": "experts/drop_rate", "maxvio_micro": "experts/maxvio_micro"}
 ROWS = 8  # of a forward pass
 ITEMS = 100  # of each small task
 Record = dict[str, Any]
@@ -24,23 +28,34 @@ Record = dict[str, Any]
 def record_of(folder: Path) -> Record:
     """Everything that a race compares, of a run that has ended."""
     summary = json.loads((folder / SUMMARY).read_text())
-    run = read_run(folder)
+    run, written = read_run(folder), scalars(folder / "csv" / "metrics.csv")
+    trained = {name: fmean(column) for name, tag in TRAINED.items() if (column := [v for _, v in written(tag)])}
     torch.set_num_threads(run.config["trainer"]["threads"])
     return {
         "bpb": summary["val_bpb"],
         "nats": summary["val_nats"],
         "domains": summary["val_bpb_by_domain"],
         **{name: summary[name] for name in (*KEPT, *ABOUT)},
-        "curve": curve(folder / "csv" / "metrics.csv"),
-        "routing": routing_numbers(run) if run.model.num_experts else None,
+        "flops": summary["flops_per_token_train"] + chosen_flops(run, trained.get("mean_k")),
+        "curve": [(step + 1, bpb) for step, bpb in written("val/bpb")],
+        "routing": trained | routing_numbers(run) if run.model.num_experts else None,
         "tasks": {name: found and found.accuracy for name, found in scores(run, ITEMS).items()},
     }
 
 
-def curve(path: Path) -> list[tuple[int, float]]:
-    """Bits per byte at every validation, with the optimizer steps before it."""
+def scalars(path: Path) -> Callable[[str], list[tuple[int, float]]]:
+    """From a tag to its step numbers and values."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [(int(row["step"]) + 1, float(row["val/bpb"])) for row in csv.DictReader(file) if row.get("val/bpb")]
+        rows = list(csv.DictReader(file))
+    return lambda tag: [(int(row["step"]), float(row[tag])) for row in rows if row.get(tag)]
+
+
+def chosen_flops(run: TrainedRun, mean_k: float | None) -> float:
+    """FLOPs a token in training of the experts that it chose beyond those that the config names; fewer: negative."""
+    if mean_k is None:
+        return 0.0
+    layers = [module for module in run.model.modules() if isinstance(module, MoE)]
+    return sum(6.0 * (m.experts.active_params(mean_k) - m.experts.active_params(m.router.top_k)) for m in layers)
 
 
 @torch.no_grad()
@@ -51,7 +66,7 @@ def routing_numbers(run: TrainedRun) -> dict[str, float]:
         total.add(_sums(run, batch, number))
     sums = total.take()
     by_layer = routing_statistics(sums) | {"domain_information": mutual_information(sums["by_domain"])}
-    names = ("maxvio", "dead", "drop_rate", "mean_k", "token_entropy", "domain_information")
+    names = ("maxvio", "dead", "token_entropy", "domain_information")
     return {name: by_layer[name].double().mean().item() for name in names}
 
 

@@ -11,9 +11,8 @@ from app.races.statistics import Interval, Judged, detectable, interval, judged
 
 Line = Mapping[str, Any]  # of members.jsonl
 Runs = Mapping[int, Line]  # of one contestant, by seed
-ROUTING = ("maxvio", "dead", "drop_rate", "mean_k", "token_entropy", "domain_information")
-COST = ("active_params", "total_params", "flops_per_token_train", "peak_memory_bytes")
-MATCHED = {"active_flops": "flops_per_token_train", "total_params": "total_params"}
+COST = ("active_params", "total_params", "flops", "peak_memory_bytes")
+MATCHED = {"active_flops": "flops", "total_params": "total_params"}
 SEEDS = (5, 10)  # with which the smallest difference that can be seen is told
 
 
@@ -134,7 +133,7 @@ class _Size:
             outside = next(seed for seed, share in needed.items() if share is None)
             return {"share": bound(runs[outside]["bpb"], ladders[outside]), "flops": None, "seconds": None}
         base, own = next(iter(self.base.values())), next(iter(runs.values()))
-        flops = base["flops_per_token_train"] / own["flops_per_token_train"]
+        flops = base["flops"] / own["flops"]
         both = self.seconds.get(self.race.baseline), self.seconds.get(contestant)
         time = both[0] / both[1] if both[0] and both[1] else None
         share = interval(shares)
@@ -164,7 +163,7 @@ def _routing(runs: Sequence[Line]) -> dict[str, float] | None:
     """Means over the seeds."""
     if runs[0]["routing"] is None:
         return None
-    return {name: fmean(run["routing"][name] for run in runs) for name in ROUTING}
+    return {name: fmean(run["routing"][name] for run in runs) for name in runs[0]["routing"]}
 
 
 def _curve(runs: Sequence[Line]) -> list[tuple[int, float]]:

@@ -20,8 +20,8 @@ LEGEND = """\
 Difference to the baseline in bits per byte, paired by seed, with its 95 % interval; verdicts at 5 %, corrected for the
 number of contestants (Holm). FLOPs of a token as a multiple of the baseline's; * not matched. x FLOPs and x seconds:
 what the baseline needs for the same loss, as a multiple of what the contestant took. ! the learning rate is at the edge
-of its grid. MaxVio, dead experts, share of dropped assignments, experts per token and mutual information of domain and
-expert in nats are means over the layers, on held-out text."""
+of its grid. The share of dropped assignments and the experts per token, which FLOPs count, are means over the training;
+MaxVio, dead experts and mutual information of domain and expert (nats) are of held-out text; all are layer means."""
 
 
 def cells(race: Race, row: Row) -> list[str]:

@@ -26,7 +26,7 @@ def line(name: str, seed: int, loss: float, share: float = 1.0, lr: float = 0.02
     return {
         "contestant": name, "size": "xs", "lr": lr, "seed": seed, "share": share, "bpb": loss, "nats": 2 * loss,
         "domains": {"a": loss - 0.5, "b": loss + 0.5}, "active_params": 10, "total_params": 40, "tokens_seen": 100,
-        "flops_per_token_train": flops, "peak_memory_bytes": 1e6, "curve": [[5, 3.0], [10, loss]], "routing": ROUTING,
+        "flops": flops, "peak_memory_bytes": 1e6, "curve": [[5, 3.0], [10, loss]], "routing": ROUTING,
     }  # fmt: skip
 
 
