@@ -99,21 +99,21 @@ class _Size:
         row["failed"] = sorted({line["failed"] for line in mine if "failed" in line})
         if not runs:
             return row
-        some = next(iter(runs.values()))
-        row |= {name: _told(interval([run[name] for run in runs.values()])) for name in ("bpb", "nats")}
-        row |= {name: fmean(run[name] for run in runs.values()) for name in COST}
-        row |= {"lr": some["lr"], "edge": some["lr"] in (self.race.lr[0], self.race.lr[-1])}
-        row |= {"cost": self.cost(some), "routing": _routing(list(runs.values())), "curve": _curve(list(runs.values()))}
-        row |= {"tokens_seen": some["tokens_seen"], "seconds_per_token": self.seconds.get(contestant)}
+        each = list(runs.values())
+        row |= {name: _told(interval([run[name] for run in each])) for name in ("bpb", "nats")}
+        row |= {name: _mean(each, name) for name in COST}
+        row |= {"lr": each[0]["lr"], "edge": each[0]["lr"] in (self.race.lr[0], self.race.lr[-1])}
+        row |= {"cost": self.cost(each), "routing": _routing(each), "tasks": _tasks(each), "curve": _curve(each)}
+        row |= {"tokens_seen": each[0]["tokens_seen"], "seconds_per_token": self.seconds.get(contestant)}
         if verdict is not None:
             row |= {"verdict": verdict.verdict, "p_difference": verdict.p_difference}
             row |= {"p_equivalence": verdict.p_equivalence, "difference": self.differences(contestant)}
         return row | {"speed_up": self.speed_up(contestant, runs)}
 
-    def cost(self, run: Line) -> dict[str, float] | None:
+    def cost(self, runs: Sequence[Line]) -> dict[str, float] | None:
         """As a share of the baseline's, what is to be equal."""
-        base = next(iter(self.base.values()), None)
-        return None if base is None else {name: run[key] / base[key] for name, key in MATCHED.items()}
+        base = list(self.base.values())
+        return {name: _mean(runs, key) / _mean(base, key) for name, key in MATCHED.items()} if base else None
 
     def differences(self, contestant: str) -> dict[str, Any]:
         """To the baseline, in all and by domain."""
@@ -132,8 +132,7 @@ class _Size:
         if len(shares) < len(needed):
             outside = next(seed for seed, share in needed.items() if share is None)
             return {"share": bound(runs[outside]["bpb"], ladders[outside]), "flops": None, "seconds": None}
-        base, own = next(iter(self.base.values())), next(iter(runs.values()))
-        flops = base["flops"] / own["flops"]
+        flops = _mean(list(self.base.values()), "flops") / _mean(list(runs.values()), "flops")
         both = self.seconds.get(self.race.baseline), self.seconds.get(contestant)
         time = both[0] / both[1] if both[0] and both[1] else None
         share = interval(shares)
@@ -151,6 +150,10 @@ def unequal(race: Race, row: Mapping[str, Any]) -> bool:
     return bool(row.get("cost")) and any(abs(row["cost"][name] - 1) >= CLOSE for name in names)
 
 
+def _mean(runs: Sequence[Line], name: str) -> float:
+    return fmean(run[name] for run in runs)
+
+
 def _told(value: Interval) -> dict[str, float | None]:
     return value._asdict()
 
@@ -164,6 +167,12 @@ def _routing(runs: Sequence[Line]) -> dict[str, float] | None:
     if runs[0]["routing"] is None:
         return None
     return {name: fmean(run["routing"][name] for run in runs) for name in runs[0]["routing"]}
+
+
+def _tasks(runs: Sequence[Line]) -> dict[str, dict[str, float | None] | None]:
+    """Accuracies of the small tasks, over the seeds; None where one cannot be asked."""
+    asked = {name: [run["tasks"][name] for run in runs] for name in runs[0].get("tasks", {})}
+    return {name: None if None in found else _told(interval(found)) for name, found in asked.items()}
 
 
 def _curve(runs: Sequence[Line]) -> list[tuple[int, float]]:

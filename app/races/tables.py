@@ -94,7 +94,26 @@ def markdown(race: Race, name: str, result: Mapping[str, Any]) -> str:
         lines = ["| " + " | ".join(COLUMNS) + " |", "| " + " | ".join("---" for _ in COLUMNS) + " |"]
         lines += ["| " + " | ".join(cells(race, row)) + " |" for row in ranked(race, numbers["rows"])]
         parts.append(f"## Size {size}\n\n{state_line(numbers)}{noise_line(numbers)}\n\n" + "\n".join(lines) + "\n")
+        parts += [f"{text}:\n\n{rows}" for text, rows in details(race, numbers).items() if rows]
     return "\n".join([*parts, LEGEND + "\n"])
+
+
+def details(race: Race, numbers: Mapping[str, Any]) -> dict[str, str]:
+    """Further tables of a size by what they show, as Markdown; empty where there is nothing to show."""
+    rows = [row for row in ranked(race, numbers["rows"]) if row["seeds"]]
+    domains = {r["contestant"]: r["difference"]["domains"] for r in rows if "difference" in r}
+    tasks = {row["contestant"]: row["tasks"] for row in rows}
+    return {
+        "Difference to the baseline in bits per byte, by domain": _by_name(domains, sign=True),
+        "Share of right answers in small tasks, with the interval over the seeds; they decide nothing": _by_name(tasks),
+    }
+
+
+def _by_name(rows: Mapping[str, Mapping[str, Any]], sign: bool = False) -> str:
+    names = list(next(iter(rows.values()), {}))
+    head = f"| | {' | '.join(names)} |\n| --- " + "| --- " * len(names) + "|\n"
+    lines = (f"| {c} | {' | '.join(told(values[n], 3, sign) for n in names)} |\n" for c, values in rows.items())
+    return head + "".join(lines) if names else ""
 
 
 def comma_separated(result: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ def line(name: str, seed: int, loss: float, share: float = 1.0, lr: float = 0.02
         "contestant": name, "size": "xs", "lr": lr, "seed": seed, "share": share, "bpb": loss, "nats": 2 * loss,
         "domains": {"a": loss - 0.5, "b": loss + 0.5}, "active_params": 10, "total_params": 40, "tokens_seen": 100,
         "flops": flops, "peak_memory_bytes": 1e6, "curve": [[5, 3.0], [10, loss]], "routing": ROUTING,
+        "tasks": {"recall": 0.5, "topic": None},
     }  # fmt: skip
 
 
@@ -117,6 +118,12 @@ def test_one_seed_has_no_interval_and_no_verdict() -> None:
     row = {r["contestant"]: r for r in result_of(RACE, once, {})["xs"]["rows"]}["good"]
     assert row["difference"]["bpb"] == {"mean": pytest.approx(-0.1), "half": None}
     assert row["verdict"] == "cannot tell" and "-0.100" in cells(RACE, row)
+
+
+def test_domains_and_tasks_have_tables_of_their_own(result: dict[str, Any]) -> None:
+    page = markdown(RACE, "r", result)
+    assert "| | a | b |" in page and "| good | -0.100 ± 0.000 | -0.100 ± 0.000 |" in page
+    assert "| | recall | topic |" in page and "| good | 0.500 ± 0.000 |  |" in page
 
 
 def test_the_files_tell_the_same(result: dict[str, Any], tmp_path: Path) -> None:
