@@ -1,0 +1,47 @@
+"""What a race keeps of a run: the FLOPs of what was chosen, and the curve as it was written."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from app.config.compose import composed
+from app.model.assemble import build_model
+from app.races.record import chosen_flops, scalars
+from app.races.work import reason
+
+EXPERT = 3 * 32 * 32  # parameters of an expert of the nano model
+
+
+def run(*overrides: str) -> Any:
+    return SimpleNamespace(model=build_model(composed(["model=nano", "experts=coarse", *overrides]), 64))
+
+
+def test_flops_are_of_the_experts_that_were_chosen() -> None:
+    """A training token costs 6 FLOPs for every parameter that it meets; the model has two layers."""
+    assert chosen_flops(run("router=top_p", "experts.top_k=2"), 3.5) == pytest.approx(6 * 2 * 1.5 * EXPERT)
+    assert chosen_flops(run("router=top_p", "experts.top_k=2"), 1.0) == pytest.approx(-6 * 2 * EXPERT)
+    assert chosen_flops(run("router=topk", "experts.top_k=2"), 2.0) == 0
+    assert chosen_flops(run("experts=dense", "balance=none"), None) == 0
+
+
+def test_a_curve_is_what_was_written_of_a_tag(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("step,val/bpb,train/loss\n9,,3.5\n9,2.5,\n19,,3.0\n19,2.25,\n")
+    written = scalars(tmp_path / "m.csv")
+    assert written("val/bpb") == [(9, 2.5), (19, 2.25)] and written("train/loss") == [(9, 3.5), (19, 3.0)]
+    assert written("router/mean_k") == []
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "why"),
+    [
+        (2, "a table\nerror: router=typo: unknown\n", "router=typo: unknown"),
+        (1, "Traceback\nRuntimeError: no\n", "RuntimeError: no"),
+        (-9, "step 3\n", "killed by SIGKILL (out of memory?)"),
+        (-11, "", "killed by SIGSEGV"),
+        (1, "", "exit status 1"),
+    ],
+)
+def test_a_failure_has_a_reason_in_a_line(code: int, said: str, why: str) -> None:
+    assert reason(code, said) == why
