@@ -9,7 +9,7 @@ from typing import Any
 
 from app.races.pictures import pictures
 from app.races.race import Race
-from app.races.tables import COLUMNS, LEGEND, cells, comma_separated, markdown, noise_line, ranked, state_line
+from app.races.tables import COLUMNS, LEGEND, cells, comma_separated, failures, markdown, noise_line, ranked, state_line
 from app.training.files import write_whole
 
 PAGE = Path(__file__).with_suffix(".html")
@@ -48,7 +48,8 @@ def _section(race: Race, size: str, numbers: Mapping[str, Any], images: Mapping[
         for name, image in images.items()
     )
     said = escape(state_line(numbers) + noise_line(numbers))
-    return f"<h2>Size {escape(size)}</h2><p>{said}</p><div><table>{head}{body}</table></div>{shown}"
+    failed = "".join(f"<p>{escape(line)}</p>" for line in failures(numbers))
+    return f"<h2>Size {escape(size)}</h2><p>{said}</p>{failed}<div><table>{head}{body}</table></div>{shown}"
 
 
 def _line(tag: str, texts: tuple[str, ...] | list[str], kind: str = "") -> str:

@@ -24,6 +24,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     name, race = config.hydra.runtime.choices.race, read_race(values)
     sizes = chosen_sizes(race, config.sizes)
     begin(name, values, fingerprint(values))
+    say(f"{name}: {len(race.contestants)} contestants at {', '.join(sizes)}; bringing them to equal cost")
     plan = Plan(race, sizes)
     for entry in plan.entries:
         if entry.refused:

@@ -15,7 +15,7 @@ COLUMNS = (
     "contestant", "seeds", "bits per byte", "difference", "verdict", "active M", "total M", "FLOPs", "x FLOPs",
     "x seconds", "tokens/s", "MB", "MaxVio", "dead", "dropped", "k", "domain information", "learning rate",
 )  # fmt: skip
-SHORT = ("contestant", "seeds", "bits per byte", "difference", "verdict", "FLOPs", "x FLOPs", "MaxVio", "learning rate")
+SHORT = ("contestant", "seeds", "bits per byte", "difference", "verdict", "FLOPs")
 LEGEND = """\
 Difference to the baseline in bits per byte, paired by seed, with its 95 % interval; verdicts at 5 %, corrected for the
 number of contestants (Holm). FLOPs of a token as a multiple of the baseline's; * not matched. x FLOPs and x seconds:
@@ -28,7 +28,7 @@ def cells(race: Race, row: Row) -> list[str]:
     """A row in words, one for each of COLUMNS."""
     first = [row["contestant"], f"{len(row['seeds'])}"]
     if not row["seeds"]:
-        return [*first, "", "", "; ".join(row["failed"])[:120] or "not run yet", *[""] * (len(COLUMNS) - 5)]
+        return [*first, "", "", "failed" if row["failed"] else "not run yet", *[""] * (len(COLUMNS) - 5)]
     routing, times = row["routing"] or {}, row["speed_up"] or {}
     base = row["contestant"] == race.baseline
     return [
@@ -79,9 +79,15 @@ def state_line(size: Mapping[str, Any]) -> str:
     return f"Incomplete: {size['missing']} runs are missing. " if size["missing"] else ""
 
 
+def failures(size: Mapping[str, Any]) -> list[str]:
+    """Who has failed, with every reason once."""
+    return [f"{row['contestant']}: {reason}" for row in size["rows"] for reason in row["failed"]]
+
+
 def table(race: Race, name: str, size: Mapping[str, Any]) -> Table:
     """For the terminal."""
-    shown = Table(*SHORT, title=name, caption=state_line(size) + noise_line(size))
+    said = [state_line(size) + noise_line(size), *failures(size)]
+    shown = Table(*SHORT, title=name, caption="\n".join(said), caption_justify="left")
     for row in ranked(race, size["rows"]):
         shown.add_row(*(cell for column, cell in zip(COLUMNS, cells(race, row), strict=True) if column in SHORT))
     return shown
@@ -94,6 +100,7 @@ def markdown(race: Race, name: str, result: Mapping[str, Any]) -> str:
         lines = ["| " + " | ".join(COLUMNS) + " |", "| " + " | ".join("---" for _ in COLUMNS) + " |"]
         lines += ["| " + " | ".join(cells(race, row)) + " |" for row in ranked(race, numbers["rows"])]
         parts.append(f"## Size {size}\n\n{state_line(numbers)}{noise_line(numbers)}\n\n" + "\n".join(lines) + "\n")
+        parts += ["".join(f"- {line}\n" for line in failures(numbers))] if failures(numbers) else []
         parts += [f"{text}:\n\n{rows}" for text, rows in details(race, numbers).items() if rows]
     return "\n".join([*parts, LEGEND + "\n"])
 

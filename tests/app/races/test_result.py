@@ -12,7 +12,7 @@ from app.races.page import write_result
 from app.races.race import read_race
 from app.races.result import result_of, unequal
 from app.races.speed_up import share_for
-from app.races.tables import cells, markdown
+from app.races.tables import cells, failures, markdown
 from tests.app.races.test_plan import VALUES
 
 NAMES: dict[str, list[str]] = {"top2": [], "good": [], "same": [], "broken": [], "typo": []}
@@ -93,7 +93,8 @@ def test_a_share_outside_of_what_was_run_is_not_guessed() -> None:
 
 def test_who_has_failed_or_is_refused_is_a_row_with_its_reason(rows: dict[str, Any]) -> None:
     assert rows["broken"]["failed"] == ["step 3: not finite"] and rows["broken"]["seeds"] == []
-    assert "router=topkk: unknown" in cells(RACE, rows["typo"])
+    assert "failed" in cells(RACE, rows["typo"])
+    assert "typo: router=topkk: unknown" in failures({"rows": list(rows.values())})
 
 
 def test_it_is_complete_when_nobody_who_can_run_is_missing(result: dict[str, Any]) -> None:
