@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("app", "benchmarks", "callbacks", "conf", "experts", "routers", "tests", "train.py", "pyproject.toml",
-          "README.md", "CONTRIBUTING.md", "docs", "results", "requirements.txt", "requirements-dev.txt", "Makefile")  # fmt: skip
+          "README.md", "CONTRIBUTING.md", "docs", "results", "requirements.txt", "requirements-dev.txt",
+          "Makefile")  # fmt: skip
 LIMIT_S = 300  # of one fault: a test that hangs has seen it
 
 
