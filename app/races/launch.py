@@ -24,14 +24,20 @@ EVERY = 2.0  # seconds between two looks at the members
 
 
 def launch(members: Sequence[Member], overrides: Sequence[str]) -> None:
-    """Runs members to their end, under the launcher that the overrides of the race choose."""
+    """Runs members to their end, under the launcher that the overrides of the race choose.
+
+    Raises:
+        Exception: a job has ended without a record, which is a mistake of ours; the others have run.
+    """
     for member in members:
         hand_out(member)
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     with watched(members):
         sweep = f"member={','.join(member.key for member in members)}"
-        hydra.multirun("race", work, [*overrides, sweep], with_log_configuration=False)
+        batches = hydra.multirun("race", work, [*overrides, sweep], with_log_configuration=False)
+    for job in (job for batch in batches for job in batch):
+        _ = job.return_value  # raises what the job has raised
 
 
 @contextmanager

@@ -74,8 +74,9 @@ class Plan:
         self.entries = [entry for size in sizes for entry in _entries(race, size)]
 
     def missing(self, records: Mapping[str, Record]) -> list[Member]:
-        """Those that can be run now; the rest waits for the learning rates."""
-        return [member for member in self.known(records) if member.key not in records and not member.entry.refused]
+        """Those that can be run now, one of those that are equal; the rest waits for the learning rates."""
+        left = [member for member in self.known(records) if member.key not in records and not member.entry.refused]
+        return list({member.key: member for member in left}.values())
 
     def known(self, records: Mapping[str, Record]) -> list[Member]:
         """Those whose learning rate is chosen, or that choose it; a seed of all before the next seed."""
@@ -88,7 +89,7 @@ class Plan:
             Member(entry, rate, seed, share)
             for entry, rate in own for share in self.race.lengths for seed in self.race.seeds
         ]  # fmt: skip
-        return list({member.key: member for member in [*self.tuning(), *after]}.values())
+        return [*self.tuning(), *after]
 
     def tuning(self) -> Iterator[Member]:
         """Every learning rate of every entry."""

@@ -27,7 +27,7 @@ def write_records(name: str, plan: Plan, records: Mapping[str, Record]) -> list[
     refused = [entry for entry in plan.entries if entry.refused]
     ended = [member for member in plan.known(records) if member.key in records]
     lines = [{"contestant": e.contestant, "size": e.size, "failed": e.refused} for e in refused]
-    lines += [member.about | {"key": member.key} | dict(records[member.key]) for member in ended]
+    lines += [{**member.about, "key": member.key, **records[member.key], **member.about} for member in ended]
     write_whole(RESULTS / name / MEMBERS, "".join(json.dumps(line) + "\n" for line in lines))
     return lines
 

@@ -27,8 +27,9 @@ STOPPED = (130, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)  # somebo
 
 
 def hand_out(member: Member) -> None:
-    """Puts on the desk what a member is told."""
+    """Puts on the desk what a member is told; a record of an earlier failure goes."""
     DESK.mkdir(parents=True, exist_ok=True)
+    (DESK / f"{member.key}.json").unlink(missing_ok=True)
     write_whole(DESK / f"{member.key}.yaml", listed(member.overrides))
 
 

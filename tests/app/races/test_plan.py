@@ -1,11 +1,14 @@
 """The members of a race: who runs, at which cost, with which learning rate, under which key."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.races.plan import Member, Plan
 from app.races.race import chosen_sizes, fingerprint, read_race
+from app.races.records import read_records, write_records
+from app.races.work import DESK, hand_out
 from app.registry import UserError
 
 VALUES: dict[str, Any] = {
@@ -86,6 +89,39 @@ def test_a_key_is_that_of_what_is_learned_and_nothing_else(plan: Plan) -> None:
     other = Plan(read_race(VALUES | {"common": [*VALUES["common"], "model.num_layers=3"]}), ["xs"])
     assert [m.key for m in same.tuning()] == [m.key for m in plan.tuning()]
     assert not {m.key for m in other.tuning()} & {m.key for m in plan.tuning()}
+
+
+def test_equal_contestants_run_once_and_are_told_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    twice = Plan(read_race(VALUES | {"contestants": {"top2": [], "same": ["router=deepseek_v1"]}}), ["xs"])
+    assert len(twice.missing({})) == 3
+    known = {key: {"contestant": "of another race", "nats": 1.0} | record for key, record in records(twice).items()}
+    (tmp_path / "results" / "mine").mkdir(parents=True)
+    lines = write_records("mine", twice, known)
+    assert [line["contestant"] for line in lines] == ["top2"] * 3 + ["same"] * 3
+
+
+def test_what_ended_in_another_race_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Plan
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results" / "mine").mkdir(parents=True)
+    write_records("mine", plan, records(plan))
+    found = read_records()
+    assert not {member.key for member in plan.tuning()} & {member.key for member in plan.missing(found)}
+    assert plan.rate(plan.entries[0], found) == 0.02
+
+
+def test_what_failed_is_run_again_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Plan
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, *_ = plan.tuning()
+    hand_out(first)
+    (DESK / f"{first.key}.json").write_text('{"failed": "no memory"}')
+    assert first not in plan.missing(read_records()) and first in plan.missing(read_records(retry=True))
+    hand_out(first)
+    assert first in plan.missing(read_records()), "its failure is forgotten when it starts"
 
 
 def test_a_refused_contestant_says_why_and_the_others_run() -> None:
