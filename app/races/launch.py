@@ -4,7 +4,6 @@ A sweep over `member=KEY,...`: the launcher may run its jobs in this process (ba
 or on other machines (submitit). What goes wrong in a member is in its record, and the others go on.
 """
 
-import csv
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from app.races.plan import Member
+from app.races.record import scalars
 from app.races.work import DESK, folder_of, hand_out, work
 from app.training.messages import console
 
@@ -84,9 +84,8 @@ def how_far(member: Member) -> tuple[int, float]:
     path = folder_of(member.key) / "csv" / "metrics.csv"
     if not path.exists():
         return 0, float("nan")
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("train/loss")]
-    return (int(rows[-1]["step"]) + 1, float(rows[-1]["train/loss"])) if rows else (0, float("nan"))
+    step, loss = (scalars(path)("train/loss") or [(-1, float("nan"))])[-1]
+    return step + 1, loss
 
 
 def _table(members: Sequence[Member], seconds: float | None) -> Table:

@@ -54,7 +54,8 @@ def trained(key: str, overrides: list[str]) -> dict[str, Any] | None:
     """
     folder, log = folder_of(key), DESK / f"{key}.log"
     if folder.exists():
-        FileLock(folder / LOCK).acquire().lock.release()
+        with FileLock(folder / LOCK):
+            pass
     own = [f"run={folder.name}", "resume=true", "callbacks=race", "logger=csv"]
     with log.open("wb") as out:
         code = subprocess.run([sys.executable, str(TRAIN), *overrides, *own], stdout=out, stderr=out).returncode
