@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from app.pages.races import finished, read
-from app.races.result import paired, runs
+from app.races.race import Race
+from app.races.result import ended, paired, runs
 from app.races.statistics import Judged, judged
 
 CLAIMS = Path(__file__).with_suffix(".yaml")
@@ -30,12 +31,18 @@ def _seen(claims: list[Claim]) -> dict[int, dict[str, tuple[Judged, int]]]:
         race, lines = read(folder)
         for size in race.sizes:
             here = [line for line in lines if line["size"] == size]
-            mine = {str(i): c for i, c in enumerate(claims) if c.get("race") == folder.name}
-            each = {i: (runs(race, here, c["one"]), runs(race, here, c["other"])) for i, c in mine.items()}
-            pairs = {i: paired(race, one, other, race.measure) for i, (one, other) in each.items()}
-            for i, verdict in judged({i: values for i, values in pairs.items() if values}, race.margin).items():
+            mine = {str(i): (c["one"], c["other"]) for i, c in enumerate(claims) if c.get("race") == folder.name}
+            pairs = {i: values for i, pair in mine.items() if (values := _differences(race, here, *pair))}
+            for i, verdict in judged(pairs, race.margin, len(mine)).items():
                 found[int(i)][size] = verdict, len(pairs[i])
     return found
+
+
+def _differences(race: Race, lines: list[dict[str, Any]], one: str, other: str) -> list[float]:
+    """Paired by seed; none while a seed is still to run."""
+    if not ended(race, lines, one, other):
+        return []
+    return paired(race, runs(race, lines, one), runs(race, lines, other), race.measure)
 
 
 def _lines(claim: Claim, seen: dict[str, tuple[Judged, int]]) -> list[str]:
@@ -43,7 +50,7 @@ def _lines(claim: Claim, seen: dict[str, tuple[Judged, int]]) -> list[str]:
     if "race" not in claim:
         return [f"{told} | | | cannot be run here |\n"]
     if not seen:
-        return [f"{told} {claim['race']} | | | not run yet |\n"]
+        return [f"{told} {claim['race']} | | | not finished yet |\n"]
     return [
         f"{told} {claim['race']}, {size} | {_difference(found)} | {seeds} | {_verdict(claim, found)} |\n"
         for size, (found, seeds) in seen.items()

@@ -13,7 +13,9 @@ from app.races.race import Race
 from app.races.tables import ranked
 
 Row = Mapping[str, Any]
-COLORS = {"better": "tab:green", "worse": "tab:red", "equivalent": "tab:blue", "cannot tell": "tab:gray"}
+COLORS = {
+    "better": "tab:green", "worse": "tab:red", "equivalent": "tab:blue", "cannot tell": "0.5", "not finished": "0.8"
+}  # fmt: skip
 
 
 def pictures(race: Race, size: Mapping[str, Any]) -> dict[str, bytes]:

@@ -36,6 +36,7 @@ def record_of(folder: Path) -> Record:
         "nats": summary["val_nats"],
         "domains": summary["val_bpb_by_domain"],
         **{name: summary[name] for name in (*KEPT, *ABOUT)},
+        "torch": summary["versions"]["torch"],
         "flops": summary["flops_per_token_train"] + chosen_flops(run, trained.get("mean_k")),
         "curve": [(step + 1, bpb) for step, bpb in written("val/bpb")],
         "routing": trained | routing_numbers(run) if run.model.num_experts else None,

@@ -42,6 +42,12 @@ def paired(race: Race, own: Runs, other: Runs, measure: str, domain: str | None 
     return [a["domains"][domain] - b["domains"][domain] for a, b in pairs]
 
 
+def ended(race: Race, lines: Sequence[Line], *contestants: str) -> bool:
+    """Whether all seeds of these have ended, in lines of one size: who judges earlier finds more than there is."""
+    seen = {(line["contestant"], line["seed"]) for line in lines if line.get("share") == 1}
+    return all((name, seed) in seen for name in contestants for seed in race.seeds)
+
+
 class _Size:
     """One size of a race."""
 
@@ -54,11 +60,13 @@ class _Size:
         return runs(self.race, self.lines, contestant, share)
 
     def result(self) -> dict[str, Any]:
-        differences = {name: self.paired(name, self.race.measure) for name in self.race.contestants}
-        others = {name: values for name, values in differences.items() if values and name != self.race.baseline}
-        verdicts = judged(others, self.race.margin)
+        others = [name for name in self.race.contestants if name != self.race.baseline]
+        over = [name for name in others if ended(self.race, self.lines, name, self.race.baseline)]
+        tested = {name: values for name in over if (values := self.paired(name, self.race.measure))}
+        verdicts = judged(tested, self.race.margin, len(others))
         rows = [self.row(name, verdicts.get(name)) for name in self.race.contestants]
-        return {"noise": self.noise(), "missing": self.missing(), "rows": rows}
+        torch = sorted({line["torch"] for line in self.lines if "failed" not in line})
+        return {"noise": self.noise(), "missing": self.missing(), "torch": torch, "rows": rows}
 
     def paired(self, contestant: str, measure: str, domain: str | None = None) -> list[float]:
         """Differences to the baseline."""
@@ -105,9 +113,11 @@ class _Size:
         row |= {"lr": each[0]["lr"], "edge": each[0]["lr"] in (self.race.lr[0], self.race.lr[-1])}
         row |= {"cost": self.cost(each), "routing": _routing(each), "tasks": _tasks(each), "curve": _curve(each)}
         row |= {"tokens_seen": each[0]["tokens_seen"], "seconds_per_token": self.seconds.get(contestant)}
+        if contestant != self.race.baseline and self.paired(contestant, self.race.measure):
+            row |= {"difference": self.differences(contestant), "verdict": "not finished"}
         if verdict is not None:
             row |= {"verdict": verdict.verdict, "p_difference": verdict.p_difference}
-            row |= {"p_equivalence": verdict.p_equivalence, "difference": self.differences(contestant)}
+            row["p_equivalence"] = verdict.p_equivalence
         return row | {"speed_up": self.speed_up(contestant, runs)}
 
     def cost(self, runs: Sequence[Line]) -> dict[str, float] | None:

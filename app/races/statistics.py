@@ -56,22 +56,25 @@ def equivalence_p(values: Sequence[float], margin: float) -> float:
     return float(max(above, below))
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """The p-values corrected for their number (Holm 1979): at 0.05 all of them together err in at most 5 %."""
+def holm(ps: Sequence[float], number: int) -> list[float]:
+    """The p-values corrected for the number of tests (Holm 1979): at 0.05 all of them together err in at most 5 %.
+
+    Tests that are still to be made, as many as `ps` lacks, are taken to come out larger, which is the cautious side.
+    """
     order = np.argsort(ps, kind="stable")
-    factors = np.arange(len(ps), 0, -1)
+    factors = number - np.arange(len(ps))
     raised = np.minimum(1, np.maximum.accumulate(factors * np.asarray(ps, float)[order]))
     return [float(p) for p in raised[np.argsort(order, kind="stable")]]
 
 
-def judged(differences: Mapping[str, Sequence[float]], margin: float) -> dict[str, Judged]:
-    """A verdict on each contestant, of its paired differences to the baseline.
+def judged(differences: Mapping[str, Sequence[float]], margin: float, number: int) -> dict[str, Judged]:
+    """A verdict on each contestant, of its paired differences to the baseline; `number` of them will be judged in all.
 
     `equivalent` comes first: a difference that is surely smaller than the margin does not matter, though it be sure.
     """
     tested = {name: values for name, values in differences.items() if len(values) > 1}
-    different = dict(zip(tested, holm([difference_p(v) for v in tested.values()]), strict=True))
-    equal = dict(zip(tested, holm([equivalence_p(v, margin) for v in tested.values()]), strict=True))
+    different = dict(zip(tested, holm([difference_p(v) for v in tested.values()], number), strict=True))
+    equal = dict(zip(tested, holm([equivalence_p(v, margin) for v in tested.values()], number), strict=True))
     return {
         name: _judged(interval(values), different.get(name), equal.get(name)) for name, values in differences.items()
     }

@@ -26,7 +26,7 @@ def line(name: str, seed: int, loss: float, share: float = 1.0, lr: float = 0.02
     return {
         "contestant": name, "size": "xs", "lr": lr, "seed": seed, "share": share, "bpb": loss, "nats": 2 * loss,
         "domains": {"a": loss - 0.5, "b": loss + 0.5}, "active_params": 10, "total_params": 40, "tokens_seen": 100,
-        "flops": flops, "peak_memory_bytes": 1e6, "curve": [[5, 3.0], [10, loss]], "routing": ROUTING,
+        "flops": flops, "peak_memory_bytes": 1e6, "curve": [[5, 3.0], [10, loss]], "routing": ROUTING, "torch": "2.13",
         "tasks": {"recall": 0.5, "topic": None},
     }  # fmt: skip
 
@@ -66,6 +66,18 @@ def test_the_verdicts(rows: dict[str, Any]) -> None:
     assert "verdict" not in rows["top2"]
 
 
+@pytest.mark.parametrize("late", ["good", "top2"])
+def test_no_verdict_before_all_seeds_have_ended(late: str) -> None:
+    early = [each for each in lines() if (each["contestant"], each.get("seed"), each.get("share")) != (late, 2, 1.0)]
+    rows = {row["contestant"]: row for row in result_of(RACE, early, {})["xs"]["rows"]}
+    assert rows["good"]["difference"]["bpb"]["mean"] == pytest.approx(-0.1)
+    assert rows["good"]["verdict"] == "not finished"
+    assert rows["same"]["verdict"] == ("equivalent" if late == "good" else "not finished")
+    assert cells(RACE, rows["good"])[4] == "not finished"
+    failed = [*early, {"contestant": late, "size": "xs", "lr": 0.02, "seed": 2, "share": 1.0, "failed": "killed"}]
+    assert {row["contestant"]: row for row in result_of(RACE, failed, {})["xs"]["rows"]}["good"]["verdict"] == "better"
+
+
 def test_the_noise_is_that_of_all_seeds_of_the_baseline(result: dict[str, Any]) -> None:
     noise = result["xs"]["noise"]
     values = [2.5, 2.52, 2.49, 2.53, 2.48]
@@ -102,6 +114,11 @@ def test_it_is_complete_when_nobody_who_can_run_is_missing(result: dict[str, Any
     some = [x for x in lines() if (x["contestant"], x.get("seed")) != ("good", 1)]
     found = result_of(RACE, some, {})
     assert found["xs"]["missing"] == 1 and "Incomplete: 1 runs" in markdown(RACE, "r", found)
+
+
+def test_runs_of_several_versions_of_torch_are_told() -> None:
+    elsewhere = [{**each, "torch": "2.11"} if each.get("seed") == 1 else each for each in lines()]
+    assert "Runs by torch 2.11 and 2.13. " in markdown(RACE, "r", result_of(RACE, elsewhere, {}))
     untuned = [x for x in lines() if x["contestant"] != "good"]
     assert result_of(RACE, untuned, {})["xs"]["missing"] == 3 + 3
 
@@ -116,7 +133,8 @@ def test_another_cost_and_the_edge_of_the_grid_are_marked(rows: dict[str, Any]) 
 
 def test_one_seed_has_no_interval_and_no_verdict() -> None:
     once = [x for x in lines() if "lr" not in x or x["seed"] in (0, 9)]
-    row = {r["contestant"]: r for r in result_of(RACE, once, {})["xs"]["rows"]}["good"]
+    race = read_race(VALUES | {"contestants": NAMES, "seeds": [0]})
+    row = {r["contestant"]: r for r in result_of(race, once, {})["xs"]["rows"]}["good"]
     assert row["difference"]["bpb"] == {"mean": pytest.approx(-0.1), "half": None}
     assert row["verdict"] == "cannot tell" and "-0.100" in cells(RACE, row)
 

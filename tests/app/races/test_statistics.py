@@ -38,13 +38,18 @@ def test_no_difference_is_called_equivalent_where_the_margin_is_wide() -> None:
 def test_holm_errs_in_at_most_5_of_100_families_and_more_often_without_it() -> None:
     ps = np.array([[difference_p(v) for v in family] for family in np.random.default_rng(1).normal(size=(1000, 8, 5))])
     noise = 3 * (0.05 * 0.95 / len(ps)) ** 0.5
-    assert np.mean([min(holm(family)) < 0.05 for family in ps]) < 0.05 + noise
+    assert np.mean([min(holm(family, 8)) < 0.05 for family in ps]) < 0.05 + noise
     assert np.mean(ps.min(1) < 0.05) > 0.25
 
 
 def test_holm_is_the_worked_example() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([]) == []
+    assert holm([0.01, 0.04, 0.03, 0.005], 4) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([], 0) == []
+
+
+def test_tests_that_are_still_to_be_made_count() -> None:
+    early, late = holm([0.01, 0.03], 4), holm([0.01, 0.03, 0.02, 0.04], 4)
+    assert early == pytest.approx([0.04, 0.09]) and all(one >= other for one, other in zip(early, late, strict=False))
 
 
 def test_the_four_verdicts() -> None:
@@ -57,12 +62,13 @@ def test_the_four_verdicts() -> None:
             "cannot tell": [10 * value + 0.01 for value in spread],
         },
         margin=0.01,
+        number=4,
     )
     assert {name: each.verdict for name, each in verdicts.items()} == {name: name for name in verdicts}
 
 
 def test_a_tie_is_a_tie_and_one_seed_has_no_interval() -> None:
-    found = judged({"same": [0.0, 0.0, 0.0], "always": [0.5, 0.5], "once": [-0.5]}, margin=0.01)
+    found = judged({"same": [0.0, 0.0, 0.0], "always": [0.5, 0.5], "once": [-0.5]}, margin=0.01, number=3)
     assert found["same"].verdict == "equivalent" and found["same"].p_difference == 1
     assert found["always"].verdict == "worse"
     assert found["once"].verdict == "cannot tell" and found["once"].difference == (-0.5, None)
@@ -71,9 +77,9 @@ def test_a_tie_is_a_tie_and_one_seed_has_no_interval() -> None:
 def test_a_verdict_counts_its_rivals() -> None:
     borderline = [-0.02, -0.03, -0.01, -0.025, -0.0005]
     assert stats.ttest_1samp(borderline, 0).pvalue < 0.05
-    assert judged({"a": borderline}, 0.001)["a"].verdict == "better"
+    assert judged({"a": borderline}, 0.001, 1)["a"].verdict == "better"
     rivals = {f"r{i}": list(np.random.default_rng(i).normal(size=5)) for i in range(9)}
-    assert judged({"a": borderline, **rivals}, 0.001)["a"].verdict == "cannot tell"
+    assert judged({"a": borderline, **rivals}, 0.001, 10)["a"].verdict == "cannot tell"
 
 
 @pytest.mark.parametrize("seeds", [5, 10])

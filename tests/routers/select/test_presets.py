@@ -6,12 +6,13 @@ from itertools import combinations
 import pytest
 import torch
 
+from app.config.build import build_module
 from routers.balance.seq_v3 import SeqV3
 from routers.contract import Context, Sizes
 from routers.drop.capacity import Capacity
-from tests.routers.select.presets import CONF, NAMES, build, parts
+from tests.routers.select.presets import CONF, NAMES, build, config, parts
 
-SIZES = Sizes(dim=8, num_experts=16, top_k=2, num_layers=2, vocab_size=32)  # those of the default layout
+SIZES = Sizes(dim=8, num_experts=16, top_k=2, num_layers=2, vocab_size=32)
 NEEDED = """topk switch gshard noisy_topk mixtral olmoe deepseek_v1 deepseek_v2 deepseek_v3 deepseek_v4 xmoe cosine
 smoe_mlp gru zaya moepp hyper random hash base_layer sinkhorn expert_choice expert_threshold top_p relu moge quantile
 seq_top_k grin llama4 sigmoid smoe_dropout oracle"""
@@ -39,6 +40,12 @@ def test_a_preset_routes_and_its_router_learns(name: str) -> None:
     if parameters:
         loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in parameters)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_builds_in_the_default_run(name: str) -> None:
+    with torch.device("meta"):
+        build_module(config(name), 64, ["text"], 2)
 
 
 @pytest.mark.parametrize("name", NAMES)
