@@ -7,8 +7,8 @@ BIN := .venv/bin
 train: .venv/train ## the main job
 	$(BIN)/python train.py $(ARGS)
 
-test: .venv/dev ## the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: .venv/dev ## the tests, on all cores
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-slow: .venv/dev ## minutes, not seconds
 	$(BIN)/python -m pytest -m slow

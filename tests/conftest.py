@@ -8,7 +8,7 @@ import runpy
 import socket
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,14 @@ from app.config.compose import as_dict
 ROOT = Path(__file__).parent.parent
 NANO = ("model=nano", "tokenizer=bytes", "data.seq_len=32", "data.batch_size=4", "data.micro_batch_size=2",
         "data.val_rows=2", "trainer.max_steps=2", "trainer.precision=32-true", "callbacks=off")  # fmt: skip
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escapes what a test has said of files whose names are no UTF-8: a report goes to another process as UTF-8."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 def free_port() -> int:

@@ -1,4 +1,7 @@
-"""`python -m app.pages` (or `make docs`): writes every page, and every table in the README, that code can make."""
+"""`python -m app.pages` (or `make docs`): writes every page, and every table in the README, that code can make.
+
+The pages and pictures of the races, out of the records of their runs, too.
+"""
 
 import app.environment  # noqa: F401, I001  before torch
 
@@ -29,5 +32,6 @@ def pages() -> Iterator[tuple[Path, str]]:
 
 
 if __name__ == "__main__":
+    races.write()
     for path, text in pages():
         path.write_text(text)

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from app.pages.markers import ROOT
+from app.races.page import write_result
 from app.races.race import Race, read_race
-from app.races.records import DEFINITION, MEMBERS, RESULTS
+from app.races.records import DEFINITION, MEMBERS, RESULTS, read_seconds
+from app.races.result import result_of
 
 VERDICTS = ("better", "equivalent", "worse", "cannot tell")
 
@@ -21,6 +23,18 @@ def markdown() -> str:
 def finished() -> list[Path]:
     """The folders of results."""
     return sorted(path.parent for path in (ROOT / RESULTS).glob("*/result.json"))
+
+
+def again(folder: Path) -> tuple[Race, dict[str, Any]]:
+    """A race, and its result out of its records."""
+    race, lines = read(folder)
+    return race, result_of(race, lines, read_seconds(folder))
+
+
+def write() -> None:
+    """The pages, tables and pictures in the folders of results anew."""
+    for folder in finished():
+        write_result(folder, *again(folder))
 
 
 def read(folder: Path) -> tuple[Race, list[dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """The result of a race in its folder: result.json, README.md, table.csv, pictures, and a page that needs no others."""
 
 import base64
+import hashlib
 import json
 from collections.abc import Mapping
 from html import escape
@@ -17,7 +18,7 @@ PAGE = Path(__file__).with_suffix(".html")
 
 def write_result(folder: Path, race: Race, result: Mapping[str, Any]) -> None:
     """Writes all of it."""
-    drawn = {size: pictures(race, numbers) for size, numbers in result.items()}
+    drawn = {size: pictures(race, numbers, source(race, size, numbers)) for size, numbers in result.items()}
     write_whole(folder / "result.json", json.dumps(result, indent=1) + "\n")
     write_whole(folder / "README.md", markdown(race, folder.name, result) + _images(drawn))
     write_whole(folder / "table.csv", comma_separated(result))
@@ -25,6 +26,11 @@ def write_result(folder: Path, race: Race, result: Mapping[str, Any]) -> None:
     for size, images in drawn.items():
         for name, image in images.items():
             write_whole(folder / f"{size}_{name}.png", image)
+
+
+def source(race: Race, size: str, numbers: Mapping[str, Any]) -> str:
+    """The hash of what the page of a size says in words, which its pictures carry."""
+    return hashlib.sha256(markdown(race, "", {size: numbers}).encode()).hexdigest()
 
 
 def _images(drawn: Mapping[str, Mapping[str, bytes]]) -> str:

@@ -18,8 +18,8 @@ COLORS = {
 }  # fmt: skip
 
 
-def pictures(race: Race, size: Mapping[str, Any]) -> dict[str, bytes]:
-    """PNGs by name, of one size."""
+def pictures(race: Race, size: Mapping[str, Any], source: str) -> dict[str, bytes]:
+    """PNGs by name, of one size; `source` stands in the file, to tell a picture of other numbers."""
     rows = [row for row in ranked(race, size["rows"]) if row["seeds"]]
     drawn: dict[str, Callable[[Figure, Race, Sequence[Row]], None]] = {
         "differences": forest,
@@ -27,7 +27,7 @@ def pictures(race: Race, size: Mapping[str, Any]) -> dict[str, bytes]:
         "balance": balance,
         "frontier": frontier,
     }
-    return {name: _png(draw, race, rows) for name, draw in drawn.items()}
+    return {name: _png(draw, race, rows, source) for name, draw in drawn.items()}
 
 
 def forest(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
@@ -88,10 +88,10 @@ def _colors(number: int) -> list[Any]:
     return [colormaps["turbo"](place / max(1, number - 1)) for place in range(number)]
 
 
-def _png(draw: Callable[[Figure, Race, Sequence[Row]], None], race: Race, rows: Sequence[Row]) -> bytes:
+def _png(draw: Callable[[Figure, Race, Sequence[Row]], None], race: Race, rows: Sequence[Row], source: str) -> bytes:
     wide = 12 if draw is curves else 7
     figure = Figure(figsize=(wide, max(3.5, 0.28 * len(rows))), dpi=100, layout="constrained")
     draw(figure, race, rows)
     out = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(out, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(out, metadata={"Software": None, "Source": source})
     return out.getvalue()

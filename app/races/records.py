@@ -32,9 +32,9 @@ def write_records(name: str, plan: Plan, records: Mapping[str, Record]) -> list[
     return lines
 
 
-def read_seconds(name: str) -> dict[str, dict[str, float]]:
-    """Of a training token, by size and contestant; empty if the race was not timed yet."""
-    path = RESULTS / name / SECONDS
+def read_seconds(folder: Path) -> dict[str, dict[str, float]]:
+    """Of a training token, by size and contestant; empty if the race in this folder was not timed yet."""
+    path = folder / SECONDS
     return json.loads(path.read_text())["seconds_per_token"] if path.exists() else {}
 
 

@@ -34,7 +34,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         launch(members, overrides)
         retry = False
     lines = write_records(name, plan, read_records())
-    result = result_of(race, lines, read_seconds(name))
+    result = result_of(race, lines, read_seconds(RESULTS / name))
     write_result(RESULTS / name, race, result)
     for size, numbers in result.items():
         console.print(table(race, f"{name}, size {size}", numbers))
