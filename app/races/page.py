@@ -3,14 +3,25 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from app.races.pictures import pictures
 from app.races.race import Race
-from app.races.tables import COLUMNS, LEGEND, cells, comma_separated, failures, markdown, noise_line, ranked, state_line
+from app.races.tables import (
+    COLUMNS,
+    LEGEND,
+    cells,
+    comma_separated,
+    details,
+    failures,
+    markdown,
+    noise_line,
+    ranked,
+    state_line,
+)
 from app.training.files import write_whole
 
 PAGE = Path(__file__).with_suffix(".html")
@@ -47,16 +58,25 @@ def _html(race: Race, name: str, result: Mapping[str, Any], drawn: Mapping[str, 
 
 
 def _section(race: Race, size: str, numbers: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
-    head = _line("th", COLUMNS)
-    body = "".join(_line("td", cells(race, row), row.get("verdict", "")) for row in ranked(race, numbers["rows"]))
+    rows = [(cells(race, row), row.get("verdict", "")) for row in ranked(race, numbers["rows"])]
+    more = "".join(
+        f"<p>{escape(text)}:</p>{_table(head, [(row, '') for row in rows])}"
+        for text, (head, rows) in details(race, numbers).items()
+    )
     shown = "".join(
         f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
         for name, image in images.items()
     )
     said = escape(state_line(numbers) + noise_line(numbers))
     failed = "".join(f"<p>{escape(line)}</p>" for line in failures(numbers))
-    return f"<h2>Size {escape(size)}</h2><p>{said}</p>{failed}<div><table>{head}{body}</table></div>{shown}"
+    return f"<h2>Size {escape(size)}</h2><p>{said}</p>{failed}{_table(COLUMNS, rows)}{shown}{more}"
 
 
-def _line(tag: str, texts: tuple[str, ...] | list[str], kind: str = "") -> str:
+def _table(head: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]) -> str:
+    """Each row with its verdict."""
+    body = "".join(_line("td", row, verdict) for row, verdict in rows)
+    return f"<div><table>{_line('th', head)}{body}</table></div>"
+
+
+def _line(tag: str, texts: Sequence[str], kind: str = "") -> str:
     return f'<tr class="{kind}">' + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts) + "</tr>"

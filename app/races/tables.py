@@ -98,30 +98,33 @@ def markdown(race: Race, name: str, result: Mapping[str, Any]) -> str:
     """The page of a race."""
     parts = [f"# {name}\n\n{race.claim}\n"]
     for size, numbers in result.items():
-        lines = ["| " + " | ".join(COLUMNS) + " |", "| " + " | ".join("---" for _ in COLUMNS) + " |"]
-        lines += ["| " + " | ".join(cells(race, row)) + " |" for row in ranked(race, numbers["rows"])]
-        parts.append(f"## Size {size}\n\n{state_line(numbers)}{noise_line(numbers)}\n\n" + "\n".join(lines) + "\n")
+        rows = [cells(race, row) for row in ranked(race, numbers["rows"])]
+        parts.append(f"## Size {size}\n\n{state_line(numbers)}{noise_line(numbers)}\n\n{_marked(COLUMNS, rows)}")
         parts += ["".join(f"- {line}\n" for line in failures(numbers))] if failures(numbers) else []
-        parts += [f"{text}:\n\n{rows}" for text, rows in details(race, numbers).items() if rows]
+        parts += [f"{text}:\n\n{_marked(*shown)}" for text, shown in details(race, numbers).items()]
     return "\n".join([*parts, LEGEND + "\n"])
 
 
-def details(race: Race, numbers: Mapping[str, Any]) -> dict[str, str]:
-    """Further tables of a size by what they show, as Markdown; empty where there is nothing to show."""
+def _marked(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def details(race: Race, numbers: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Head and rows of further tables of a size, by what they show; without those that have nothing to show."""
     rows = [row for row in ranked(race, numbers["rows"]) if row["seeds"]]
     domains = {r["contestant"]: r["difference"]["domains"] for r in rows if "difference" in r}
     tasks = {row["contestant"]: row["tasks"] for row in rows}
-    return {
+    shown = {
         "Difference to the baseline in bits per byte, by domain": _by_name(domains, sign=True),
         "Share of right answers in small tasks, with the interval over the seeds; they decide nothing": _by_name(tasks),
     }
+    return {text: (head, rows) for text, (head, rows) in shown.items() if len(head) > 1}
 
 
-def _by_name(rows: Mapping[str, Mapping[str, Any]], sign: bool = False) -> str:
+def _by_name(rows: Mapping[str, Mapping[str, Any]], sign: bool = False) -> tuple[list[str], list[list[str]]]:
     names = list(next(iter(rows.values()), {}))
-    head = f"| | {' | '.join(names)} |\n| --- " + "| --- " * len(names) + "|\n"
-    lines = (f"| {c} | {' | '.join(told(values[n], 3, sign) for n in names)} |\n" for c, values in rows.items())
-    return head + "".join(lines) if names else ""
+    return ["contestant", *names], [[c, *(told(values[n], 3, sign) for n in names)] for c, values in rows.items()]
 
 
 def comma_separated(result: Mapping[str, Any]) -> str:

@@ -141,8 +141,8 @@ def test_one_seed_has_no_interval_and_no_verdict() -> None:
 
 def test_domains_and_tasks_have_tables_of_their_own(result: dict[str, Any]) -> None:
     page = markdown(RACE, "r", result)
-    assert "| | a | b |" in page and "| good | -0.100 ± 0.000 | -0.100 ± 0.000 |" in page
-    assert "| | recall | topic |" in page and "| good | 0.500 ± 0.000 |  |" in page
+    assert "| contestant | a | b |" in page and "| good | -0.100 ± 0.000 | -0.100 ± 0.000 |" in page
+    assert "| contestant | recall | topic |" in page and "| good | 0.500 ± 0.000 |  |" in page
 
 
 def test_the_files_tell_the_same(result: dict[str, Any], tmp_path: Path) -> None:
@@ -152,8 +152,9 @@ def test_the_files_tell_the_same(result: dict[str, Any], tmp_path: Path) -> None
         table = {row["contestant"]: row for row in csv.DictReader(file)}
     assert float(table["good"]["difference.bpb.mean"]) == pytest.approx(-0.1)
     page = (tmp_path / "index.html").read_text()
+    assert "better" in page and "step 3: not finite" in page and "<!--" not in page
     assert (
-        "better" in page and "step 3: not finite" in page and page.count("data:image/png") == 4 and "<!--" not in page
+        page.count("data:image/png") == 4 and "<th>recall</th>" in page and page.count("<td>-0.100 ± 0.000</td>") == 3
     )
     for name in ("differences", "curves", "balance", "frontier"):
         assert (tmp_path / f"xs_{name}.png").read_bytes().startswith(b"\x89PNG")
