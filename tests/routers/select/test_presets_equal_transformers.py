@@ -61,7 +61,12 @@ def gates(router: Router, x: Tensor, **more: Any) -> Tensor:
         ("topk", "qwen2_moe", "Qwen2MoeTopKRouter", {}),
         ("mixtral", "qwen3_moe", "Qwen3MoeTopKRouter", {"norm_topk_prob": True}),
         ("deepseek_v1", "deepseek_v2", "DeepseekV2TopkRouter", {"topk_method": "greedy", "routed_scaling_factor": 1.0}),
-        ("deepseek_v2", "deepseek_v2", "DeepseekV2TopkRouter", {"topk_group": 3, "routed_scaling_factor": 16.0}),
+        (
+            "deepseek_v2",
+            "deepseek_v2",
+            "DeepseekV2TopkRouter",
+            {"n_group": 4, "topk_group": 3, "routed_scaling_factor": 16.0},
+        ),
         ("deepseek_v3", "deepseek_v3", "DeepseekV3TopkRouter", {"norm_topk_prob": True}),
         ("mixtral", "minimax", "MiniMaxTopKRouter", {}),
         ("topk", "jamba", "JambaTopKRouter", {}),
