@@ -55,7 +55,8 @@ def curves(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
         each.set(xlabel=label)
         each.grid(alpha=0.3)
     axes[0].set(ylabel="bits per byte")
-    axes[0].legend(fontsize=6)
+    if rows:
+        axes[0].legend(fontsize=6)
 
 
 def balance(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
