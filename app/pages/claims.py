@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from app.pages.races import finished, read
+from app.pages.races import folders, read
 from app.races.race import Race
 from app.races.result import ended, paired, runs
 from app.races.statistics import Judged, judged
@@ -27,7 +27,7 @@ def markdown() -> str:
 def _seen(claims: list[Claim]) -> dict[int, dict[str, tuple[Judged, int]]]:
     """What was found, and on how many seeds, by the place of the claim and size."""
     found: dict[int, dict[str, tuple[Judged, int]]] = defaultdict(dict)
-    for folder in finished():
+    for folder in folders():
         race, lines = read(folder)
         for size in race.sizes:
             here = [line for line in lines if line["size"] == size]

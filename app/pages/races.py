@@ -17,11 +17,11 @@ VERDICTS = ("better", "equivalent", "worse", "cannot tell")
 def markdown() -> str:
     """What was found against each baseline; the figures are in the folders of the results."""
     head = "| race | size, seeds | " + " | ".join(VERDICTS) + " | seen with 5 seeds |\n" + "| --- " * 7 + "|\n"
-    return head + "".join(line for folder in finished() for line in _lines(folder))
+    return head + "".join(line for folder in folders() for line in _lines(folder))
 
 
-def finished() -> list[Path]:
-    """The folders of results."""
+def folders() -> list[Path]:
+    """Those of all results, also of races that still run."""
     return sorted(path.parent for path in (ROOT / RESULTS).glob("*/result.json"))
 
 
@@ -33,7 +33,7 @@ def again(folder: Path) -> tuple[Race, dict[str, Any]]:
 
 def write() -> None:
     """The pages, tables and pictures in the folders of results anew."""
-    for folder in finished():
+    for folder in folders():
         write_result(folder, *again(folder))
 
 

@@ -60,8 +60,8 @@ def _html(race: Race, name: str, result: Mapping[str, Any], drawn: Mapping[str, 
 def _section(race: Race, size: str, numbers: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
     rows = [(cells(race, row), row.get("verdict", "")) for row in ranked(race, numbers["rows"])]
     more = "".join(
-        f"<p>{escape(text)}:</p>{_table(head, [(row, '') for row in rows])}"
-        for text, (head, rows) in details(race, numbers).items()
+        f"<p>{escape(text)}:</p>{_table(head, [(row, '') for row in others])}"
+        for text, (head, others) in details(race, numbers).items()
     )
     shown = "".join(
         f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'

@@ -77,7 +77,7 @@ def noise_line(size: Mapping[str, Any]) -> str:
 def state_line(size: Mapping[str, Any]) -> str:
     """Whether it is over, and on what it ran; other kernels round otherwise, which after some steps is another run."""
     left = f"Incomplete: {size['missing']} runs are missing. " if size["missing"] else ""
-    return f"{left}Runs by torch {' and '.join(size['torch'])}. "
+    return left + (f"Runs by torch {' and '.join(size['torch'])}. " if size["torch"] else "")
 
 
 def failures(size: Mapping[str, Any]) -> list[str]:

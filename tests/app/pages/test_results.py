@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from app.pages.markers import ROOT
-from app.pages.races import again, finished
+from app.pages.races import again, folders
 from app.races.page import source
 from app.races.tables import markdown
 
-FOLDERS = finished()
+FOLDERS = folders()
 
 
 def same(one: Any, other: Any) -> bool:
