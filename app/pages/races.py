@@ -8,7 +8,7 @@ from typing import Any
 from app.pages.markers import ROOT
 from app.races.page import write_result
 from app.races.race import Race, read_race
-from app.races.records import DEFINITION, MEMBERS, RESULTS, read_seconds
+from app.races.records import DEFINITION, MEMBERS, RESULTS, read_lines, read_seconds
 from app.races.result import result_of
 
 VERDICTS = ("better", "equivalent", "worse", "cannot tell")
@@ -40,7 +40,7 @@ def write() -> None:
 def read(folder: Path) -> tuple[Race, list[dict[str, Any]]]:
     """What a race is, and its records."""
     race = read_race(json.loads((folder / DEFINITION).read_text())["race"])
-    return race, [json.loads(line) for line in (folder / MEMBERS).read_text().splitlines()]
+    return race, read_lines(folder / MEMBERS)
 
 
 def _lines(folder: Path) -> Iterator[str]:

@@ -16,20 +16,27 @@ DEFINITION, MEMBERS, SECONDS = "race.json", "members.jsonl", "seconds.json"
 
 def read_records(retry: bool = False) -> dict[str, Record]:
     """By key; with `retry` without those that have failed."""
-    lines = [line for path in sorted(RESULTS.glob(f"*/{MEMBERS}")) for line in path.read_text().splitlines()]
-    found = {record.pop("key"): record for record in map(json.loads, lines) if "key" in record}
+    lines = [line for path in sorted(RESULTS.glob(f"*/{MEMBERS}")) for line in read_lines(path)]
+    found = {record.pop("key"): record for record in lines if "key" in record}
     found |= {path.stem: json.loads(path.read_text()) for path in sorted(DESK.glob("*.json"))}
     return {key: record for key, record in found.items() if not (retry and "failed" in record)}
 
 
 def write_records(name: str, plan: Plan, records: Mapping[str, Record]) -> list[dict[str, Any]]:
-    """Writes the records of a race's members that have ended, in the order of the race, a line each."""
+    """Writes the records of a race's members that have ended, a line each, size by size; other sizes keep theirs."""
     refused = [entry for entry in plan.entries if entry.refused]
     ended = [member for member in plan.known(records) if member.key in records]
-    lines = [{"contestant": e.contestant, "size": e.size, "failed": e.refused} for e in refused]
+    lines: list[dict[str, Any]] = [{"contestant": e.contestant, "size": e.size, "failed": e.refused} for e in refused]
     lines += [{**member.about, "key": member.key, **records[member.key], **member.about} for member in ended]
+    lines += [line for line in read_lines(RESULTS / name / MEMBERS) if line["size"] not in plan.sizes]
+    lines.sort(key=lambda line: plan.race.sizes.index(line["size"]))
     write_whole(RESULTS / name / MEMBERS, "".join(json.dumps(line) + "\n" for line in lines))
     return lines
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Of the records of a race; none if it has none yet."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def read_seconds(folder: Path) -> dict[str, dict[str, float]]:

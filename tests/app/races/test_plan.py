@@ -112,6 +112,17 @@ def test_what_ended_in_another_race_is_not_run_again(
     assert plan.rate(plan.entries[0], found) == 0.02
 
 
+def test_a_race_of_one_size_keeps_what_is_known_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results" / "mine").mkdir(parents=True)
+    race = read_race(VALUES | {"contestants": {"top2": []}, "sizes": ["xs", "s"]})
+    small, larger = Plan(race, ["xs"]), Plan(race, ["s"])
+    write_records("mine", larger, records(larger))
+    lines = write_records("mine", small, records(small))
+    assert [line["size"] for line in lines] == ["xs"] * 3 + ["s"] * 3
+    assert read_records().keys() == {member.key for plan in (small, larger) for member in plan.tuning()}
+
+
 def test_what_failed_is_run_again_where_that_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Plan
 ) -> None:
