@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding, Tokenizer, models
 
 from app.data.reading.paths import home
 from app.data.sources import first_line
@@ -71,6 +71,7 @@ class File:
             raise ValueError(f"separator={separator}: not a token of this file; null adds one of its own")
         self.separator = known
         self.vocab_size = max(size, known + 1)
+        self._letters = {token.content for token in self._model.get_added_tokens_decoder().values()}  # none is left out
 
     def _fits(self, text: str, place: int) -> bool:
         """Whether a cut at this place changes no token around it."""
@@ -85,6 +86,7 @@ class File:
 
     def _ids_and_ends(self, texts: Sequence[str]) -> list[Integers]:
         """(2, N) of each text: its tokens, and the characters where they end."""
+        self._refuse_losses(texts)
         cut = [list(pieces(text, self._fits)) for text in texts]
         encode = partial(self._model.encode_batch, add_special_tokens=False)
         try:
@@ -93,7 +95,7 @@ class File:
             word = next((word for text in texts for word in WORD.findall(text) if self._fails(word)), None)
             if word is None:
                 raise
-            raise self._unknown(word, error) from error
+            raise self._unknown(word, first_line(error)) from error
         return [
             self._without_separator(text, whole) for text, whole in zip(texts, map(_join, cut, encoded), strict=True)
         ]
@@ -114,12 +116,29 @@ class File:
         parts = [text[start:stop] for start, stop in pairwise(cuts)]
         return _join(parts, self._ids_and_ends(parts))
 
-    def _unknown(self, word: str, error: Exception) -> UserError:
+    def _refuse_losses(self, texts: Sequence[str]) -> None:
+        """Raises where a letter would get no token and no error either, and so be missing in the text."""
+        letters = set[str]().union(*texts) - self._letters
+        if lost := {letter for letter in letters if self._loses(letter)}:
+            word = next(word for text in texts for word in WORD.findall(text) if lost & {*word})
+            raise self._unknown(word, "it would be left out")
+        self._letters |= letters
+
+    def _loses(self, text: str) -> bool:
+        """Whether a BPE without an unknown token lacks a part of this text; other models raise an error then."""
+        model, cut = self._model.model, self._model.pre_tokenizer
+        if not isinstance(model, models.BPE) or model.unk_token is not None:
+            return False
+        normal = self._model.normalizer.normalize_str(text) if self._model.normalizer else text
+        words = [word for word, _ in cut.pre_tokenize_str(normal)] if cut else [normal]
+        return any(not model.tokenize(part) for word in words for part in word)
+
+    def _unknown(self, word: str, why: str) -> UserError:
         """The error that names a word that cannot be read, and the character where that ends."""
         letter = next((word[end - 1] for end in range(1, len(word)) if self._fails(word[:end])), word[-1:])
         return UserError(
             f"tokenizer.path={self._path}: has no token for {letter!r} in {word[:40]!r}, and none for what is unknown "
-            f"({first_line(error)}); use a file with an unknown token, or tokenizer=bpe"
+            f"({why}); use a file with an unknown token, or tokenizer=bpe"
         )
 
     def _fails(self, text: str) -> bool:
@@ -127,7 +146,7 @@ class File:
             self._ids(text)
         except Exception:
             return True
-        return False
+        return any(map(self._loses, {*text} - self._letters))
 
 
 def _read(path: Path) -> str:

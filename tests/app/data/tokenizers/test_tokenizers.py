@@ -61,6 +61,13 @@ def byte_level():
     return model
 
 
+def half_byte_level():
+    """Over bytes, but only those that were seen: of the two of é it has one."""
+    model = Tokenizer(models.BPE({"a": 0, "Ã": 1, "b": 2}, []))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return model
+
+
 def ready(model, tmp_path, separator=None):
     model.enable_truncation(4)
     model.enable_padding(length=9)
@@ -209,6 +216,8 @@ def test_a_separator_that_is_one_letter_of_the_text_is_refused(tmp_path):
         (word_level("the", "quick"), "the quick zebra", "'z' in 'zebra'"),
         (Tokenizer(models.Unigram([("a", -1.0), ("b", -2.0)])), "abïa", "'ï' in 'abïa'"),
         (Tokenizer(models.WordPiece({"a": 0, "##b": 1}, unk_token="[UNK]")), "abc", "'c' in 'abc'"),
+        (Tokenizer(models.BPE({"a": 0, "b": 1}, [])), "abc", "'c' in 'abc'"),
+        (half_byte_level(), "aébb", "'é' in 'aébb'"),
     ],
 )
 def test_a_character_without_a_token_is_named_where_the_file_has_none_for_it(tmp_path, model, text, unknown):
