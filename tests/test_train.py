@@ -186,6 +186,17 @@ def test_unusable_text_leaves_the_name_of_the_run_free(
     train()
 
 
+def test_a_dense_model_that_does_not_fit_is_refused_before_the_text_is_read(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = train("experts=dense", "experts.hidden_dim=32", name="dense")
+    begun = (f"upcycle.checkpoint={dense}", "experts=coarse", "run=moe")
+    line = mistake(train, capsys, *begun, "experts.hidden_dim=64", "data.path=/no/such/file")
+    assert "experts of width 64" in line
+    assert "embedding.weight is" in mistake(train, capsys, *begun, "experts.hidden_dim=32", "tokenizer=bpe")
+    assert not (dense.parent / "moe").exists()
+
+
 def mistake(train: Train, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     """What train.py prints about a mistake, having checked that it is one line and exits with 2."""
     capsys.readouterr()

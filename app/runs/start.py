@@ -17,6 +17,8 @@ from app.config.overrides import key_of
 from app.config.saved import CONFIG, OVERRIDES, RUNS, dumped, listed
 from app.cost.match import matched
 from app.data.module import TokenDataModule, build_data
+from app.model.assemble import build_model
+from app.model.upcycle import upcycle
 from app.registry import UserError
 from app.runs.folder import SUMMARY, opened, run_name, taken
 from app.runs.read import dense_weights, require_same_text
@@ -54,12 +56,14 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
     if checkpoint is not None and step_of(checkpoint) >= config["trainer"]["max_steps"]:
         return _nothing_to_do(config, folder, checkpoint)
     check_config(config)
-    dense = build_upcycle(config).checkpoint
-    if checkpoint is None and dense is not None:
-        dense_weights(dense)
     if not goes_on:  # a saved config is matched already
         config = matched(config, overrides)
+    starts_dense = checkpoint is None and config["upcycle"]["checkpoint"] is not None
+    if starts_dense:
+        _check_upcycling(config)
     data = _text(config, folder)
+    if starts_dense:
+        _check_upcycling(config, data.vocab_size)
     config = config | {"data": config["data"] | data.source.pinned}
     files: dict[str, Any] = {CONFIG: dumped(config), OVERRIDES: listed(_lasting(overrides))}
     held.enter_context(opened(folder, files | text_files(data), new=not goes_on))
@@ -83,6 +87,15 @@ def check_config(config: Config) -> None:
     with torch.device("meta"):
         module = build_module(config, 1, ["text"], data.micro_batch_size)
     check_expert_parallel(module.model, trainer.ep_size)
+
+
+def _check_upcycling(config: Config, vocab_size: int | None = None) -> None:
+    """Whether the experts can start from their dense model, without memory; until the text is read with its words."""
+    chosen = build_upcycle(config)
+    dense = {name: weights.to("meta") for name, weights in dense_weights(str(chosen.checkpoint)).items()}
+    with torch.device("meta"):
+        model = build_model(config, vocab_size or len(dense.get("model.embedding.weight", [0])))
+        upcycle(model, dense, chosen.how, chosen.drop_share, config["seed"])
 
 
 def _resolved(chosen: Config, overrides: list[str], folder: Path) -> tuple[Config, list[str], bool]:
