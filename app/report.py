@@ -1,7 +1,8 @@
 """`python -m app.report RUN`: what the experts of a run do, as one page that needs no server and no network.
 
-Writes `RUN/report/index.html` (held-out text coloured by expert with a layer switch and hover, statistics by
-layer, domain x expert, likelihood) and the same numbers as `RUN/report/report.json`.
+Writes `RUN/report/index.html` (held-out text coloured by expert with a layer switch and hover, experiments on the
+experts, statistics by layer, domain x expert, likelihood), its pictures as PNG, and its numbers as `report.json` and
+`report.csv`.
 """
 
 import argparse
@@ -18,6 +19,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m app.report", description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a checkpoint")
     parser.add_argument("--rows", type=int, default=32, help="held-out rows of every domain")
+    parser.add_argument("--quick", action="store_true", help="without the experiments")
     asked = parser.parse_args(arguments)
     if asked.rows < 1:
         raise UserError(f"--rows {asked.rows}: must be at least 1")
@@ -27,7 +29,7 @@ def main(arguments: list[str]) -> None:
     run = read_run(asked.run)
     if not run.model.num_experts:
         raise UserError(f"{asked.run}: is a dense model, it has no experts to report")
-    print(write_report(run.folder / "report", measure(run, asked.rows)))
+    print(write_report(run.folder / "report", measure(run, asked.rows, experiments=not asked.quick)))
 
 
 if __name__ == "__main__":

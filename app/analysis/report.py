@@ -1,6 +1,10 @@
-"""The report of a run: held-out text coloured by expert, statistics by layer, domain x expert, likelihood."""
+"""The report of a run: held-out text coloured by expert, experiments, statistics by layer and domain, likelihood."""
 
+import base64
+import csv
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,7 @@ import torch
 from torch import Tensor
 
 from app.analysis.continuation import continued
+from app.analysis.experiments.suite import EXPERIMENTS, conducted, picture
 from app.analysis.specialisation import gates, load_by_label
 from app.data.corpus import Batch
 from app.data.tokenizers import Tokenizer
@@ -20,10 +25,11 @@ TOP = 3.0  # multiple of 1/E that has the darkest colour
 SHOWN = 8  # experts of a token, at most
 BEFORE = 8  # tokens that decide how the next one is written
 ROWS = 8  # of a forward pass
+FEW = 4  # rows of every domain that experiments read, at most: they read them many times
 
 
 @torch.no_grad()
-def measure(run: TrainedRun, rows: int) -> dict[str, Any]:
+def measure(run: TrainedRun, rows: int, experiments: bool = True) -> dict[str, Any]:
     """Everything on the page, of `rows` held-out rows of every domain, of those that its validations read."""
     text, total = run.text, Total()
     samples: dict[str, dict[str, Any]] = {}
@@ -48,6 +54,7 @@ def measure(run: TrainedRun, rows: int) -> dict[str, Any]:
         "statistics": {name: value.tolist() for name, value in routing_statistics(sums).items()},
         "by_domain": uniform_multiple(sums["by_domain"]).tolist(),
         "values": {name: value.item() for name, value in metric.compute().items()},
+        "experiments": conducted(run, min(rows, FEW)) if experiments else {},
     }
 
 
@@ -74,10 +81,41 @@ def _experts(gate: Tensor) -> list[list[tuple[int, float]]]:
 
 
 def write_report(folder: Path, numbers: dict[str, Any]) -> Path:
-    """Writes page and numbers into a folder; returns the page."""
+    """Writes page, pictures and numbers into a folder; returns the page."""
     folder.mkdir(exist_ok=True)
-    text = json.dumps(numbers, ensure_ascii=False)
-    page = PAGE.read_text(encoding="utf-8").replace("DATA", text.replace("<", "\\u003c"), 1)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    images = {name: picture(name, found) for name, found in numbers["experiments"].items()}
+    for name, image in images.items():
+        (folder / f"{name}.png").write_bytes(image)
     (folder / "report.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+    (folder / "report.csv").write_text(_comma_separated(numbers), encoding="utf-8")
+    shown = numbers | {"experiments": [_shown(name, image) for name, image in images.items()]}
+    text = json.dumps(shown, ensure_ascii=False).replace("<", "\\u003c")
+    page = PAGE.read_text(encoding="utf-8").replace("DATA", text, 1)
     (folder / "index.html").write_text(page, encoding="utf-8")
     return folder / "index.html"
+
+
+def _shown(name: str, image: bytes) -> dict[str, str]:
+    """What stands on the page of an experiment."""
+    experiment, encoded = EXPERIMENTS[name], base64.b64encode(image).decode()
+    return {"title": experiment.TITLE, "reading": experiment.READING, "image": f"data:image/png;base64,{encoded}"}
+
+
+def _comma_separated(numbers: dict[str, Any]) -> str:
+    """A line for each number but those of single tokens: its place in report.json, and itself."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("place", "value"))
+    writer.writerows(_flat({name: value for name, value in numbers.items() if name != "samples"}))
+    return out.getvalue()
+
+
+def _flat(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict | list):
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, each in inner:
+            yield from _flat(each, f"{place}.{name}".removeprefix("."))
+    elif isinstance(value, int | float):
+        yield place, value

@@ -1,5 +1,6 @@
 """What is said of a finished run: figures on any text, a continuation, a page."""
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -82,6 +83,20 @@ def test_the_report_shows_the_experts_of_each_token_and_the_load_of_each_domain(
     assert not torch.allclose(load[:, 0], load[:, 1])
 
 
+def test_pictures_and_all_numbers_lie_beside_the_page(run: Path) -> None:
+    report.main([str(run), "--rows", "2"])
+    folder = run / "report"
+    numbers = json.loads((folder / "report.json").read_text())
+    assert {path.stem for path in folder.glob("*.png")} == numbers["experiments"].keys() >= {"masking", "removal"}
+    with (folder / "report.csv").open(newline="") as file:
+        flat = {place: float(value) for place, value in csv.reader(file) if place != "place"}
+    assert flat["statistics.maxvio.1"] == numbers["statistics"]["maxvio"][1]
+    assert flat["experiments.removal.rise.1.3.0"] == numbers["experiments"]["removal"]["rise"][1][3][0]
+    report.main([str(run), "--rows", "2", "--quick"])
+    assert json.loads((folder / "report.json").read_text())["experiments"] == {}
+    assert not list(folder.glob("*.png")), "a picture of another report would be taken for one of this"
+
+
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.yaml"):
         report.main([str(tmp_path)])
@@ -118,5 +133,7 @@ def test_the_token_view_switches_layers_and_shows_experts_on_hover(run: Path) ->
         before = page.locator("#text").inner_html()
         page.locator("#layer").select_option("1")
         assert page.locator("#text").inner_html() != before
+        assert page.get_by_role("heading", name="Without one expert").is_visible()
+        assert page.evaluate("[...document.images].every(image => image.naturalWidth > 500)")
         assert not errors
         browser.close()

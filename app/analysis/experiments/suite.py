@@ -1,0 +1,51 @@
+"""All experiments on the experts of a trained run, on its held-out text; each changes one thing and trains nothing."""
+
+import io
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from app.analysis.experiments import experts_per_token, masking, removal, without_shared
+from app.data.corpus import Batch
+from app.runs.read import TrainedRun
+
+BATCH = 8  # rows of a forward pass
+
+
+class Experiment(Protocol):
+    """What a file here offers."""
+
+    TITLE: str
+    READING: str  # how to read the picture, and which figure of a paper it answers
+
+    def measure(self, run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
+        """Its numbers, as JSON has them; None where a run like this cannot be asked."""
+
+    def draw(self, figure: Figure, numbers: dict[str, Any]) -> None:
+        """Its picture."""
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "masking": masking,
+    "experts_per_token": experts_per_token,
+    "without_shared": without_shared,
+    "removal": removal,
+}
+
+
+def conducted(run: TrainedRun, rows: int) -> dict[str, dict[str, Any]]:
+    """The numbers of all that can be asked of a run, by name, on `rows` held-out rows of every domain."""
+    batches = list(run.text.held_out(rows, BATCH))
+    found = {name: experiment.measure(run, batches) for name, experiment in EXPERIMENTS.items()}
+    return {name: numbers for name, numbers in found.items() if numbers is not None}
+
+
+def picture(name: str, numbers: dict[str, Any]) -> bytes:
+    """A PNG of an experiment."""
+    figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
+    EXPERIMENTS[name].draw(figure, numbers)
+    out = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(out)
+    return out.getvalue()
