@@ -100,14 +100,17 @@ def weight_similarity(experts: nn.Module) -> Tensor | None:
     of different experts and the three matrices. RMoE's figure (arXiv 2408.06793, appendix A.4.3) sums the matrices and
     counts every expert with itself, so it is 3 for equal experts and 3/E for orthogonal ones; this is rescaled.
     """
+    similar = weight_similarities(experts)
+    if similar is None or len(similar) < 2:
+        return None
+    return (similar.sum() - similar.trace()) / (len(similar) * (len(similar) - 1))
+
+
+def weight_similarities(experts: nn.Module) -> Tensor | None:
+    """The same of every two experts (E, E), 1 on the diagonal; None without experts that compute."""
     stacks = [module for module in experts.modules() if isinstance(module, Stack)]
     pieces = [torch.cat(parts) for parts in zip(*map(_pieces, stacks), strict=True)]  # 3 times (E, D)
-    if not pieces or len(pieces[0]) < 2:
-        return None
-    num_experts = len(pieces[0])
-    grams = torch.stack([piece @ piece.T for piece in pieces])  # (3, E, E)
-    off_diagonal = grams.sum((-2, -1)) - grams.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return (off_diagonal / (num_experts * (num_experts - 1))).mean()
+    return torch.stack([piece @ piece.T for piece in pieces]).mean(0) if pieces else None
 
 
 def _pieces(stack: Stack) -> list[Tensor]:

@@ -32,4 +32,4 @@ def warn(line: str) -> None:
 
 def watched(items: Sequence[Item], what: str) -> Iterable[Item]:
     """The items, with a bar that tells how far along their work is."""
-    return track(items, what, console=console, transient=True)
+    return track(items, what, console=console, transient=True, disable=not console.is_terminal)

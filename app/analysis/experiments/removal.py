@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from app.analysis.experiments.intervene import forbidden, moe_layers
+from app.analysis.experiments.panels import maps
 from app.analysis.likelihood import evaluate
 from app.data.corpus import Batch
 from app.runs.read import TrainedRun
@@ -20,7 +21,6 @@ READING = (
     "Bits per byte that each domain loses with an expert: a column that is dark in one row is the specialist of that "
     "domain, a column without colour is an expert that nobody would miss."
 )
-ACROSS = 4  # layers beside each other
 
 
 def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
@@ -53,17 +53,6 @@ def _by_domain(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, float]:
 
 
 def draw(figure: Figure, numbers: dict[str, Any]) -> None:
-    """A map of domain and expert for each layer, on one scale."""
+    """A map of domain and expert for each layer."""
     rise = torch.tensor(numbers["rise"]).transpose(1, 2)  # (L, domains, E)
-    across = min(ACROSS, len(rise))
-    all_axes = list(figure.subplots(-(-len(rise) // across), across, squeeze=False).flat)
-    for axes in all_axes:
-        axes.set_axis_off()
-    top = max(rise.max().item(), 1e-3)
-    for layer, (axes, values) in enumerate(zip(all_axes, rise, strict=False)):
-        axes.set_axis_on()
-        image = axes.imshow(values.numpy(), aspect="auto", interpolation="nearest", vmin=0, vmax=top)
-        names = [name[:16] for name in numbers["domains"]] if layer % across == 0 else []
-        axes.set_yticks(range(len(names)), names)
-        axes.set(title=f"layer {layer}", xlabel="expert")
-    figure.colorbar(image, ax=all_axes, label="bits per byte more", extend="max")
+    maps(figure, rise, numbers["domains"], "", "bits per byte more")

@@ -7,7 +7,18 @@ from typing import Any, Protocol
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from app.analysis.experiments import experts_per_token, masking, removal, without_shared
+from app.analysis.experiments import (
+    experts_per_token,
+    labels,
+    masking,
+    merging,
+    number_of_experts,
+    redundancy,
+    removal,
+    routers_certainty,
+    saturation,
+    without_shared,
+)
 from app.data.corpus import Batch
 from app.runs.read import TrainedRun
 
@@ -32,6 +43,12 @@ EXPERIMENTS: dict[str, Experiment] = {
     "experts_per_token": experts_per_token,
     "without_shared": without_shared,
     "removal": removal,
+    "redundancy": redundancy,
+    "merging": merging,
+    "number_of_experts": number_of_experts,
+    "labels": labels,
+    "routers_certainty": routers_certainty,
+    "saturation": saturation,
 }
 
 

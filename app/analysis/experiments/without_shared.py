@@ -33,5 +33,5 @@ def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
 def draw(figure: Figure, numbers: dict[str, Any]) -> None:
     """Two bars."""
     axes = figure.subplots()
-    axes.bar([*numbers], [*numbers.values()], color=["tab:blue", "tab:red"])
+    axes.bar_label(axes.bar([*numbers], [*numbers.values()], color=["tab:blue", "tab:red"]), fmt="%.3f")
     axes.set(ylabel="nats per token")

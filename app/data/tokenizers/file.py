@@ -125,13 +125,15 @@ class File:
         self._letters |= letters
 
     def _loses(self, text: str) -> bool:
-        """Whether a BPE without an unknown token lacks a part of this text; other models raise an error then."""
+        """Whether a BPE without an unknown token lacks a letter of this text; other models raise an error then."""
         model, cut = self._model.model, self._model.pre_tokenizer
         if not isinstance(model, models.BPE) or model.unk_token is not None:
             return False
         normal = self._model.normalizer.normalize_str(text) if self._model.normalizer else text
         words = [word for word, _ in cut.pre_tokenize_str(normal)] if cut else [normal]
-        return any(not model.tokenize(part) for word in words for part in word)
+        before, after = model.continuing_subword_prefix or "", model.end_of_word_suffix or ""
+        letters = {letter: {letter, before + letter, letter + after} for word in words for letter in word}
+        return any(all(model.token_to_id(form) is None for form in forms) for forms in letters.values())
 
     def _unknown(self, word: str, why: str) -> UserError:
         """The error that names a word that cannot be read, and the character where that ends."""

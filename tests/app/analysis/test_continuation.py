@@ -88,8 +88,8 @@ def test_the_reports_tokens_read_as_the_text(tokenizer: Any) -> None:
 
 
 def test_no_text_ends_the_script_of_the_page(tmp_path: Path) -> None:
-    numbers = {"tokens": ["<!--<script>", "</script>", "<b>"]}
+    numbers = {"tokens": ["<!--<script>", "</script>", "<b>"], "experiments": {}}
     page = write_report(tmp_path / "report", numbers).read_text()
     data = page.partition('type="application/json">')[2].partition("</script>")[0]
     assert "<" not in data
-    assert json.loads(data) == numbers
+    assert json.loads(data)["tokens"] == numbers["tokens"]

@@ -1,12 +1,29 @@
 """The experiments on a trained run: values that can be known beforehand, through the real `train.py`."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from app.analysis.experiments import experts_per_token, masking, removal, without_shared
+from app.analysis.experiments import (
+    experts_per_token,
+    labels,
+    masking,
+    merging,
+    number_of_experts,
+    redundancy,
+    removal,
+    routers_certainty,
+    saturation,
+    without_shared,
+)
+from app.analysis.experiments.observe import passes
 from app.analysis.experiments.suite import BATCH, EXPERIMENTS, conducted, picture
 from app.analysis.likelihood import evaluate
 from app.data.corpus import Batch
@@ -45,6 +62,44 @@ def test_an_expert_of_one_domain_is_missed_by_that_domain_alone(trained: Trained
         assert layer[4:] == [[0, 0], [0, 0]], "nobody uses them"
 
 
+@torch.no_grad()
+def test_two_equal_experts_are_redundant_and_merge_into_one(trained: Trained) -> None:
+    run, batches = trained(
+        "experts=coarse",
+        "experts.num_experts=4",
+        "experts.top_k=2",
+        "experts/activation=clamped_swiglu",
+        "experts.activation.bias=true",
+    )
+    stack = run.model.blocks[1].ffn.experts.routed
+    order = torch.randperm(stack.w_out.size(1))
+    both = torch.cat((order, order + len(order)))  # of the gate and of what it gates
+    for weight in (stack.w_in, stack.b_in):
+        weight.data[3] = weight.data[0][..., both]
+    stack.w_out.data[3], stack.b_out.data[3] = stack.w_out.data[0][order], stack.b_out.data[0]
+    exchanged, merger = redundancy.measure(run, batches), merging.measure(run, batches)
+    assert exchanged is not None and merger is not None
+    rise = exchanged["rise"][1]
+    assert rise[0][3] == rise[3][0] == pytest.approx(0, abs=1e-5) and rise[0][0] is None
+    assert min(abs(rise[i][j]) for i, j in ((0, 1), (0, 2), (1, 2), (1, 3), (2, 3))) > 1e-4
+    assert merger["pairs"][1] == (0, 3) and merger["merged"][1] == pytest.approx(0, abs=1e-5)
+    assert abs(merger["merged"][0]) > 1e-4 and abs(merger["without the rarer"][1]) > 1e-4
+
+
+def test_a_merger_is_a_mean_by_load_and_passes_by(trained: Trained) -> None:
+    run, _ = trained("experts=coarse", "experts.num_experts=4", "trainer.max_steps=1")
+    stack = run.model.blocks[0].ffn.experts.routed
+    before = [weight.clone() for weight in stack.parameters()]
+    with merging.merged(stack, (2, 1), torch.tensor([9.0, 30, 10, 0])):
+        ordered = merging.in_order(stack, 2, 2)
+        assert all(torch.equal(new, weight[2]) for new, weight in zip(ordered, stack.parameters(), strict=True))
+        assert torch.equal(stack.w_in[1], stack.w_in[2]) and torch.equal(stack.w_in[0], before[0][0])
+        rows = {tuple(row) for row in before[1][1].mul(0.75).round(decimals=4).tolist()}
+        rest = (stack.w_out[2] - 0.25 * before[1][2]).round(decimals=4)
+        assert {tuple(row) for row in rest.tolist()} == rows, "the hidden units of the second, in another order"
+    assert all(torch.equal(weight, old) for weight, old in zip(stack.parameters(), before, strict=True))
+
+
 def test_the_masks_are_sixteenths_and_leave_enough_to_choose_from(trained: Trained) -> None:
     run, batches = trained("experts=coarse", "experts.num_experts=32", "experts.top_k=2")
     found = masking.measure(run, batches)
@@ -71,14 +126,19 @@ def test_the_shared_expert_is_missed(trained: Trained) -> None:
     assert found["one more routed instead"] > found["as trained"]
 
 
+FIXED = {"number_of_experts"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "lacking"),
     [
-        (["router=top_p"], {"experts_per_token", "without_shared"}),
-        (["router=switch", "experts=coarse", "experts.num_experts=2"], {"without_shared"}),
-        (["router=hash", "balance=none"], {"without_shared"}),
-        (["router=expert_choice", "balance=none", "allow_non_causal=true"], {"without_shared"}),
-        (["experts=coarse", "experts.top_k=8"], {"masking", "without_shared"}),
+        (["router=top_p"], {"experts_per_token"}),
+        (["router=switch", "experts=coarse", "experts.num_experts=2"], FIXED),
+        (["router=hash", "balance=none"], FIXED),
+        (["experts=heterogeneous"], {"merging", *FIXED}),
+        (["router=moepp", "experts=moepp"], FIXED),
+        (["router=expert_choice", "balance=none", "allow_non_causal=true"], set()),
+        (["experts=coarse", "experts.top_k=8"], {"masking", *FIXED}),
     ],
 )
 def test_a_run_is_asked_what_it_can_be_asked_and_every_number_is_one(
@@ -86,7 +146,7 @@ def test_a_run_is_asked_what_it_can_be_asked_and_every_number_is_one(
 ) -> None:
     run, _ = trained("trainer.max_steps=2", *overrides)
     found = conducted(run, 1)
-    assert EXPERIMENTS.keys() - found.keys() == lacking
+    assert EXPERIMENTS.keys() - found.keys() == lacking | {"without_shared", "saturation"}
     for name, numbers in found.items():
         assert picture(name, numbers).startswith(b"\x89PNG")
         assert all(math.isfinite(value) for value in flat(numbers))
@@ -98,3 +158,79 @@ def flat(value: object) -> list[float]:
     if isinstance(value, list):
         return [each for inner in value for each in flat(inner)]
     return [value] if isinstance(value, int | float) else []
+
+
+def routings(run: TrainedRun, batches: list[Batch]) -> list[tuple[Batch, Any]]:
+    return [(batch, layers) for batch, _, layers in passes(run, batches)]
+
+
+def test_easy_and_hard_tokens_of_each_domain_take_what_the_routings_say(trained: Trained) -> None:
+    run, batches = trained("router=top_p", "experts=coarse", "experts.num_experts=6")
+    found = number_of_experts.measure(run, batches)
+    assert found is not None and found["domains"] == ["code", "digits"]
+    k: dict[tuple[int, int], list[int]] = defaultdict(list)
+    pairs: list[tuple[float, float]] = []
+    for batch, nll, layers in passes(run, batches):
+        for place in np.flatnonzero(batch["valid"].flatten()):
+            own = [int(((r.token == place) & (r.expert < 6)).sum()) for r in layers]
+            pairs.append((float(nll.flatten()[place]), fmean(own)))
+            for layer, number in enumerate(own):
+                k[layer, int(batch["domain"].flatten()[place])].append(number)
+    for layer, row in enumerate(found["by_layer"]):
+        assert row == pytest.approx([fmean(k[layer, 0]), fmean(k[layer, 1])])
+    hardest = np.array_split(sorted(pairs), 10)[-1]
+    assert found["difficulty"][-1] == pytest.approx(hardest[:, 0].mean())
+    assert found["by_difficulty"][-1] == pytest.approx(hardest[:, 1].mean())
+
+
+def test_certainty_is_that_of_the_probabilities(trained: Trained) -> None:
+    run, batches = trained("experts=coarse", "experts.num_experts=6", "experts.top_k=3")
+    found = routers_certainty.measure(run, batches)
+    assert found is not None
+    share = np.concatenate([layers[1].probabilities.numpy() for _, layers in routings(run, batches)]).astype(float)
+    best = -np.sort(-share, 1)
+    assert found["entropy"][1] == pytest.approx(-(share * np.log(share)).sum(1).mean(), rel=1e-5)
+    assert found["inner_balance"][1] == pytest.approx(np.median(best[:, 0] / best[:, 1]), rel=1e-2)
+    assert found["outer_balance"][1] == pytest.approx(np.median(best[:, :3].sum(1)), rel=1e-2)
+    first = [
+        np.concatenate([layers[i].probabilities.argmax(1) for _, layers in routings(run, batches)]) for i in (0, 1)
+    ]
+    joint = np.histogram2d(*first, bins=6)[0] / len(first[0])
+    independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    mutual = (joint[joint > 0] * np.log(joint[joint > 0] / independent[joint > 0])).sum()
+    assert found["information"][0][1] == found["information"][1][0] == pytest.approx(mutual)
+    assert found["information"][0][0] is None
+
+
+def test_saturation_is_the_share_of_the_final_choices(trained: Trained) -> None:
+    run, batches = trained("experts=coarse", "trainer.checkpoint_every=10", "trainer.keep_checkpoints=2")
+    found = saturation.measure(run, batches)
+    assert found is not None and found["steps"] == [10]
+    before = read_run(run.folder / "checkpoints/step_10.ckpt")
+    same, number = 0, 0
+    for (_, then), (_, now) in zip(routings(before, batches), routings(run, batches), strict=True):
+        had = {*zip(then[0].token.tolist(), then[0].expert.tolist(), strict=True)}
+        has = {*zip(now[0].token.tolist(), now[0].expert.tolist(), strict=True)}
+        same, number = same + len(had & has), number + len(has)
+    assert found["saturation"][0][0] == pytest.approx(same / number) and 0.3 < same / number < 1
+    newest = run.folder / "checkpoints/step_10.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-9])
+    assert saturation.measure(run, batches) is None
+
+
+def test_experts_that_read_domains_specialise_on_domains(trained: Trained) -> None:
+    run, batches = trained("router=oracle", "experts=coarse", "experts.num_experts=6", "balance=none")
+    found = labels.measure(run, batches)
+    assert found["shares"]["domain"] == [1, 1] and found["chance"]["domain"][0] < 0.7
+    assert found["shares"]["word read"] > found["chance"]["word read"], "digits are read in one domain, letters in one"
+
+
+def test_the_favourite_expert_of_a_label_is_counted() -> None:
+    have = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1], [0, 1], [0, 1], [1, 0]], dtype=torch.float64)[
+        None
+    ]  # (1, T, E)
+    label = torch.tensor([0, 0, 0, 4, 4, 4, -1])
+    assert labels.favourite(have, label).tolist() == pytest.approx([5 / 6]), "2 of the 3 zeros, and all fours"
+    rare = torch.cat((label.repeat(8), torch.tensor([7])))
+    more = torch.cat((have.repeat(1, 8, 1), torch.tensor([[[0.0, 1]]], dtype=torch.float64)), 1)
+    assert labels.favourite(more, rare).tolist() == pytest.approx([5 / 6]), "one token says nothing"
