@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from app.registry import register
-from app.training.metrics import Total, dead_experts, load_sums, max_violation, routing_statistics, token_sums
+from app.training.metrics import (
+    STATISTICS,
+    Total,
+    dead_experts,
+    load_sums,
+    max_violation,
+    routing_statistics,
+    token_sums,
+)
 from app.training.module import Batch, LanguageModel
 from app.training.tags import Tag
 from callbacks.routing_callback import RoutingCallback
@@ -24,25 +32,17 @@ class ExpertScalars(RoutingCallback):
     """Writes how even the load is and how sure the routers are, every `trainer.log_every` steps."""
 
     tags = (
-        Tag("experts/load_min", "load of the least loaded expert", "multiples of the even load", by_layer=True),
-        Tag("experts/load_median", "load of the median expert", "multiples of the even load", by_layer=True),
-        Tag("experts/load_max", "load of the most loaded expert", "multiples of the even load", by_layer=True),
-        Tag("experts/load_cv", "standard deviation of the load over its mean", by_layer=True),
-        Tag("experts/load_entropy", "entropy of the load", "nats", by_layer=True),
-        Tag("experts/effective_experts", "exponential of the entropy of the load", "experts", by_layer=True),
-        Tag("experts/importance_max", "largest sum of an expert's gates", "multiples of the mean", by_layer=True),
-        Tag("experts/importance_cv", "standard deviation of these sums over their mean", by_layer=True),
-        Tag("experts/maxvio", "largest over mean load, minus 1", by_layer=True),
-        Tag("experts/maxvio_micro", "the same inside one micro-batch", scope="mean over micro-batches", by_layer=True),
-        Tag("experts/dead", "experts without a token", "experts", by_layer=True),
-        Tag("experts/drop_rate", "share of the assignments that a full expert did not compute", "0..1", by_layer=True),
-        Tag("router/mean_k", "experts of a token, before the drop", "experts", by_layer=True),
-        Tag("router/token_entropy", "entropy of a token's normalised scores", "nats", by_layer=True),
-        Tag("router/margin", "between a token's two largest normalised scores", by_layer=True),
-        Tag("router/logit_rms", "root mean square of the logits", by_layer=True),
-        Tag("router/z", "mean square of the logits' log-sum-exp", by_layer=True),
-        Tag("val_experts/maxvio", "largest over mean load, minus 1", by_layer=True),
-        Tag("val_experts/dead", "experts without a token", "experts", by_layer=True),
+        *(
+            Tag(
+                f"{'router' if name in ROUTER else 'experts'}/{name}",
+                meaning,
+                unit,
+                scope="mean over micro-batches" if name == "maxvio_micro" else "global",
+                by_layer=True,
+            )
+            for name, (meaning, unit) in STATISTICS.items()
+        ),
+        *(Tag(f"val_experts/{name}", *STATISTICS[name], by_layer=True) for name in ("maxvio", "dead")),
     )
 
     kept = ("total",)

@@ -23,7 +23,17 @@ ORDER = {  # every folder, and all that it may import beside itself: of those ab
     "app.config": ["app.registry", "routers", "app.model", "app.training"],
     "app.cost": ["app.registry", "experts", "app.model", "app.data", "app.config"],
     "app.runs": ["app.registry", "app.model", "app.data", "app.training", "app.config", "app.cost"],
-    "app.analysis": ["app.registry", "routers", "experts", "app.model", "app.data", "app.training", "app.runs"],
+    "app.analysis": [
+        "app.registry",
+        "routers",
+        "experts",
+        "app.model",
+        "app.training",
+        "app.config",
+        "app.cost",
+        "app.data",
+        "app.runs",
+    ],
     "app.races": [
         "app.registry",
         "app.model",

@@ -125,6 +125,28 @@ class Total:
         self._sums = {name: value * (rank() == 0) for name, value in state.items()}
 
 
+EVEN = "multiples of the even load"
+STATISTICS = {  # of `routing_statistics`, with their meaning and unit
+    "load_min": ("load of the least loaded expert", EVEN),
+    "load_median": ("load of the median expert", EVEN),
+    "load_max": ("load of the most loaded expert", EVEN),
+    "load_cv": ("standard deviation of the load over its mean", "1"),
+    "load_entropy": ("entropy of the load", "nats"),
+    "effective_experts": ("exponential of the entropy of the load", "experts"),
+    "importance_max": ("largest sum of an expert's gates", "multiples of the mean"),
+    "importance_cv": ("standard deviation of these sums over their mean", "1"),
+    "maxvio": ("largest over mean load, minus 1", "1"),
+    "maxvio_micro": ("the same inside one micro-batch", "1"),
+    "dead": ("experts without a token", "experts"),
+    "drop_rate": ("share of the assignments that a full expert did not compute", "0..1"),
+    "mean_k": ("experts of a token, before the drop", "experts"),
+    "token_entropy": ("entropy of a token's normalised scores", "nats"),
+    "margin": ("between a token's two largest normalised scores", "1"),
+    "z": ("mean square of the logits' log-sum-exp", "1"),
+    "logit_rms": ("root mean square of the logits", "1"),
+}
+
+
 def routing_sums(routings: Sequence[Routing]) -> dict[str, Tensor]:
     """What `routing_statistics` needs of one forward pass, as sums: add them over micro-batches and ranks."""
     return load_sums(routings) | token_sums(routings)
@@ -151,7 +173,7 @@ def token_sums(routings: Sequence[Routing]) -> dict[str, Tensor]:
 
 
 def routing_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every statistic per layer (L,), of sums over any number of forward passes.
+    """The STATISTICS per layer (L,), of sums over any number of forward passes.
 
     `maxvio_micro` is a mean over forward passes; all others are global: they do not depend on how tokens were cut.
     """

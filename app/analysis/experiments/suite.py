@@ -1,10 +1,8 @@
 """All experiments on the experts of a trained run, on its held-out text; each changes one thing and trains nothing."""
 
-import io
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from app.analysis.experiments import (
@@ -57,12 +55,3 @@ def conducted(run: TrainedRun, rows: int) -> dict[str, dict[str, Any]]:
     batches = list(run.text.held_out(rows, BATCH))
     found = {name: experiment.measure(run, batches) for name, experiment in EXPERIMENTS.items()}
     return {name: numbers for name, numbers in found.items() if numbers is not None}
-
-
-def picture(name: str, numbers: dict[str, Any]) -> bytes:
-    """A PNG of an experiment."""
-    figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
-    EXPERIMENTS[name].draw(figure, numbers)
-    out = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(out)
-    return out.getvalue()

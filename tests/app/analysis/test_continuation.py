@@ -1,6 +1,5 @@
 """Text after other text: spaces and letters stand where the whole has them, in every kind of tokenizer."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from app.analysis.continuation import continuation, continued
-from app.analysis.report import _spelled, write_report
+from app.analysis.report import _spelled
 from app.data.tokenizers.bytes import Bytes
 from app.data.tokenizers.file import File
 
@@ -85,11 +84,3 @@ def test_the_reports_tokens_read_as_the_text(tokenizer: Any) -> None:
     shown = [_spelled(tokenizer, [tokenizer.separator, *ids], place) for place in range(len(ids) + 1)]
     assert shown[0] == "¶"
     assert "".join(shown[1:]) == tokenizer.decode(ids)
-
-
-def test_no_text_ends_the_script_of_the_page(tmp_path: Path) -> None:
-    numbers = {"tokens": ["<!--<script>", "</script>", "<b>"], "experiments": {}}
-    page = write_report(tmp_path / "report", numbers).read_text()
-    data = page.partition('type="application/json">')[2].partition("</script>")[0]
-    assert "<" not in data
-    assert json.loads(data)["tokens"] == numbers["tokens"]

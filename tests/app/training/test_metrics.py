@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from app.training.metrics import (
+    STATISTICS,
     LanguageMetric,
     Total,
     coefficient_of_variation,
@@ -52,6 +53,10 @@ def statistics(*forwards: list[Routing]) -> dict[str, Tensor]:
     for routings in forwards:
         total.add(routing_sums(routings))
     return routing_statistics(total.take())
+
+
+def test_every_statistic_has_words() -> None:
+    assert list(statistics([route(torch.tensor([[0], [1]]), 2)])) == list(STATISTICS)
 
 
 def test_an_even_load_has_no_violation_and_all_experts_take_part() -> None:

@@ -1,0 +1,32 @@
+"""How a run went: the curves that it has logged, of TensorBoard's file or of the CSV's."""
+
+import csv
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+TAGS = ("train/loss", "val/nats", "val/bpb")
+Curve = list[tuple[int, float]]  # step, from 1, and value
+
+
+def curves_of(folder: Path) -> dict[str, Curve]:
+    """Those of TAGS that the run in this folder has logged; a file that breaks off is read as far as it goes."""
+    found = _of_events(folder / "tb") or _of_table(folder / "csv" / "metrics.csv")
+    return {tag: found[tag] for tag in TAGS if found.get(tag)}
+
+
+def _of_events(folder: Path) -> dict[str, Curve]:
+    if not folder.exists():
+        return {}
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = {*TAGS} & {*events.Tags()["scalars"]}
+    return {tag: [(event.step + 1, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def _of_table(path: Path) -> dict[str, Curve]:
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {tag: [(int(row["step"]) + 1, float(row[tag])) for row in rows if row.get(tag)] for tag in TAGS}

@@ -1,0 +1,114 @@
+"""A report as files: one page that needs no server and no network, its pictures as PNG, its numbers as JSON and CSV."""
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from app.analysis.experiments.suite import EXPERIMENTS
+from app.analysis.pairing import paired, same_text
+from app.training.metrics import STATISTICS
+
+PAGE = Path(__file__).with_suffix(".html")
+TOP = 3.0  # multiple of 1/E that has the darkest colour
+UNTABLED = ("samples", "config", "curves")  # what is no line of the CSV
+Numbers = Mapping[str, Any]  # of one run, as `measure` gives them
+
+
+def write_report(folder: Path, reports: Sequence[Numbers]) -> Path:
+    """Writes the report on one run, or on two side by side, into a folder; returns the page."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    images = dict(_images(reports))
+    for name, png in images.items():
+        (folder / f"{name}.png").write_bytes(png)
+    one = len(reports) == 1
+    (folder / "report.json").write_text(json.dumps(reports[0] if one else reports, indent=1), encoding="utf-8")
+    (folder / "report.csv").write_text(_comma_separated(reports), encoding="utf-8")
+    text = json.dumps(_shown(reports, images), ensure_ascii=False).replace("<", "\\u003c")
+    (folder / "index.html").write_text(PAGE.read_text(encoding="utf-8").replace("DATA", text, 1), encoding="utf-8")
+    return folder / "index.html"
+
+
+def _shown(reports: Sequence[Numbers], images: Mapping[str, bytes]) -> dict[str, Any]:
+    """What the page's script reads."""
+    first, *rest = reports
+    comparable = bool(rest) and same_text(first["samples"], rest[0]["samples"])
+    sizes = (first["num_experts"], rest[0]["num_experts"]) if rest else (0, 0)
+    encoded = {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in images.items()}
+    asked = [name for name in EXPERIMENTS if any(name in report["experiments"] for report in reports)]
+    return {
+        "runs": [{name: value for name, value in report.items() if name != "curves"} for report in reports],
+        "pairs": paired(first["samples"], rest[0]["samples"], sizes) if comparable else None,
+        "top": TOP,
+        "words": STATISTICS,
+        "curves": encoded.get("curves"),
+        "experiments": [
+            {
+                "title": EXPERIMENTS[name].TITLE,
+                "reading": EXPERIMENTS[name].READING,
+                "images": [encoded.get(_file(name, number, reports)) for number in range(len(reports))],
+            }
+            for name in asked
+        ],
+    }
+
+
+def _file(name: str, number: int, reports: Sequence[Numbers]) -> str:
+    return name if len(reports) == 1 else f"{name}_{number + 1}"
+
+
+def _images(reports: Sequence[Numbers]) -> Iterator[tuple[str, bytes]]:
+    if any(report["curves"] for report in reports):
+        yield "curves", _png(lambda figure: _curves(figure, reports))
+    for number, report in enumerate(reports):
+        for name, found in report["experiments"].items():
+            draw = EXPERIMENTS[name].draw
+            yield _file(name, number, reports), _png(lambda figure, draw=draw, found=found: draw(figure, found))
+
+
+def _curves(figure: Figure, reports: Sequence[Numbers]) -> None:
+    """What was logged, over the steps; the runs in one picture."""
+    tags = list(dict.fromkeys(tag for report in reports for tag in report["curves"]))
+    for axes, tag in zip(figure.subplots(1, len(tags), squeeze=False)[0], tags, strict=True):
+        for report in reports:
+            if tag in report["curves"]:
+                axes.plot(*zip(*report["curves"][tag], strict=True), label=Path(report["run"]).name, marker=".")
+        axes.set(title=tag, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+
+
+def _png(draw: Any) -> bytes:
+    figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
+    draw(figure)
+    out = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(out)
+    return out.getvalue()
+
+
+def _comma_separated(reports: Sequence[Numbers]) -> str:
+    """A line for each number but those of single tokens: its place in report.json, and its value in each run."""
+    columns = [dict(_flat({name: v for name, v in report.items() if name not in UNTABLED})) for report in reports]
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("place", *(report["run"] for report in reports)))
+    for place in dict.fromkeys(place for column in columns for place in column):
+        writer.writerow((place, *(column.get(place, "") for column in columns)))
+    return out.getvalue()
+
+
+def _flat(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict | list):
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, each in inner:
+            yield from _flat(each, f"{place}.{name}".removeprefix("."))
+    elif isinstance(value, int | float):
+        yield place, value
