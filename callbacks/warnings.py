@@ -1,4 +1,4 @@
-"""What looks wrong is said at once: a loss that jumps, and a router that uses few of its experts.
+"""What looks wrong is said at once: a loss that jumps, a router that uses few of its experts, logits that explode.
 
 One line each on the terminal. Writes no metric.
 """
@@ -7,11 +7,12 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import lightning
+import torch
 from torch import Tensor
 
 from app.registry import register, require
 from app.training.messages import warn
-from app.training.metrics import Total, dead_experts
+from app.training.metrics import Total, dead_experts, load_entropy
 from app.training.module import Batch, LanguageModel
 from callbacks.routing_callback import RoutingCallback
 from routers.assignments import expert_load
@@ -23,13 +24,16 @@ FEWEST = 20  # below it their deviation says nothing
 
 @register("callback")
 class Warnings(RoutingCallback):
-    """Warns of losses far above those of the last 100 steps, and of layers more than half of whose experts are idle.
+    """Warns of losses far above those of the last 100 steps, of routers that starve experts, and of vast logits.
 
     Args:
         spike_deviations: how many standard deviations above the mean of those steps a loss gets a line; above 0, or
             null: no line.
-        dead_steps: how many steps more than half of a layer's experts must have got nothing for; at least 1, or null:
-            no line.
+        dead_steps: how many steps more than half of a layer's experts must have got nothing for, and that the next two
+            are looked at over; at least 1, or null: no line.
+        effective_share: of a layer's experts, below which the exponential of the entropy of the load is called a
+            collapse where more could work; in 0..1.
+        logit_rms: root mean square of a router's logits above which they are said to explode; above 0.
 
     Raises:
         ValueError: a number is out of range.
@@ -37,18 +41,26 @@ class Warnings(RoutingCallback):
 
     kept = ("losses", "unread", "total")
 
-    def __init__(self, *, spike_deviations: float | None, dead_steps: int | None) -> None:
+    def __init__(
+        self, *, spike_deviations: float | None, dead_steps: int | None, effective_share: float, logit_rms: float
+    ) -> None:
         allowed = spike_deviations is None or spike_deviations > 0
         require("spike_deviations", spike_deviations, allowed, "must be positive, or null")
         require("dead_steps", dead_steps, dead_steps is None or dead_steps >= 1, "must be at least 1, or null")
+        require("effective_share", effective_share, 0 <= effective_share <= 1, "must be in 0..1")
+        require("logit_rms", logit_rms, logit_rms > 0, "must be positive")
         self.deviations, self.dead_steps = spike_deviations, dead_steps
+        self.effective_share, self.logit_rms = effective_share, logit_rms
         self.losses: list[float] = []
         self.unread: list[Tensor] = []  # since the last log step: the host waits for the device only there
-        self.total = Total()  # load (L, E) since the last look
+        self.total = Total()  # load (L, E) and squares of logits (L,) since the last look
 
     def on_training_routings(self, routings: list[Routing], batch: Batch) -> None:
         if self.dead_steps is not None:
-            self.total.add({"load": expert_load(routings)})
+            allowed = [~routing.logits.isinf() for routing in routings]
+            squares = [routing.logits.where(a, 0).square().sum() for routing, a in zip(routings, allowed, strict=True)]
+            logits = {"squares": torch.stack(squares), "logits": torch.stack([each.sum() for each in allowed])}
+            self.total.add({"load": expert_load(routings)} | logits)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
         step = trainer.global_step
@@ -58,8 +70,10 @@ class Warnings(RoutingCallback):
             if step % trainer.log_every_n_steps == 0 or step == trainer.max_steps:  # type: ignore[attr-defined]
                 self.read(step, self.deviations)
         if self.dead_steps is not None and step % self.dead_steps == 0:
-            for load in self.total.take().values():
-                self.check_load(load, step)
+            sums = self.total.take()
+            if sums:
+                self.check_load(sums["load"], step)
+                self.check_logits((sums["squares"] / sums["logits"].clamp_min(1)).sqrt(), step)
 
     def read(self, step: int, deviations: float) -> None:
         """Looks at the losses of this rank up to this step."""
@@ -76,10 +90,25 @@ class Warnings(RoutingCallback):
         self.losses = [*self.losses, loss][-WINDOW:]
 
     def check_load(self, load: Tensor, step: int) -> None:
-        """Warns of the layers of load (L, E) more than half of whose experts got nothing."""
-        for layer, dead in enumerate(dead_experts(load).tolist()):
+        """Warns of the layers of load (L, E) more than half of whose experts got nothing, or few nearly everything."""
+        effective = load_entropy(load).exp().tolist()
+        for layer, (dead, working) in enumerate(zip(dead_experts(load).tolist(), effective, strict=True)):
             if 2 * dead > load.size(1):
                 warn(
                     f"step {step}: router {layer} gave nothing to {dead} of {load.size(1)} experts for "
                     f"{self.dead_steps} steps; raise the weight of a balance term"
+                )
+            elif working < self.effective_share * load.size(1):
+                warn(
+                    f"step {step}: router {layer} has collapsed: its load is as uneven as if {working:.1f} of "
+                    f"{load.size(1)} experts worked; raise the weight of a balance term"
+                )
+
+    def check_logits(self, rms: Tensor, step: int) -> None:
+        """Warns of the layers whose logits have this root mean square (L,) above the limit."""
+        for layer, size in enumerate(rms.tolist()):
+            if size > self.logit_rms:
+                warn(
+                    f"step {step}: the logits of router {layer} explode (root mean square {size:.0f}); add z_loss to "
+                    "balance, or lower router.lr_factor"
                 )

@@ -33,12 +33,14 @@ def test_a_run_writes_the_tags_of_the_table_and_no_others(train):
     sometimes = {"speed/mfu", "specialisation/experts_by_topic"}  # a known device; text with topics
     parts = (
         "router=topk",
+        "experts=deepseek",
         "router/select=positive",
         "balance=[aux,loss_free,relu_lambda]",
         "callbacks=full",
         "trainer.log_every=1",
     )
-    often = [f"callbacks.{name}.every=1" for name in ("samples", "expert_pictures", "controllers", "weight_similarity")]
+    rare = ("samples", "expert_pictures", "controllers", "weight_similarity", "expert_weights")
+    often = [f"callbacks.{name}.every=1" for name in rare]
     short = ("trainer.max_steps=3", "trainer.val_every=1", "callbacks.profile.skip=1", "callbacks.profile.steps=1")
     found = written(train("debug=profile", *parts, *often, *short))
     patterns = {  # words in capitals stand for what the run fills in

@@ -385,13 +385,16 @@ def test_a_bad_step_that_is_skipped_changes_nothing_and_is_not_repeated(train: T
 
 
 def test_jumping_losses_and_idle_experts_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
-    warnings = Warnings(spike_deviations=6.0, dead_steps=10)
+    warnings = Warnings(spike_deviations=6.0, dead_steps=10, effective_share=0.5, logit_rms=30.0)
     for step in range(40):
         warnings.check_loss(2.0 + 0.01 * (step % 3), 6.0, step)
-    warnings.check_load(torch.tensor([[5.0, 5.0, 0.0, 5.0], [20.0, 0.0, 0.0, 0.0]]), 40)
+    warnings.check_load(torch.tensor([[5.0, 5.0, 0.0, 5.0], [20.0, 0.0, 0.0, 0.0], [97.0, 1.0, 1.0, 1.0]]), 40)
+    warnings.check_logits(torch.tensor([3.0, 31.0]), 40)
     warnings.check_loss(3.0, 6.0, 41)
     assert [line.split(";")[0] for line in capsys.readouterr().err.splitlines()] == [
         "warning: step 40: router 1 gave nothing to 3 of 4 experts for 10 steps",
+        "warning: step 40: router 2 has collapsed: its load is as uneven as if 1.2 of 4 experts worked",
+        "warning: step 40: the logits of router 1 explode (root mean square 31)",
         "warning: step 41: the loss jumped to 3.000, from 2.010 in the steps before",
     ]
 
@@ -402,6 +405,13 @@ def test_idle_experts_are_warned_of_in_a_run(train: Train, capsys: pytest.Captur
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: step 1: router")]
     assert len(warnings) == 2, "both layers of the nano model"
     assert all("of 64 experts for 1 steps; raise the weight of a balance term" in line for line in warnings)
+
+
+def test_exploding_logits_are_warned_of_in_a_run(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    watched = ("callbacks=brief", "callbacks.warnings.dead_steps=2", "callbacks.samples=null")
+    train(*watched, "callbacks.warnings.logit_rms=1e-3", "router=oracle", "router.score.learned=true", "balance=none")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: step 2: the logits")]
+    assert len(warnings) == 2 and "inf" not in warnings[0] and "add z_loss to balance" in warnings[0]
 
 
 @pytest.mark.slow
