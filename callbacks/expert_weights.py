@@ -7,15 +7,13 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from app.analysis.specialisation import expert_norms, stable_ranks
 from app.model.moe import MoE
 from app.registry import register, require
 from app.training.module import LanguageModel
 from app.training.tags import Tag
 from callbacks.writing import event_writer, step_of, write_by_layer
-from experts.contract import Stack
 
 
 @register("callback")
@@ -47,33 +45,14 @@ class ExpertWeights(lightning.Callback):
         if trainer.global_step % self.every:
             return
         assert isinstance(pl_module, LanguageModel)
-        stacks = [
-            [module for module in layer.modules() if isinstance(module, Stack)]
-            for layer in pl_module.model.modules() if isinstance(layer, MoE)
-        ]  # fmt: skip
-        norms = [torch.cat([norm_of(stack) for stack in each]) for each in stacks if each]
-        ranks = [torch.cat([stable_rank(whole(stack.w_out)) for stack in each]) for each in stacks if each]
+        layers = [module.experts for module in pl_module.model.modules() if isinstance(module, MoE)]
+        norms, ranks = list(map(expert_norms, layers)), list(map(stable_ranks, layers))
         spread = {
             "expert_norm": [norm.mean() for norm in norms], "expert_norm_max": [norm.max() for norm in norms],
             "stable_rank": [rank.mean() for rank in ranks], "stable_rank_min": [rank.min() for rank in ranks],
         }  # fmt: skip
-        write_by_layer(trainer, "weights", {name: torch.stack(values) for name, values in spread.items() if values})
+        write_by_layer(trainer, "weights", {name: torch.stack(values) for name, values in spread.items()})
         if writer := event_writer(trainer):
             for name, each in (("expert_norm", norms), ("stable_rank", ranks)):
                 for layer, values in enumerate(each):
                     writer.add_histogram(f"weights/{name}/{layer}", values.cpu(), step_of(trainer))
-
-
-def whole(weight: Tensor) -> Tensor:
-    """A weight that may be divided over processes, which all ask for it."""
-    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach().float()
-
-
-def norm_of(stack: Stack) -> Tensor:
-    """Frobenius norm of each expert's matrices together (E,)."""
-    return torch.stack([whole(w).flatten(1).square().sum(1) for w in (stack.w_in, stack.w_out)]).sum(0).sqrt()
-
-
-def stable_rank(matrices: Tensor) -> Tensor:
-    """|W|_F^2 / |W|_2^2 of each of matrices (E, F, D): (E,)."""
-    return matrices.flatten(1).square().sum(1) / torch.linalg.matrix_norm(matrices, 2).square().clamp_min(1e-30)

@@ -108,15 +108,38 @@ def weight_similarity(experts: nn.Module) -> Tensor | None:
 
 def weight_similarities(experts: nn.Module) -> Tensor | None:
     """The same of every two experts (E, E), 1 on the diagonal; None without experts that compute."""
-    stacks = [module for module in experts.modules() if isinstance(module, Stack)]
-    pieces = [torch.cat(parts) for parts in zip(*map(_pieces, stacks), strict=True)]  # 3 times (E, D)
+    pieces = [torch.cat(parts) for parts in zip(*map(_pieces, _stacks(experts)), strict=True)]  # 3 times (E, D)
     return torch.stack([piece @ piece.T for piece in pieces]).mean(0) if pieces else None
 
 
+def expert_norms(experts: nn.Module) -> Tensor:
+    """Frobenius norm of both matrices of each expert together (E,), of a layer with experts that compute."""
+    both = [torch.cat([w.flatten(1) for w in _weights(stack)], 1) for stack in _stacks(experts)]
+    return torch.cat([weights.norm(dim=1) for weights in both])
+
+
+def stable_ranks(experts: nn.Module) -> Tensor:
+    """|W|_F^2 / |W|_2^2 of each expert's output matrix (E,): at least 1, at most its rank."""
+    return torch.cat([_stable_rank(_weights(stack)[1]) for stack in _stacks(experts)])
+
+
+def _stable_rank(matrices: Tensor) -> Tensor:
+    return matrices.flatten(1).square().sum(1) / torch.linalg.matrix_norm(matrices, 2).square().clamp_min(1e-30)
+
+
+def _stacks(experts: nn.Module) -> list[Stack]:
+    return [module for module in experts.modules() if isinstance(module, Stack)]
+
+
+def _weights(stack: Stack) -> list[Tensor]:
+    """Both matrices of all experts, of all processes."""
+    both = (stack.w_in, stack.w_out)
+    return [(w.full_tensor() if isinstance(w, DTensor) else w).detach().float() for w in both]
+
+
 def _pieces(stack: Stack) -> list[Tensor]:
-    w_in, w_out = (w.full_tensor() if isinstance(w, DTensor) else w for w in (stack.w_in, stack.w_out))
-    matrices = w_in.detach().float().chunk(stack.activation.columns, -1)  # (E, D, F) each
-    means = [*(matrix.mean(-1) for matrix in matrices), w_out.detach().float().mean(-2)]  # (E, D)
+    w_in, w_out = _weights(stack)
+    means = [*(matrix.mean(-1) for matrix in w_in.chunk(stack.activation.columns, -1)), w_out.mean(-2)]  # (E, D)
     return [functional.normalize(mean, dim=-1) for mean in means]
 
 

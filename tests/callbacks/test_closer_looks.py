@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from app.analysis.specialisation import expert_norms, stable_ranks
 from app.model.moe import MoE
 from app.training.module import LanguageModel
 from callbacks.choices import Choices
-from callbacks.expert_weights import ExpertWeights, norm_of, stable_rank
+from callbacks.expert_weights import ExpertWeights
 from callbacks.shared_share import SharedShare
 from experts.contract import Stack
 from tests.callbacks.conftest import Run, Start
@@ -95,11 +96,11 @@ def test_without_a_shared_expert_nothing_is_written(start: Start) -> None:
 
 
 def test_stable_rank_and_norm_by_hand() -> None:
-    matrices = torch.stack((torch.diag(torch.tensor([2.0, 1.0])), torch.ones(2, 2), torch.eye(2)))
-    assert stable_rank(matrices).tolist() == pytest.approx([5 / 4, 1, 2])
-    stack = Stack(2, 1, 2)
-    stack.w_in.data, stack.w_out.data = torch.tensor([[[1.0, 2, 0, 0]], [[0, 0, 0, 3]]]), torch.full((2, 2, 1), 1.0)
-    assert norm_of(stack).tolist() == pytest.approx([7**0.5, 11**0.5])
+    stack = Stack(3, 2, 2)
+    stack.w_out.data = torch.stack((torch.diag(torch.tensor([2.0, 1.0])), torch.ones(2, 2), torch.eye(2)))
+    assert stable_ranks(stack).tolist() == pytest.approx([5 / 4, 1, 2])
+    stack.w_in.data = torch.tensor([[[1.0, 2, 0, 0], [0, 0, 0, 0]], [[0, 0, 0, 3], [0, 0, 0, 1]], [[0] * 4, [0] * 4]])
+    assert expert_norms(stack).tolist() == pytest.approx([10**0.5, 14**0.5, 2**0.5])
 
 
 def test_the_weights_of_each_layer_are_told(start: Start) -> None:
