@@ -10,11 +10,16 @@ from typing import Any
 import lightning
 from torch.utils.tensorboard.summary import hparams
 
+from app.config.compose import Config
 from app.config.saved import read_config
 from app.registry import register
+from app.training.metrics import STATISTICS
 from callbacks.writing import event_writer, labels_of
+from routers.contract import PARTS as PARTS_OF_ROUTER
 
-FINAL = ("val/bpb", "val/nats", "val/ppl", "train/loss", "experts/maxvio", "experts/dead", "speed/tokens_per_s")
+FINAL = ("val/bpb", "experts/maxvio", "speed/tokens_per_s", "val/nats", "val/ppl", "train/loss", "experts/dead")
+BY_LAYER = ("load_max", "load_min", "maxvio", "effective_experts", "dead", "drop_rate")  # of `experts_by_layer`
+ROUTERS = ("token_entropy", "margin", "mean_k", "logit_rms")  # of `router_by_layer`
 PARTS = ("data", "forward", "backward", "optimizer")  # of a step
 UNLISTED = ("callbacks", "run", "resume", "hydra", "experiment", "trainer", "allow_non_causal")
 Layout = dict[str, dict[str, list[Any]]]
@@ -48,6 +53,11 @@ CHARTS: dict[str, dict[str, tuple[str, list[str]]]] = {
         "tokens per second": (LINES, ["speed/tokens_per_s"]),
         "time of a step, ms": (LINES, [f"speed/{part}_ms" for part in PARTS]),
     },
+    "5 Layer by layer": {
+        f"{STATISTICS[name][0]}, each layer a line": (LINES, [f"{group}_by_layer/{name}/.*"])
+        for group, names in (("experts", BY_LAYER), ("router", ROUTERS))
+        for name in names
+    },
 }
 
 
@@ -76,11 +86,24 @@ def layout(domains: list[str]) -> Layout:
 
 
 def run_config(folder: Path) -> dict[str, bool | int | float | str]:
-    """The saved config of a run as flat keys; empty where none was saved."""
+    """The saved config of a run as flat keys, what runs differ in most first; empty where none was saved."""
     path = folder / "config.yaml"
     if not path.exists():
         return {}
-    return dict(_flat("", {key: value for key, value in read_config(path).items() if key not in UNLISTED}))
+    config = read_config(path)
+    return _short(config) | dict(_flat("", {key: value for key, value in config.items() if key not in UNLISTED}))
+
+
+def _short(config: Config) -> dict[str, bool | int | float | str]:
+    """Router, layout, balance, size and learning rate, in a word each."""
+    router, model = config["router"], config["model"]
+    return {
+        "router": " ".join(router[part]["name"] for part in PARTS_OF_ROUTER),
+        "experts": config["experts"]["name"],
+        "balance": " ".join(config["balance"] or {}) or "none",
+        "size": f"{model['num_layers']} x {model['dim']}",
+        "lr": config["optimizer"].get("lr", "its own"),
+    }
 
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, bool | int | float | str]]:

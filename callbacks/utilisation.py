@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning
 import torch
+from torch import nn
 
 from app.analysis.specialisation import quantile_of_counts, tokens_by_k
 from app.registry import register
@@ -17,6 +18,7 @@ from callbacks.routing_callback import RoutingCallback
 from callbacks.writing import logs, write_by_layer
 from routers.assignments import expert_load
 from routers.contract import Routing
+from routers.router import Router
 
 LOAD = {"load_p10": 0.1, "load_p25": 0.25, "load_p75": 0.75, "load_p90": 0.9}
 EXPERTS = {"k_p5": 0.05, "k_p50": 0.5, "k_p95": 0.95, "k_max": 1.0}
@@ -24,7 +26,7 @@ EXPERTS = {"k_p5": 0.05, "k_p50": 0.5, "k_p95": 0.95, "k_max": 1.0}
 
 @register("callback")
 class Utilisation(RoutingCallback):
-    """Writes the spread of the load over experts and of the experts per token, every `trainer.log_every` steps."""
+    """Writes the spread of the load over experts and, where it differs, of the experts per token."""
 
     tags = (
         *(
@@ -57,4 +59,11 @@ class Utilisation(RoutingCallback):
         if sums:
             relative = uniform_multiple(sums["load"])
             write_by_layer(trainer, "experts", {name: relative.quantile(q, dim=-1) for name, q in LOAD.items()})
+        if sums and varies(pl_module):
             write_by_layer(trainer, "router", {name: quantile_of_counts(sums["k"], q) for name, q in EXPERTS.items()})
+
+
+def varies(model: nn.Module) -> bool:
+    """Whether a router gives some tokens more experts than others."""
+    selects = [module.select for module in model.modules() if isinstance(module, Router)]
+    return any(select.k is None or select.k != select.max_k for select in selects)

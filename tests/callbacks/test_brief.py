@@ -9,6 +9,7 @@ from app.registry import check, find
 from app.training.module import LanguageModel
 from callbacks.expert_pictures import ExpertPictures
 from callbacks.expert_scalars import ExpertScalars
+from callbacks.overview import run_config
 from callbacks.progress import ProgressLine, clock
 from callbacks.routing_callback import RoutingCallback
 from callbacks.samples import Samples
@@ -111,6 +112,18 @@ def test_a_collapsed_router_shows_in_the_event_file(start: Start) -> None:
     assert run.scalar("experts/maxvio")[-1] == pytest.approx(num_experts / k - 1)
     assert run.scalar("experts/dead")[-1] == num_experts - k
     assert run.scalar("experts/load_max")[-1] == pytest.approx(num_experts / k)
+
+
+def test_hyperparameters_begin_with_what_runs_differ_in(start: Start) -> None:
+    folder = start("router=xmoe", "balance=[aux,z_loss]", "optimizer.lr=0.003", callbacks=[], steps=1).folder
+    first = dict(list(run_config(folder).items())[:5])
+    assert first == {
+        "router": "cosine softmax top_k none",
+        "experts": "fine_grained",
+        "balance": "aux z_loss",
+        "size": "2 x 32",
+        "lr": 0.003,
+    }
 
 
 def test_a_dense_model_shows_no_experts_and_trains(start: Start) -> None:

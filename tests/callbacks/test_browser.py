@@ -57,7 +57,7 @@ def page(address: str) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("tab", "texts"), [
-    ("custom_scalars", ["1 Language model", "2 Even load", "3 Routers", "4 Speed"]),
+    ("custom_scalars", ["1 Language model", "2 Even load", "3 Routers", "4 Speed", "5 Layer by layer"]),
     ("images", ["experts/load", "specialisation/experts_by_domain"]),
     ("histograms", ["experts/load/0"]),
     ("hparams", ["val/bpb", "experts/maxvio", "router.score.name"]),

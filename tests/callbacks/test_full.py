@@ -13,6 +13,7 @@ from callbacks.layer_information import square
 from callbacks.routing_callback import RoutingCallback
 from callbacks.routing_change import RoutingChange
 from callbacks.speed import Speed
+from callbacks.utilisation import Utilisation
 from routers.contract import Routing
 from tests.callbacks.conftest import Run, Start, starter
 from tests.callbacks.test_brief import OFTEN
@@ -29,14 +30,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_the_event_file_holds_all_of_it(run: Run) -> None:
     tags = run.events.Tags()
-    assert {"experts/load_p10", "router/k_p95", "gradient/router", "speed/mfu", "controllers/loss_free_bias_max",
+    assert {"experts/load_p10", "gradient/router", "speed/mfu", "controllers/loss_free_bias_max",
             "controllers_by_layer/loss_free_bias_min/1"} <= set(tags["scalars"])  # fmt: skip
     assert {f"specialisation/{name}" for name in SPECIALISATION} <= set(tags["scalars"])
     assert {"specialisation/co_activation", "specialisation/layer_information"} <= set(tags["images"])
     assert "controllers/loss_free_bias/0" in tags["histograms"]
     assert "specialisation/typical_tokens/1/text_summary" in tags["tensors"]
-    assert run.scalar("router/k_p95")[-1] == run.module.model.routers()[0].top_k
+    assert "router/k_p95" not in tags["scalars"], "all tokens have as many experts"
     assert 0 < run.scalar("speed/mfu")[-1] < 1
+
+
+def test_the_spread_of_the_number_of_experts_is_told_where_it_differs(start: Start) -> None:
+    run = start("router=top_p", "router.select.p=0.3", callbacks=[Utilisation()])
+    assert 1 <= run.scalar("router/k_p5")[-1] < run.scalar("router/k_p95")[-1] <= run.scalar("router/k_max")[-1] <= 8
 
 
 def test_gradient_norms_add_up_to_that_of_everything(run: Run) -> None:

@@ -56,9 +56,6 @@ def test_a_run_writes_the_tags_of_the_table_and_no_others(train):
         for (kind, name), pattern in patterns.items()
         if name not in sometimes and not any(kind == of and pattern.fullmatch(one) for of, one in found)
     }
-    extra = {name for _, name in unknown if not name.startswith("_hparams_")} - {
-        "hp_metric",
-        "epoch",
-    }  # Lightning's own
+    extra = {name for _, name in unknown if not name.startswith("_hparams_")}
     assert not extra
     assert not unused
