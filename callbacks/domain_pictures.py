@@ -91,6 +91,7 @@ class DomainPictures(RoutingCallback):
             columns="expert",
             unit=f"share in the {kind}'s load, multiples of 1/E",
             top=self.top,
+            loads=True,
             yticks=range(len(names)),
             yticklabels=[name[:16] for name in names],
         )

@@ -1,4 +1,6 @@
-"""Pictures of the experts: colours readable by the colour-blind (viridis), on one scale for all steps and all runs.
+"""Pictures of the experts: colours readable by the colour-blind, on one scale for all steps and all runs.
+
+A load is white where it is even, blue below and red above, and crossed where an expert is dead; all else is viridis.
 
 matplotlib is imported when something is drawn, and no window system is ever asked for.
 """
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = "viridis"
+COLOURS, LOADS = "viridis", "RdBu_r"
 LOAD = "load, multiples of the even load"
 
 
@@ -46,11 +48,12 @@ def heat_map(
     unit: str,
     top: float,
     row_names: Sequence[str] | None = None,
+    loads: bool = False,
 ) -> "Figure":
-    """One cell for each of values (rows, columns), coloured from 0 to `top`; what is above `top` has its colour."""
+    """One cell for each of values (rows, columns), coloured from 0 to `top`, as loads if they are; above as `top`."""
     height, width = values.shape
     drawn, (axes,) = figure(min(14, 3.2 + 0.28 * width), min(10, 1.5 + 0.3 * height))
-    image = paint(axes, values, top)
+    image = paint(axes, values, top, loads)
     axes.set(title=title, xlabel=columns, ylabel=rows)
     if row_names is not None:
         axes.set_yticks(range(height), [name[:24] for name in row_names], fontsize=8)
@@ -59,7 +62,15 @@ def heat_map(
 
 
 def panels(
-    maps: Sequence[Tensor], *, title: str, rows: str, columns: str, unit: str, top: float, **ticks: Any
+    maps: Sequence[Tensor],
+    *,
+    title: str,
+    rows: str,
+    columns: str,
+    unit: str,
+    top: float,
+    loads: bool = False,
+    **ticks: Any,
 ) -> "Figure":
     """One heat map a layer, from the first to the last, with one scale; `ticks` are set on every axis."""
     across = min(4, len(maps))
@@ -69,7 +80,7 @@ def panels(
         if layer >= len(maps):
             axes.set_axis_off()
             continue
-        image = paint(axes, maps[layer], top)
+        image = paint(axes, maps[layer], top, loads)
         axes.set(title=f"layer {layer}", xlabel=columns, ylabel=rows if layer % across == 0 else "", **ticks)
         if layer % across and "yticks" in ticks:
             axes.set_yticklabels([])
@@ -78,12 +89,17 @@ def panels(
     return drawn
 
 
-def paint(axes: "Axes", values: Tensor, top: float) -> Any:
+def paint(axes: "Axes", values: Tensor, top: float, loads: bool) -> Any:
     """Values (rows, columns) as cells of one axis; whole numbers on both."""
+    from matplotlib.colors import Normalize, TwoSlopeNorm
     from matplotlib.ticker import MaxNLocator
 
     cells: NDArray[np.float64] = values.double().cpu().numpy()
-    image = axes.imshow(cells, aspect="auto", interpolation="nearest", cmap=COLOURS, vmin=0, vmax=top)
+    norm = TwoSlopeNorm(1, 0, max(top, 1 + 1e-6)) if loads else Normalize(0, top)
+    image = axes.imshow(cells, aspect="auto", interpolation="nearest", cmap=LOADS if loads else COLOURS, norm=norm)
+    if loads:
+        rows, columns = np.nonzero(cells == 0)
+        axes.scatter(columns, rows, marker="x", color="black", s=20, linewidths=1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return image

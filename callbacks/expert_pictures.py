@@ -79,7 +79,8 @@ class ExpertPictures(RoutingCallback):
         for layer, values in enumerate(now):
             writer.add_histogram(f"experts/load/{layer}", values, step_of(trainer))
         title = f"Load of every expert, step {step}"
-        drawn = draw.heat_map(now, title=title, rows="MoE layer", columns="expert", unit=draw.LOAD, top=self.top)
+        names = {"title": title, "rows": "MoE layer", "columns": "expert", "unit": draw.LOAD}
+        drawn = draw.heat_map(now, **names, top=self.top, loads=True)
         draw.publish(writer, "experts/load", drawn, step_of(trainer))
         if len(self.steps) > 1:
             draw.publish(writer, "experts/load_over_time", self._over_time(), step_of(trainer))
@@ -94,6 +95,7 @@ class ExpertPictures(RoutingCallback):
             columns="step",
             unit=draw.LOAD,
             top=self.top,
+            loads=True,
             xticks=places,
             xticklabels=[str(self.steps[place]) for place in places],
         )
