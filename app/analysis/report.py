@@ -20,7 +20,7 @@ from routers.contract import Routing
 SHOWN = 8  # experts of a token, at most
 BEFORE = 8  # tokens that decide how the next one is written
 ROWS = 8  # of a forward pass
-FEW = 4  # rows of every domain that experiments read, at most: they read them many times
+FEW = 3  # rows of every domain that experiments read, at most: they read them many times
 BY_BATCH = "maxvio_micro"  # says nothing here, where a batch is of one domain
 
 
