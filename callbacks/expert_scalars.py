@@ -13,6 +13,7 @@ from app.training.metrics import (
     STATISTICS,
     Total,
     dead_experts,
+    group_of,
     load_sums,
     max_violation,
     routing_statistics,
@@ -24,8 +25,6 @@ from callbacks.routing_callback import RoutingCallback
 from callbacks.writing import logs, write_by_layer
 from routers.contract import Routing
 
-ROUTER = ("mean_k", "token_entropy", "margin", "logit_rms", "z")  # written under `router/`
-
 
 @register("callback")
 class ExpertScalars(RoutingCallback):
@@ -34,7 +33,7 @@ class ExpertScalars(RoutingCallback):
     tags = (
         *(
             Tag(
-                f"{'router' if name in ROUTER else 'experts'}/{name}",
+                f"{group_of(name)}/{name}",
                 meaning,
                 unit,
                 scope="mean over micro-batches" if name == "maxvio_micro" else "global",
@@ -69,8 +68,9 @@ class ExpertScalars(RoutingCallback):
         if not sums:
             return
         statistics = routing_statistics(sums)
-        write_by_layer(trainer, "router", {name: statistics[name] for name in ROUTER})
-        write_by_layer(trainer, "experts", {name: value for name, value in statistics.items() if name not in ROUTER})
+        for group in ("router", "experts"):
+            own = {name: value for name, value in statistics.items() if group_of(name) == group}
+            write_by_layer(trainer, group, own)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)

@@ -147,6 +147,14 @@ STATISTICS = {  # of `routing_statistics`, with their meaning and unit
 }
 
 
+ROUTERS = ("mean_k", "token_entropy", "margin", "logit_rms", "z")  # of these, what is said of routers
+
+
+def group_of(statistic: str) -> str:
+    """Under which group of tags a statistic is written."""
+    return "router" if statistic in ROUTERS else "experts"
+
+
 def routing_sums(routings: Sequence[Routing]) -> dict[str, Tensor]:
     """What `routing_statistics` needs of one forward pass, as sums: add them over micro-batches and ranks."""
     return load_sums(routings) | token_sums(routings)
