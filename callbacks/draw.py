@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS, LOADS = "viridis", "RdBu_r"
+LAYERS = 24  # that fit a card of TensorBoard; of more, so many evenly spaced ones
 LOAD = "load, multiples of the even load"
 
 
@@ -73,18 +74,18 @@ def panels(
     **ticks: Any,
 ) -> "Figure":
     """One heat map a layer, from the first to the last, with one scale; `ticks` are set on every axis."""
-    across = min(4, len(maps))
-    down = -(-len(maps) // across)
+    layers = np.unique(np.linspace(0, len(maps) - 1, min(LAYERS, len(maps))).round().astype(int)).tolist()
+    across = min(4, len(layers))
+    down = -(-len(layers) // across)
     drawn, all_axes = figure(3.4 * across + 0.8, 2.6 * down + 0.6, down, across)
-    for layer, axes in enumerate(all_axes):
-        if layer >= len(maps):
-            axes.set_axis_off()
-            continue
+    for axes in all_axes[len(layers) :]:
+        axes.set_axis_off()
+    for place, (layer, axes) in enumerate(zip(layers, all_axes, strict=False)):
         image = paint(axes, maps[layer], top, loads)
-        axes.set(title=f"layer {layer}", xlabel=columns, ylabel=rows if layer % across == 0 else "", **ticks)
-        if layer % across and "yticks" in ticks:
+        axes.set(title=f"layer {layer}", xlabel=columns, ylabel="" if place % across else rows, **ticks)
+        if place % across and "yticks" in ticks:
             axes.set_yticklabels([])
-    drawn.suptitle(title)
+    drawn.suptitle(title if len(layers) == len(maps) else f"{title} ({len(layers)} of {len(maps)} layers)")
     drawn.colorbar(image, ax=all_axes, label=unit, extend="max", pad=0.01)
     return drawn
 

@@ -27,3 +27,11 @@ def test_a_share_has_neither_a_middle_nor_crosses() -> None:
 @pytest.mark.parametrize("top", [1.0, 0.5])
 def test_a_scale_that_ends_below_the_even_load_is_drawn(top: float) -> None:
     draw.heat_map(LOAD, title="t", rows="layer", columns="expert", unit="load", top=top, loads=True)
+
+
+@pytest.mark.parametrize(("layers", "shown", "said"), [(5, 5, "t"), (48, 24, "t (24 of 48 layers)")])
+def test_a_picture_has_as_many_layers_as_fit_a_card_and_says_so(layers: int, shown: int, said: str) -> None:
+    figure = draw.panels([LOAD] * layers, title="t", rows="domain", columns="expert", unit="load", top=3.0)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert len(titles) == shown and titles[0] == "layer 0" and titles[-1] == f"layer {layers - 1}"
+    assert figure.get_suptitle() == said

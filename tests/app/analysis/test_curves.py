@@ -1,0 +1,34 @@
+"""The curves of a run, of whatever it has logged."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.analysis.curves import curves_of
+
+Train = Callable[..., Path]
+
+
+def test_events_and_table_tell_the_same(train: Train) -> None:
+    short = ("trainer.max_steps=4", "trainer.log_every=2", "trainer.val_every=2")
+    one, other = train(*short, name="one"), train(*short, "logger=csv", name="other")
+    curves, table = curves_of(one), curves_of(other)
+    assert [step for step, _ in curves["train/loss"]] == [step for step, _ in curves["val/bpb"]] == [2, 4]
+    assert curves.keys() == table.keys() == {"train/loss", "val/nats", "val/bpb"}
+    for tag, points in curves.items():
+        assert points == [(step, pytest.approx(value, rel=1e-6)) for step, value in table[tag]]
+
+
+def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(train: Train) -> None:
+    folder = train("trainer.max_steps=6", "trainer.log_every=1")
+    whole = curves_of(folder)["train/loss"]
+    (events,) = (folder / "tb").glob("events*")
+    data = events.read_bytes()
+    events.write_bytes(data[: 2 * len(data) // 3])
+    part = curves_of(folder)["train/loss"]
+    assert 0 < len(part) < len(whole) and part == whole[: len(part)]
+
+
+def test_a_run_without_a_logger_has_no_curves(train: Train) -> None:
+    assert curves_of(train("logger=none")) == {}
