@@ -1,6 +1,7 @@
 """How a run went: the curves that it has logged, of TensorBoard's file or of the CSV's."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -11,7 +12,7 @@ Curve = list[tuple[int, float]]  # step, from 1, and value
 
 def curves_of(folder: Path) -> dict[str, Curve]:
     """Those of TAGS that the run in this folder has logged; a file that breaks off is read as far as it goes."""
-    found = _of_events(folder / "tb") or _of_table(folder / "csv" / "metrics.csv")
+    found = _of_events(folder / "tb") or table_of(folder, TAGS)
     return {tag: found[tag] for tag in TAGS if found.get(tag)}
 
 
@@ -24,9 +25,11 @@ def _of_events(folder: Path) -> dict[str, Curve]:
     return {tag: [(event.step + 1, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
-def _of_table(path: Path) -> dict[str, Curve]:
+def table_of(folder: Path, tags: Sequence[str]) -> dict[str, Curve]:
+    """These curves of the CSV of a run, empty where one has no point; none without a CSV."""
+    path = folder / "csv" / "metrics.csv"
     if not path.exists():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return {tag: [(int(row["step"]) + 1, float(row[tag])) for row in rows if row.get(tag)] for tag in TAGS}
+    return {tag: [(int(row["step"]) + 1, float(row[tag])) for row in rows if row.get(tag)] for tag in tags}

@@ -15,12 +15,13 @@ from hydra.core.global_hydra import GlobalHydra
 from rich.live import Live
 from rich.table import Table
 
+from app.analysis.curves import table_of
 from app.races.plan import Member
-from app.races.record import scalars
 from app.races.work import DESK, folder_of, hand_out, work
 from app.training.messages import console
 
 EVERY = 2.0  # seconds between two looks at the members
+LOSS = "train/loss"
 
 
 def launch(members: Sequence[Member], overrides: Sequence[str]) -> None:
@@ -81,11 +82,8 @@ def how_far(member: Member) -> tuple[int, float]:
     """Steps, and the newest loss in nats per token, of a member that has begun; all steps of one that has ended."""
     if (DESK / f"{member.key}.json").exists():
         return member.steps, float("nan")
-    path = folder_of(member.key) / "csv" / "metrics.csv"
-    if not path.exists():
-        return 0, float("nan")
-    step, loss = (scalars(path)("train/loss") or [(-1, float("nan"))])[-1]
-    return step + 1, loss
+    points = table_of(folder_of(member.key), [LOSS]).get(LOSS)
+    return points[-1] if points else (0, float("nan"))
 
 
 def _table(members: Sequence[Member], seconds: float | None) -> Table:

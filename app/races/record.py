@@ -1,14 +1,13 @@
 """What a race keeps of a finished run: a few numbers, so that the run itself may go."""
 
-import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
+from app.analysis.curves import table_of
 from app.analysis.specialisation import load_by_label, mutual_information
 from app.analysis.tasks.suite import scores
 from app.data.corpus import Batch
@@ -20,6 +19,7 @@ from app.training.metrics import Total, load_sums, routing_statistics, token_sum
 KEPT = ("tokens_seen", "peak_memory_bytes", "total_params", "active_params", "flops_per_token_train")
 ABOUT = ("corpus_fingerprint", "git_commit")
 TRAINED = {"mean_k": "router/mean_k", "drop_rate": "experts/drop_rate", "maxvio_micro": "experts/maxvio_micro"}
+CURVE = "val/bpb"
 ROWS = 8  # of a forward pass
 ITEMS = 100  # of each small task
 Record = dict[str, Any]
@@ -28,8 +28,8 @@ Record = dict[str, Any]
 def record_of(folder: Path) -> Record:
     """Everything that a race compares, of a run that has ended."""
     summary = json.loads((folder / SUMMARY).read_text())
-    run, written = read_run(folder), scalars(folder / "csv" / "metrics.csv")
-    trained = {name: fmean(column) for name, tag in TRAINED.items() if (column := [v for _, v in written(tag)])}
+    run, written = read_run(folder), table_of(folder, (*TRAINED.values(), CURVE))
+    trained = {name: fmean(value for _, value in written[tag]) for name, tag in TRAINED.items() if written[tag]}
     torch.set_num_threads(run.config["trainer"]["threads"])
     return {
         "bpb": summary["val_bpb"],
@@ -38,17 +38,10 @@ def record_of(folder: Path) -> Record:
         **{name: summary[name] for name in (*KEPT, *ABOUT)},
         "torch": summary["versions"]["torch"],
         "flops": summary["flops_per_token_train"] + chosen_flops(run, trained.get("mean_k")),
-        "curve": [(step + 1, bpb) for step, bpb in written("val/bpb")],
+        "curve": written[CURVE],
         "routing": trained | routing_numbers(run) if run.model.num_experts else None,
         "tasks": {name: found and found.accuracy for name, found in scores(run, ITEMS).items()},
     }
-
-
-def scalars(path: Path) -> Callable[[str], list[tuple[int, float]]]:
-    """From a tag to its step numbers and values."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return lambda tag: [(int(row["step"]), float(row[tag])) for row in rows if row.get(tag)]
 
 
 def chosen_flops(run: TrainedRun, mean_k: float | None) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.analysis.curves import curves_of
+from app.analysis.curves import curves_of, table_of
 
 Train = Callable[..., Path]
 
@@ -32,3 +32,11 @@ def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(train: Train) -> None:
 
 def test_a_run_without_a_logger_has_no_curves(train: Train) -> None:
     assert curves_of(train("logger=none")) == {}
+
+
+def test_a_table_has_a_row_for_each_time_something_was_written(tmp_path: Path) -> None:
+    (tmp_path / "csv").mkdir()
+    written = "step,val/bpb,train/loss\n9,,3.5\n9,2.5,\n19,,3.0\n19,2.25,\n"
+    (tmp_path / "csv" / "metrics.csv").write_text(written)
+    found = table_of(tmp_path, ("val/bpb", "train/loss", "router/mean_k"))
+    assert found == {"val/bpb": [(10, 2.5), (20, 2.25)], "train/loss": [(10, 3.5), (20, 3.0)], "router/mean_k": []}

@@ -1,6 +1,5 @@
 """What a race keeps of a run: the FLOPs of what was chosen, and the curve as it was written."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 
 from app.config.compose import composed
 from app.model.assemble import build_model
-from app.races.record import chosen_flops, scalars
+from app.races.record import chosen_flops
 from app.races.work import reason
 
 EXPERT = 3 * 32 * 32  # parameters of an expert of the nano model
@@ -24,13 +23,6 @@ def test_flops_are_of_the_experts_that_were_chosen() -> None:
     assert chosen_flops(run("router=top_p", "experts.top_k=2"), 1.0) == pytest.approx(-6 * 2 * EXPERT)
     assert chosen_flops(run("router=topk", "experts.top_k=2"), 2.0) == 0
     assert chosen_flops(run("experts=dense", "balance=none"), None) == 0
-
-
-def test_a_curve_is_what_was_written_of_a_tag(tmp_path: Path) -> None:
-    (tmp_path / "m.csv").write_text("step,val/bpb,train/loss\n9,,3.5\n9,2.5,\n19,,3.0\n19,2.25,\n")
-    written = scalars(tmp_path / "m.csv")
-    assert written("val/bpb") == [(9, 2.5), (19, 2.25)] and written("train/loss") == [(9, 3.5), (19, 3.0)]
-    assert written("router/mean_k") == []
 
 
 @pytest.mark.parametrize(
