@@ -1,4 +1,7 @@
-"""Which expert serves which kind of text, as pictures; after a validation, on all of its tokens and ranks."""
+"""Which expert serves which kind of text, as pictures; after a validation, on all of its tokens and ranks.
+
+The experts of a layer stand in the order of the domains that they served most at the first picture, and stay there.
+"""
 
 import lightning
 import torch
@@ -48,13 +51,14 @@ class DomainPictures(RoutingCallback):
         ),
     )
 
-    kept = ("looks",)
+    kept = ("looks", "order")
 
     def __init__(self, *, every: int, top: float) -> None:
         require("every", every, every >= 1, "must be at least 1")
         require("top", top, top > 0, "must be positive")
         self.every, self.top, self.looks = every, top, 0
         self.total = Total()
+        self.order: Tensor | None = None  # (L, E), the expert at each place
         self.names: dict[str, list[str]] = {}
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -74,6 +78,7 @@ class DomainPictures(RoutingCallback):
             return
         sums = self.total.take()  # (L, labels, E) each
         if "domain" in sums:
+            self.order = by_domain(sums["domain"]).cpu() if self.order is None else self.order
             write_by_layer(trainer, "specialisation", {"domain_information": mutual_information(sums["domain"])})
         for kind, load in sums.items():
             self._publish(trainer, kind, load)
@@ -84,15 +89,29 @@ class DomainPictures(RoutingCallback):
         if writer is None or not seen.any():
             return
         names = [name for name, is_seen in zip(self.names[kind], seen.tolist(), strict=True) if is_seen]
+        shown = uniform_multiple(load[:, seen]).cpu()
+        if self.order is not None:
+            shown = shown.take_along_dim(self.order[:, None], -1)
         drawn = draw.panels(
-            list(uniform_multiple(load[:, seen])),
+            list(shown),
             title=f"Experts of every {kind} on held-out text, step {step}",
             rows=kind,
             columns="expert",
             unit=f"share in the {kind}'s load, multiples of 1/E",
             top=self.top,
             loads=True,
+            column_names=None if self.order is None else self.order.tolist(),
             yticks=range(len(names)),
             yticklabels=[name[:16] for name in names],
         )
         draw.publish(writer, f"specialisation/experts_by_{kind}", drawn, step_of(trainer))
+
+
+def by_domain(load: Tensor) -> Tensor:
+    """The experts of each layer (L, E) by the domain of which they serve the largest share, the strongest first.
+
+    Of load (L, domains, E).
+    """
+    share = uniform_multiple(load)
+    strength, domain = share.max(1)  # (L, E)
+    return (domain * (1 + strength.max()) - strength).argsort(dim=-1, stable=True)

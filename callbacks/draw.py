@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS, LOADS = "viridis", "RdBu_r"
+NAMED = 32  # columns whose names fit under a panel
 LAYERS = 24  # that fit a card of TensorBoard; of more, so many evenly spaced ones
 LOAD = "load, multiples of the even load"
 
@@ -71,9 +72,13 @@ def panels(
     unit: str,
     top: float,
     loads: bool = False,
+    column_names: Sequence[Sequence[int]] | None = None,
     **ticks: Any,
 ) -> "Figure":
-    """One heat map a layer, from the first to the last, with one scale; `ticks` are set on every axis."""
+    """One heat map a layer, from the first to the last, with one scale; `ticks` are set on every axis.
+
+    `column_names` are numbers under the columns of each layer; left out where they would not fit.
+    """
     layers = np.unique(np.linspace(0, len(maps) - 1, min(LAYERS, len(maps))).round().astype(int)).tolist()
     across = min(4, len(layers))
     down = -(-len(layers) // across)
@@ -85,6 +90,9 @@ def panels(
         axes.set(title=f"layer {layer}", xlabel=columns, ylabel="" if place % across else rows, **ticks)
         if place % across and "yticks" in ticks:
             axes.set_yticklabels([])
+        if column_names is not None:
+            numbers = column_names[layer] if len(column_names[layer]) <= NAMED else []
+            axes.set_xticks(range(len(numbers)), [str(number) for number in numbers], fontsize=7)
     drawn.suptitle(title if len(layers) == len(maps) else f"{title} ({len(layers)} of {len(maps)} layers)")
     drawn.colorbar(image, ax=all_axes, label=unit, extend="max", pad=0.01)
     return drawn

@@ -7,7 +7,7 @@ import torch
 from app.cost.budget import Budget
 from app.training.module import Batch
 from callbacks import draw
-from callbacks.domain_pictures import DomainPictures
+from callbacks.domain_pictures import DomainPictures, by_domain
 from callbacks.gradient_norms import parameter_groups
 from callbacks.layer_information import square
 from callbacks.routing_callback import RoutingCallback
@@ -120,12 +120,23 @@ def test_the_picture_of_domains_shows_the_load_of_each_domain_in_its_row(start: 
     monkeypatch.setattr(
         draw, "panels", lambda maps, **more: drawn.append((maps, more["yticklabels"])) or painted(maps, **more)
     )
-    counted = Counted()
-    start(callbacks=[counted, DomainPictures(every=1, top=3.0)])
+    counted, pictures = Counted(), DomainPictures(every=1, top=3.0)
+    start(callbacks=[counted, pictures])
     maps, names = next(shown for shown in reversed(drawn) if len(shown[1][0]) == 1)
-    assert names == ["a", "b", "c"]
+    assert names == ["a", "b", "c"] and pictures.order is not None
     share = counted.load / counted.load.mean(-1, keepdim=True)
-    torch.testing.assert_close(torch.stack(maps).float(), share)
+    places = pictures.order.argsort(-1)[:, None].expand_as(share)
+    torch.testing.assert_close(torch.stack(maps).float().gather(-1, places), share)
+
+
+def test_experts_stand_by_their_domain_and_stay_there() -> None:
+    load = torch.tensor([[[1.0, 9, 0, 5], [8, 0, 1, 5]]])  # (L, domains, E): 1 serves the first domain
+    assert by_domain(load).tolist() == [[1, 0, 3, 2]]
+    first = DomainPictures(every=1, top=3.0)
+    first.order = by_domain(load)
+    second = DomainPictures(every=1, top=3.0)
+    second.load_state_dict(first.state_dict())
+    assert second.order is not None and second.order.tolist() == [[1, 0, 3, 2]]
 
 
 def test_pairs_of_layers_become_a_symmetric_matrix() -> None:
