@@ -75,11 +75,8 @@ def panels(
     column_names: Sequence[Sequence[int]] | None = None,
     **ticks: Any,
 ) -> "Figure":
-    """One heat map a layer, from the first to the last, with one scale; `ticks` are set on every axis.
-
-    `column_names` are numbers under the columns of each layer; left out where they would not fit.
-    """
-    layers = np.unique(np.linspace(0, len(maps) - 1, min(LAYERS, len(maps))).round().astype(int)).tolist()
+    """One heat map a layer, with one scale; `ticks` are set on every axis, `column_names` under those of each layer."""
+    layers = evenly_spaced(len(maps))
     across = min(4, len(layers))
     down = -(-len(layers) // across)
     drawn, all_axes = figure(3.4 * across + 0.8, 2.6 * down + 0.6, down, across)
@@ -90,12 +87,20 @@ def panels(
         axes.set(title=f"layer {layer}", xlabel=columns, ylabel="" if place % across else rows, **ticks)
         if place % across and "yticks" in ticks:
             axes.set_yticklabels([])
-        if column_names is not None:
-            numbers = column_names[layer] if len(column_names[layer]) <= NAMED else []
-            axes.set_xticks(range(len(numbers)), [str(number) for number in numbers], fontsize=7)
+        _name_columns(axes, column_names[layer] if column_names else [])
     drawn.suptitle(title if len(layers) == len(maps) else f"{title} ({len(layers)} of {len(maps)} layers)")
     drawn.colorbar(image, ax=all_axes, label=unit, extend="max", pad=0.01)
     return drawn
+
+
+def evenly_spaced(number: int) -> list[int]:
+    """The layers of so many that are drawn, the first and the last among them."""
+    return np.unique(np.linspace(0, number - 1, min(LAYERS, number)).round().astype(int)).tolist()
+
+
+def _name_columns(axes: "Axes", numbers: Sequence[int]) -> None:
+    if 0 < len(numbers) <= NAMED:
+        axes.set_xticks(range(len(numbers)), [str(number) for number in numbers], fontsize=7)
 
 
 def paint(axes: "Axes", values: Tensor, top: float, loads: bool) -> Any:
