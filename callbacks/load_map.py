@@ -11,11 +11,11 @@ All of it is of the last validation. Writes no metric.
 
 import lightning
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from app.analysis.specialisation import load_by_label, mutual_information
 from app.registry import register
+from app.training.messages import say
 from app.training.metrics import Total, dead_experts, max_violation, uniform_multiple
 from app.training.module import Batch
 from callbacks.routing_callback import RoutingCallback
@@ -46,8 +46,8 @@ class LoadMap(RoutingCallback):
         self.load = self.total.take().get("load", self.load).cpu()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.is_global_zero and self.load.numel():
-            Console(stderr=True, soft_wrap=True, highlight=False).print("\n".join(lines(self.load)), markup=False)
+        for line in lines(self.load) if self.load.numel() else []:
+            say(line)
 
 
 def lines(load: Tensor) -> list[str]:

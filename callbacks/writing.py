@@ -9,6 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from app.training.tags import by_layer
+
 
 def logs(trainer: lightning.Trainer, step: int | None = None) -> bool:
     """Whether scalars are written after this optimizer step; by default the one that has just ended."""
@@ -35,10 +37,9 @@ def write_by_layer(trainer: lightning.Trainer, group: str, statistics: Mapping[s
     if not statistics:
         return
     table = torch.stack([value.double() for value in statistics.values()]).cpu()  # (N, L)
-    values = {}
+    values: dict[str, float] = {}
     for name, row in zip(statistics, table.tolist(), strict=True):
-        values[f"{group}/{name}"] = sum(row) / len(row)
-        values |= {f"{group}_by_layer/{name}/{layer}": value for layer, value in enumerate(row)}
+        values |= by_layer(group, name, row)
     write(trainer, values)
 
 

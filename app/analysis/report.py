@@ -7,7 +7,8 @@ from torch import Tensor
 
 from app.analysis.continuation import continued
 from app.analysis.curves import curves_of
-from app.analysis.experiments.suite import conducted
+from app.analysis.experiments.observe import passes
+from app.analysis.experiments.suite import BATCH, conducted
 from app.analysis.specialisation import gates, load_by_label
 from app.config.saved import dumped
 from app.cost.budget import Budget
@@ -19,7 +20,6 @@ from routers.contract import Routing
 
 SHOWN = 8  # experts of a token, at most
 BEFORE = 8  # tokens that decide how the next one is written
-ROWS = 8  # of a forward pass
 FEW = 3  # rows of every domain that experiments read, at most: they read them many times
 BY_BATCH = "maxvio_micro"  # says nothing here, where a batch is of one domain
 
@@ -31,9 +31,7 @@ def measure(run: TrainedRun, rows: int, experiments: bool = True) -> dict[str, A
     samples: dict[str, dict[str, Any]] = {}
     domains = text.domains
     metric = LanguageMetric(domains)
-    for batch in text.held_out(rows, ROWS):
-        inputs = (batch["tokens"], batch["targets"], batch["valid"], batch["document"])
-        nll, routings = run.model(*inputs, domain=batch["domain"])
+    for batch, nll, routings in passes(run, text.held_out(rows, BATCH)):
         metric.update(nll, batch["targets"], batch["nbytes"], batch["domain"])
         by_domain = [load_by_label(routing, batch["domain"], len(domains)) for routing in routings]
         total.add(routing_sums(routings) | {"by_domain": torch.stack(by_domain)})

@@ -11,13 +11,13 @@ and indices, as those of transformers 5 do. Padding by `attention_mask` does not
 the backward pass. On several processes every one of them asks at the same steps, and gets the sums over all.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from app.training.metrics import Total, group_of, routing_statistics, routing_sums
+from app.training.tags import by_layer
 from routers.contract import Routing
 from routers.distributions import normalized
 
@@ -54,7 +54,8 @@ class Watched:
 
     def scalars(self) -> dict[str, float]:
         """The same under the tags of our own runs: the mean over the layers, and each layer."""
-        return dict(_tagged(self.statistics()))
+        told = [by_layer(group_of(name), name, values.tolist()) for name, values in self.statistics().items()]
+        return {tag: value for statistic in told for tag, value in statistic.items()}
 
     def close(self) -> None:
         """Lets the model go."""
@@ -92,10 +93,3 @@ def _routing(router: nn.Module, logits: Tensor, weight: Tensor, index: Tensor, v
         token, expert, gate, expert < num_experts, logits, log_scores.exp(), normalized(log_scores), index.size(1),
         valid, None,
     )  # fmt: skip
-
-
-def _tagged(statistics: dict[str, Tensor]) -> Iterator[tuple[str, float]]:
-    for name, values in statistics.items():
-        group = group_of(name)
-        yield f"{group}/{name}", values.double().mean().item()
-        yield from ((f"{group}_by_layer/{name}/{layer}", float(value)) for layer, value in enumerate(values))

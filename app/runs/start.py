@@ -18,7 +18,7 @@ from app.config.saved import CONFIG, OVERRIDES, RUNS, dumped, listed
 from app.cost.match import matched
 from app.data.module import TokenDataModule, build_data
 from app.model.assemble import build_model
-from app.model.upcycle import upcycle
+from app.model.upcycle import State, upcycle
 from app.registry import UserError
 from app.runs.folder import SUMMARY, opened, run_name, taken
 from app.runs.read import dense_weights, require_same_text
@@ -58,12 +58,12 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
     check_config(config)
     if not goes_on:  # a saved config is matched already
         config = matched(config, overrides)
-    starts_dense = checkpoint is None and config["upcycle"]["checkpoint"] is not None
-    if starts_dense:
-        _check_upcycling(config)
+    dense = _dense(config) if checkpoint is None else {}
+    if dense:
+        _check_upcycling(config, dense, len(dense.get("model.embedding.weight", [0])))
     data = _text(config, folder)
-    if starts_dense:
-        _check_upcycling(config, data.vocab_size)
+    if dense:
+        _check_upcycling(config, dense, data.vocab_size)
     config = config | {"data": config["data"] | data.source.pinned}
     files: dict[str, Any] = {CONFIG: dumped(config), OVERRIDES: listed(_lasting(overrides))}
     held.enter_context(opened(folder, files | text_files(data), new=not goes_on))
@@ -89,12 +89,21 @@ def check_config(config: Config) -> None:
     check_expert_parallel(module.model, trainer.ep_size)
 
 
-def _check_upcycling(config: Config, vocab_size: int | None = None) -> None:
-    """Whether the experts can start from their dense model, without memory; until the text is read with its words."""
+def _dense(config: Config) -> State:
+    """The shapes of the dense model that experts start from; empty where they start from none."""
+    path = build_upcycle(config).checkpoint
+    return {} if path is None else {name: weights.to("meta") for name, weights in dense_weights(path).items()}
+
+
+def _check_upcycling(config: Config, dense: State, vocab_size: int) -> None:
+    """Whether the experts can start from the dense model, without memory; until the text is read, with its vocabulary.
+
+    Raises:
+        UserError: they do not fit.
+    """
     chosen = build_upcycle(config)
-    dense = {name: weights.to("meta") for name, weights in dense_weights(str(chosen.checkpoint)).items()}
     with torch.device("meta"):
-        model = build_model(config, vocab_size or len(dense.get("model.embedding.weight", [0])))
+        model = build_model(config, vocab_size)
         upcycle(model, dense, chosen.how, chosen.drop_share, config["seed"])
 
 

@@ -3,6 +3,12 @@
 from typing import Literal, NamedTuple
 
 
+def by_layer(group: str, name: str, values: list[float]) -> dict[str, float]:
+    """A statistic of each layer (L,) under its tags: the mean over layers, and each layer."""
+    each = {f"{group}_by_layer/{name}/{layer}": value for layer, value in enumerate(values)}
+    return {f"{group}/{name}": sum(values) / len(values), **each}
+
+
 class Tag(NamedTuple):
     """One curve, picture or text of TensorBoard. Words in capitals stand for what a run fills in.
 

@@ -1,6 +1,6 @@
 """What the routers of a trained model choose on its held-out text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from routers.contract import Routing
 
 
 @torch.no_grad()
-def passes(run: TrainedRun, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Tensor, list[Routing]]]:
+def passes(run: TrainedRun, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor, list[Routing]]]:
     """Each batch with the nats of its targets (B, S) and a routing for each MoE layer."""
     for batch in batches:
         inputs = (batch["tokens"], batch["targets"], batch["valid"], batch["document"])
