@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 COLOURS, LOADS = "viridis", "RdBu_r"
 NAMED = 32  # columns whose names fit under a panel
 LAYERS = 24  # that fit a card of TensorBoard; of more, so many evenly spaced ones
+LOWEST = 3.2  # inches that the name of the scale needs
 LOAD = "load, multiples of the even load"
 
 
@@ -54,7 +55,7 @@ def heat_map(
 ) -> "Figure":
     """One cell for each of values (rows, columns), coloured from 0 to `top`, as loads if they are; above as `top`."""
     height, width = values.shape
-    drawn, (axes,) = figure(min(14, 3.2 + 0.28 * width), min(10, 1.5 + 0.3 * height))
+    drawn, (axes,) = figure(min(14, 3.2 + 0.28 * width), min(10, max(LOWEST, 1.5 + 0.3 * height)))
     image = paint(axes, values, top, loads)
     axes.set(title=title, xlabel=columns, ylabel=rows)
     if row_names is not None:

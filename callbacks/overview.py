@@ -17,7 +17,15 @@ from app.training.metrics import STATISTICS
 from callbacks.writing import event_writer, labels_of
 from routers.contract import PARTS as PARTS_OF_ROUTER
 
-FINAL = ("val/bpb", "experts/maxvio", "speed/tokens_per_s", "val/nats", "val/ppl", "train/loss", "experts/dead")
+FINAL = (
+    "Loss/val_bpb",
+    "experts/maxvio",
+    "speed/tokens_per_s",
+    "Loss/val_nats",
+    "Loss/val_ppl",
+    "Loss/train",
+    "experts/dead",
+)
 BY_LAYER = ("load_max", "load_min", "maxvio", "effective_experts", "dead", "drop_rate")  # of `experts_by_layer`
 ROUTERS = ("token_entropy", "margin", "mean_k", "logit_rms")  # of `router_by_layer`
 PARTS = ("data", "forward", "backward", "optimizer")  # of a step
@@ -26,8 +34,8 @@ Layout = dict[str, dict[str, list[Any]]]
 LINES, MARGIN = "Multiline", "Margin"
 CHARTS: dict[str, dict[str, tuple[str, list[str]]]] = {
     "1 Language model": {
-        "loss, nats per token": (LINES, ["train/loss", "val/nats"]),
-        "bits per byte": (LINES, ["val/bpb"]),
+        "loss, nats per token": (LINES, ["Loss/train", "Loss/val_nats"]),
+        "bits per byte": (LINES, ["Loss/val_bpb"]),
         "gradient norm": (LINES, ["train/grad_norm"]),
         "learning rate": (LINES, ["train/lr"]),
     },
@@ -78,9 +86,9 @@ class Overview(lightning.Callback):
 
 def layout(domains: list[str]) -> Layout:
     """Charts by category; the bits per byte of every domain in one chart."""
-    by_domain = [f"val/bpb_{domain}" for domain in domains]
+    by_domain = [f"Loss/val_bpb_{domain}" for domain in domains] * (len(domains) > 1)
     return {
-        category: {title: [kind, tags + by_domain * ("val/bpb" in tags)] for title, (kind, tags) in charts.items()}
+        category: {title: [kind, tags + by_domain * ("Loss/val_bpb" in tags)] for title, (kind, tags) in charts.items()}
         for category, charts in CHARTS.items()
     }
 

@@ -75,7 +75,7 @@ class ProgressLine(ProgressBar):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.paused = getattr(self, "paused", 0.0) + time.monotonic() - self.validation_started
-        bpb = trainer.callback_metrics.get("val/bpb")
+        bpb = trainer.callback_metrics.get("Loss/val_bpb")
         if bpb is not None:
             self.print(f"step {trainer.global_step}/{trainer.max_steps} held-out text: {float(bpb):.3f} bits per byte")
 
@@ -97,7 +97,7 @@ class ProgressLine(ProgressBar):
         speed = (tokens - self.last_tokens) / max(1e-9, now - self.last_time - self.paused)
         left = (now - self.started) / (step - self.first_step) * (trainer.max_steps - step)
         self.last_tokens, self.last_time, self.paused = tokens, now, 0.0
-        loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
+        loss = float(trainer.callback_metrics.get("Loss/train", float("nan")))
         return f"loss {loss:.2f} {speed:,.0f} tokens/s {clock(left)} left"
 
 

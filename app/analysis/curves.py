@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-TAGS = ("train/loss", "val/nats", "val/bpb")
+TAGS = ("Loss/train", "Loss/val_nats", "Loss/val_bpb")
 Curve = list[tuple[int, float]]  # step, from 1, and value
 
 

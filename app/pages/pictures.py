@@ -39,7 +39,7 @@ def main() -> None:
 def curve(events: EventAccumulator, path: Path) -> None:
     """Training loss and validation bits per byte over the steps."""
     figure = Figure(figsize=(8, 3), dpi=100, layout="constrained")
-    units = {"train/loss": "nats per token", "val/bpb": "bits per byte"}
+    units = {"Loss/train": "nats per token", "Loss/val_bpb": "bits per byte"}
     for axes, (tag, unit) in zip(figure.subplots(1, 2), units.items(), strict=True):
         points = events.Scalars(tag)
         axes.plot([p.step for p in points], [p.value for p in points], marker="o" if len(points) < 20 else "")

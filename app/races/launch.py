@@ -21,7 +21,7 @@ from app.races.work import DESK, folder_of, hand_out, work
 from app.training.messages import console
 
 EVERY = 2.0  # seconds between two looks at the members
-LOSS = "train/loss"
+LOSS = "Loss/train"
 
 
 def launch(members: Sequence[Member], overrides: Sequence[str]) -> None:

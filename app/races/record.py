@@ -19,7 +19,7 @@ from app.training.metrics import Total, load_sums, routing_statistics, token_sum
 KEPT = ("tokens_seen", "peak_memory_bytes", "total_params", "active_params", "flops_per_token_train")
 ABOUT = ("corpus_fingerprint", "git_commit")
 TRAINED = {"mean_k": "router/mean_k", "drop_rate": "experts/drop_rate", "maxvio_micro": "experts/maxvio_micro"}
-CURVE = "val/bpb"
+CURVE = "Loss/val_bpb"
 ROWS = 8  # of a forward pass
 ITEMS = 100  # of each small task
 Record = dict[str, Any]

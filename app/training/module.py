@@ -49,14 +49,15 @@ class LanguageModel(lightning.LightningModule):
 
     automatic_optimization = False
     tags = (
-        Tag("train/loss", "language-model loss of the step, without any balance term", "nats per token"),
+        # TensorBoard sorts by name, capitals first: its opening page begins with this group
+        Tag("Loss/train", "language-model loss of the step, without any balance term", "nats per token"),
         Tag("train/grad_norm", "norm of all gradients before clipping"),
         Tag("balance/TERM", "raw value of a balance term, mean over the micro-batches of the step"),
         Tag("balance/TERM_weighted", "the same times its weight"),
-        Tag("val/nats", "cross entropy of held-out text", "nats per token"),
-        Tag("val/ppl", "perplexity, its exponential"),
-        Tag("val/bpb", "bits per byte, mean over the domains", "bits per byte"),
-        Tag("val/bpb_DOMAIN", "bits per byte of one domain", "bits per byte"),
+        Tag("Loss/val_nats", "cross entropy of held-out text", "nats per token"),
+        Tag("Loss/val_ppl", "perplexity, its exponential"),
+        Tag("Loss/val_bpb", "bits per byte, mean over the domains", "bits per byte"),
+        Tag("Loss/val_bpb_DOMAIN", "bits per byte of one domain, where there are several", "bits per byte"),
     )
 
     def __init__(
@@ -175,10 +176,10 @@ class LanguageModel(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         values = {name: value.float() for name, value in self.metric.compute().items()}
-        self.log_dict({f"val/{name}": value for name, value in values.items()})
-        self.log(
-            "step", float(max(0, self.global_step - 1))
-        )  # under which Lightning writes them: that of the last step
+        several = len(self.metric.domains) > 1
+        self.log_dict({f"Loss/val_{name}": values[name] for name in values if several or not name.startswith("bpb_")})
+        step = float(max(0, self.global_step - 1))
+        self.log("step", step)  # under which Lightning writes them: that of the last step
         numbers = {name: value.item() for name, value in values.items()}
         self.validation = {"step": self.global_step, "values": numbers, "load": self.load_metric.compute().cpu()}
         self.metric.reset()
@@ -240,7 +241,7 @@ class LanguageModel(lightning.LightningModule):
         return step % every == 0 or step in (self.first_step + 1, self.trainer.max_steps)
 
     def _log_step(self, sums: Sums, num_targets: Tensor) -> None:
-        self.log("train/loss", sums[LOSS] / num_targets)
+        self.log("Loss/train", sums[LOSS] / num_targets)
         for (kind, name), raw in sums.items():
             if kind == TERM:
                 weight = self.model.balancer.weight(name)

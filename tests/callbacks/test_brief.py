@@ -23,14 +23,14 @@ def test_the_event_file_holds_scalars_pictures_histograms_text_layout_and_hparam
     run = start("callbacks=brief", *OFTEN)
     tags = run.events.Tags()
     assert {"experts/maxvio", "experts_by_layer/maxvio/1", "experts/drop_rate", "router/token_entropy", "train/lr",
-            "speed/tokens_per_s", "val_experts/dead", "train/loss"} <= set(tags["scalars"])  # fmt: skip
+            "speed/tokens_per_s", "val_experts/dead", "Loss/train"} <= set(tags["scalars"])  # fmt: skip
     assert {"experts/load", "experts/load_over_time", "specialisation/experts_by_domain",
             "specialisation/experts_by_topic"} <= set(tags["images"])  # fmt: skip
     assert "experts/load/0" in tags["histograms"]
     assert {"samples/continuation/text_summary", "custom_scalars__config__"} <= set(tags["tensors"])
     assert "_hparams_/experiment" in run.events.summary_metadata
-    steps = {tag: [event.step for event in run.events.Scalars(tag)] for tag in ("train/loss", "experts/maxvio")}
-    assert steps["train/loss"] == steps["experts/maxvio"] == [1, 3]
+    steps = {tag: [event.step for event in run.events.Scalars(tag)] for tag in ("Loss/train", "experts/maxvio")}
+    assert steps["Loss/train"] == steps["experts/maxvio"] == [1, 3]
 
 
 @pytest.mark.parametrize("group", ["off", "brief", "full"])
@@ -47,7 +47,7 @@ class Losses(lightning.Callback):
         self.seen: list[tuple[float, int]] = []
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
-        self.seen.append((float(trainer.callback_metrics["train/loss"]), int(torch.random.get_rng_state().sum())))
+        self.seen.append((float(trainer.callback_metrics["Loss/train"]), int(torch.random.get_rng_state().sum())))
 
 
 def test_training_does_not_notice_that_it_is_watched(start: Start, tmp_path) -> None:

@@ -126,7 +126,7 @@ def test_two_runs_stand_side_by_side(run: Path, train, capsys) -> None:
     assert lines["place"] == [str(run), str(other)]
     assert [float(value) for value in lines["values.nats"]] == [each["values"]["nats"] for each in both]
     assert lines["experiments.removal.rise.0.6.0"][1] == "", "the other has five experts"
-    assert both[1]["curves"]["val/bpb"][-1][0] == 3 and both[1]["config"].count("num_experts: 5") == 1
+    assert both[1]["curves"]["Loss/val_bpb"][-1][0] == 3 and both[1]["config"].count("num_experts: 5") == 1
     assert both[0]["budget"]["total_params"] == json.loads((run / "summary.json").read_text())["total_params"]
     shown = data_of(folder / "index.html")
     assert [len([e for e in layer if e is not None]) for layer in shown["pairs"]] == [5, 5]

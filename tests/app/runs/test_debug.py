@@ -19,12 +19,12 @@ def test_fast_is_three_steps_whatever_the_experiment(experiment: str) -> None:
 def test_fast_goes_to_the_summary(train: Train) -> None:
     run = train("debug=fast", "trainer.max_steps=3")  # the fixture asks for 2
     assert json.loads((run / "summary.json").read_text())["tokens_seen"] == 3 * 4 * 32
-    assert [point.step for point in events_of(run).Scalars("train/loss")] == [0, 1, 2]
+    assert [point.step for point in events_of(run).Scalars("Loss/train")] == [0, 1, 2]
 
 
 def test_overfit_brings_the_loss_of_one_batch_towards_zero(train: Train) -> None:
     run = train("debug=overfit", "trainer.max_steps=100", "optimizer.lr=0.01", "balance=none")
-    losses = [point.value for point in events_of(run).Scalars("train/loss")]
+    losses = [point.value for point in events_of(run).Scalars("Loss/train")]
     assert losses[-1] < 0.1 < 2 < losses[0]
 
 

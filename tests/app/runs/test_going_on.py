@@ -63,7 +63,7 @@ def test_a_run_killed_from_outside_shows_every_point_once_and_every_validation(s
     assert killed(folder, "cut", 7, signal.SIGKILL, line) == -signal.SIGKILL
     assert shell("train run=cut resume=true").returncode == 0
     assert shown(cut) == shown(straight)
-    assert logged(cut, "val/nats") == [2, 5, 8, 11]
+    assert logged(cut, "Loss/val_nats") == [2, 5, 8, 11]
     assert_same_end(straight, cut, 12)
     assert (cut / "summary.json").exists()
 
@@ -79,9 +79,9 @@ def test_a_run_that_is_asked_to_end_saves_says_how_to_go_on_and_does_not_look_fi
     assert not (run / "summary.json").exists()
     (last, _), *_ = reversed(steps(run / "checkpoints"))
     assert last >= 5
-    assert logged(run, "train/loss") == list(range(last))
+    assert logged(run, "Loss/train") == list(range(last))
     assert shell(f"train run=asked resume=true trainer.max_steps={last + 2}").returncode == 0
-    assert logged(run, "train/loss") == list(range(last + 2))
+    assert logged(run, "Loss/train") == list(range(last + 2))
 
 
 def test_ctrl_c_during_tokenisation_leaves_no_half_cache(folder: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_run_of_two_processes_under_a_matched_config_goes_on_alone(shell: Shel
     assert done.returncode == 0, done.stderr
     summary = json.loads((folder / "runs/wide/summary.json").read_text())
     assert summary["tokens_seen"] == 6 * 128
-    assert logged(folder / "runs/wide", "train/loss") == list(range(6))
+    assert logged(folder / "runs/wide", "Loss/train") == list(range(6))
 
 
 def test_a_process_that_never_joins_ends_the_other_in_one_line(folder: Path) -> None:

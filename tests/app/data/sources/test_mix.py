@@ -158,4 +158,4 @@ def test_a_killed_mix_goes_on_with_its_phases_from_where_its_text_is(tmp_path: P
     assert train(tmp_path, ["run=cut", "resume=true", "data.sources.b.path=elsewhere.txt"]) == 0
     cut = shown(tmp_path / "runs/cut")
     assert cut == shown(tmp_path / "runs/straight")
-    assert {"val/bpb_a", "val/bpb_b"} <= set(cut)
+    assert {"Loss/val_bpb_a", "Loss/val_bpb_b"} <= set(cut)
