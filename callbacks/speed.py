@@ -11,6 +11,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
+from torch import nn
 
 from app.cost.budget import Budget
 from app.registry import register, require
@@ -64,17 +65,30 @@ class Speed(lightning.Callback):
             )
         self._reset()
         self.last: Mark | None = None  # the end of the part before; None where something else came between
+        self.hook = pl_module.model.register_forward_pre_hook(self._go_on)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.hook.remove()
+
+    def _go_on(self, model: nn.Module, _: Any) -> None:
+        """A checkpoint is written when the batch is there: the forward pass begins after it."""
+        if self.last is None and model.training:
+            self.last = self._now()
 
     def _reset(self) -> None:
         self.spans: list[tuple[str, Mark, Mark]] = []
         self.steps = 0
 
+    def _now(self) -> Mark:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
     def _end(self, part: str) -> None:
         """Ends the part of the step that began at the last mark."""
-        now: Mark = time.perf_counter()
-        if self.cuda:
-            now = torch.cuda.Event(enable_timing=True)
-            now.record()
+        now = self._now()
         if self.last is not None:
             self.spans.append((part, self.last, now))
         self.last = now

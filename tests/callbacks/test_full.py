@@ -1,11 +1,14 @@
 """The group of all callbacks on a short real run."""
 
+import time
+from pathlib import Path
+
 import lightning
 import pytest
 import torch
 
 from app.cost.budget import Budget
-from app.training.module import Batch
+from app.training.module import Batch, LanguageModel
 from callbacks import draw
 from callbacks.domain_pictures import DomainPictures, by_domain
 from callbacks.gradient_norms import parameter_groups
@@ -81,6 +84,21 @@ def test_a_router_whose_experts_change_places_has_changed_its_whole_routing(star
     parts = ("optimizer.lr=0.0", "router.select.k=1", "balance=none")
     run = start(*parts, callbacks=[RoutingChange(rows=1), Turned()])
     assert run.scalar("specialisation_by_layer/routing_change/0") == [1.0]
+
+
+class Saves(lightning.Callback):
+    """A checkpoint before every step, as a run with `trainer.checkpoint_every=1` writes them."""
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: object) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "a.ckpt")
+
+
+def test_a_checkpoint_before_a_step_takes_nothing_of_its_forward_pass(start: Start) -> None:
+    def slow(module: LanguageModel) -> None:
+        module.model.register_forward_hook(lambda *_: time.sleep(0.1))
+
+    run = start(callbacks=[Speed(peak_flops=None), Saves()], log_every=1, change=slow)
+    assert min(run.scalar("speed/forward_ms")) >= 200, "two micro-batches"
 
 
 def test_the_share_of_the_peak_is_tokens_times_flops_over_the_peak(run: Run) -> None:

@@ -7,6 +7,7 @@ import os
 import runpy
 import signal
 import sys
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from pkgutil import resolve_name
@@ -61,11 +62,13 @@ def train(folder: Path, words: list[str], moment: Moment | None = None, *numbers
     return ended(process)
 
 
-def train_two(folder: Path, words: list[str], moment: Moment | None = None) -> list[int | None]:
+def train_two(
+    folder: Path, words: list[str], moment: Moment | None = None, how: Sequence[str] = TWO
+) -> list[int | None]:
     """On two processes, the second of which gets the signal."""
     moments, port = (None, moment), free_port()
     two = [
-        FRESH.Process(target=_train_rank, args=(rank, port, folder, [*words, *TWO], moments[rank], signal.SIGKILL))
+        FRESH.Process(target=_train_rank, args=(rank, port, folder, [*words, *how], moments[rank], signal.SIGKILL))
         for rank in range(2)
     ]
     for process in two:
