@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from app.registry import check, find
-from app.training.module import LanguageModel
+from app.training.module import Batch, LanguageModel
 from callbacks.expert_pictures import ExpertPictures
 from callbacks.expert_scalars import ExpertScalars
 from callbacks.overview import run_config
@@ -112,6 +112,21 @@ def test_a_collapsed_router_shows_in_the_event_file(start: Start) -> None:
     assert run.scalar("experts/maxvio")[-1] == pytest.approx(num_experts / k - 1)
     assert run.scalar("experts/dead")[-1] == num_experts - k
     assert run.scalar("experts/load_max")[-1] == pytest.approx(num_experts / k)
+
+
+def test_a_capacity_of_the_even_load_drops_half_of_what_goes_to_half_of_the_experts(start: Start) -> None:
+    """Half of the experts get every token, and have places for half of them; padding takes no place."""
+    tokens: list[int] = []  # real ones of each micro-batch of 64
+
+    class Count(lightning.Callback):
+        def on_train_batch_start(self, trainer: object, module: object, batch: Batch, *_: object) -> None:
+            tokens.extend(int(valid.sum()) for valid in batch["valid"].split(2))
+
+    knobs = ("router/drop=capacity", "router.drop.factor=1.0")
+    run = start(*knobs, steps=2, change=collapse, callbacks=[ExpertScalars(), Count()])
+    dropped = sum(max(0, number - 32) for number in tokens) / sum(tokens)
+    assert run.scalar("experts/drop_rate") == run.scalar("experts_by_layer/drop_rate/1") == pytest.approx([dropped])
+    assert len(tokens) == 4 and max(tokens) == 64
 
 
 def test_hyperparameters_begin_with_what_runs_differ_in(start: Start) -> None:
