@@ -15,7 +15,7 @@ from app.training.tags import Tag
 from callbacks import draw
 from callbacks.routing_callback import RoutingCallback
 from callbacks.writing import event_writer, step_of
-from routers.assignments import expert_load
+from routers.assignments import expert_load, importance
 from routers.contract import Routing
 
 COLUMNS = 256  # of the history; where it is full, every second one is left out
@@ -41,6 +41,7 @@ class ExpertPictures(RoutingCallback):
             "multiples of the even load",
             "image",
         ),
+        Tag("experts/importance", "sum of an expert's gates, by layer and expert", "multiples of the mean", "image"),
         Tag("experts/load/LAYER", "load of all experts", "multiples of the even load", "histogram"),
     )
 
@@ -55,7 +56,7 @@ class ExpertPictures(RoutingCallback):
         self.history: list[torch.Tensor] = []  # (L, E) each
 
     def on_training_routings(self, routings: list[Routing], batch: Batch) -> None:
-        self.total.add({"load": expert_load(routings)})
+        self.total.add({"load": expert_load(routings), "importance": importance(routings)})
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object) -> None:
@@ -69,19 +70,22 @@ class ExpertPictures(RoutingCallback):
         self.history.append(uniform_multiple(sums["load"]).float().cpu())
         if len(self.steps) > COLUMNS:
             self.steps, self.history = self.steps[1::2], self.history[1::2]
-        self._publish(trainer, step)
+        self._publish(trainer, step, uniform_multiple(sums["importance"]))
 
-    def _publish(self, trainer: lightning.Trainer, step: int) -> None:
+    def _publish(self, trainer: lightning.Trainer, step: int, mass: torch.Tensor) -> None:
         writer = event_writer(trainer)
         if writer is None:
             return
         now = self.history[-1]
         for layer, values in enumerate(now):
             writer.add_histogram(f"experts/load/{layer}", values, step_of(trainer))
-        title = f"Load of every expert, step {step}"
-        names = {"title": title, "rows": "MoE layer", "columns": "expert", "unit": draw.LOAD}
-        drawn = draw.heat_map(now, **names, top=self.top, loads=True)
-        draw.publish(writer, "experts/load", drawn, step_of(trainer))
+        for tag, values, what, unit in (
+            ("load", now, "Load of every expert", draw.LOAD),
+            ("importance", mass, "Gates of every expert", "sum of the gates, multiples of the mean"),
+        ):
+            names = {"title": f"{what}, step {step}", "rows": "MoE layer", "columns": "expert", "unit": unit}
+            drawn = draw.heat_map(values, **names, top=self.top, loads=True)
+            draw.publish(writer, f"experts/{tag}", drawn, step_of(trainer))
         if len(self.steps) > 1:
             draw.publish(writer, "experts/load_over_time", self._over_time(), step_of(trainer))
 

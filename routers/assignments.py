@@ -17,6 +17,12 @@ def expert_load(routings: Sequence[Routing]) -> Tensor:
     return torch.stack([count(r.expert, r.logits.size(1)) for r in routings])
 
 
+def importance(routings: Sequence[Routing]) -> Tensor:
+    """Sum of the gates per layer and expert (L, E) float32, differentiable: what an expert weighs, beside its load."""
+    sums = [r.gate.new_zeros(r.logits.size(1) + 1).index_add(0, r.expert, r.gate) for r in routings]
+    return torch.stack(sums)[:, :-1]
+
+
 def sequence_load(routing: Routing) -> Tensor:
     """Assignments per sequence and expert (B, E) float32, before the drop, without padding."""
     num_sequences, length = routing.valid.shape

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from routers.assignments import expert_load
+from routers.assignments import expert_load, importance
 from routers.collectives import rank, rank_sums
 from routers.contract import Routing
 
@@ -165,7 +165,7 @@ def load_sums(routings: Sequence[Routing]) -> dict[str, Tensor]:
     loads = expert_load(routings)
     return {
         "load": loads,
-        "importance": torch.stack([_importance(routing) for routing in routings]),
+        "importance": importance(routings),
         "dropped": torch.stack([((r.expert < r.logits.size(1)) & ~r.kept).sum() for r in routings]),
         "tokens": routings[0].valid.sum(),
         "forwards": torch.ones((), device=loads.device),
@@ -212,11 +212,6 @@ def _score_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tokens = sums["scored_tokens"].clamp_min(1)
     means = {name.replace("entropy", "token_entropy"): sums[name] / tokens for name in ("entropy", "margin", "z")}
     return means | {"logit_rms": (sums["logit_square"] / sums["logits"].clamp_min(1)).sqrt()}
-
-
-def _importance(routing: Routing) -> Tensor:
-    num_experts = routing.logits.size(1)
-    return routing.gate.new_zeros(num_experts + 1).scatter_add_(0, routing.expert, routing.gate)[:num_experts]
 
 
 def _scores_of_tokens(routing: Routing) -> dict[str, Tensor]:

@@ -9,10 +9,10 @@ same K experts of equal gates serve every token.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from app.registry import register
+from routers.assignments import importance
 from routers.contract import LossTerm, Routing
 from routers.distributions import squared_variation
 
@@ -29,8 +29,4 @@ class Importance(LossTerm):
     """
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
-        return squared_variation(torch.stack([self._importance(r) for r in routings])).mean()
-
-    def _importance(self, routing: Routing) -> Tensor:
-        num_experts = routing.logits.size(1)
-        return routing.gate.new_zeros(num_experts + 1).index_add(0, routing.expert, routing.gate)[:num_experts]  # (E,)
+        return squared_variation(importance(routings)).mean()

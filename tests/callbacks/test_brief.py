@@ -7,6 +7,7 @@ from torch import Tensor
 
 from app.registry import check, find
 from app.training.module import Batch, LanguageModel
+from callbacks import draw
 from callbacks.expert_pictures import ExpertPictures
 from callbacks.expert_scalars import ExpertScalars
 from callbacks.overview import run_config
@@ -112,6 +113,18 @@ def test_a_collapsed_router_shows_in_the_event_file(start: Start) -> None:
     assert run.scalar("experts/maxvio")[-1] == pytest.approx(num_experts / k - 1)
     assert run.scalar("experts/dead")[-1] == num_experts - k
     assert run.scalar("experts/load_max")[-1] == pytest.approx(num_experts / k)
+
+
+def test_load_and_gates_are_drawn_as_they_are_told(start: Start, monkeypatch) -> None:
+    """The brightest cell of a row is the largest value of the scalars, over the same two steps."""
+    drawn: dict[str, Tensor] = {}
+    heat_map = draw.heat_map
+    monkeypatch.setattr(draw, "heat_map", lambda cells, **k: drawn.update({k["title"]: cells}) or heat_map(cells, **k))
+    run = start(callbacks=[ExpertScalars(), ExpertPictures(every=2, top=3.0)], steps=2)
+    assert "experts/importance" in run.events.Tags()["images"]
+    for title, name in (("Load of every expert, step 2", "load"), ("Gates of every expert, step 2", "importance")):
+        told = [run.scalar(f"experts_by_layer/{name}_max/{layer}")[-1] for layer in range(2)]
+        assert drawn[title].amax(1).tolist() == pytest.approx(told)
 
 
 def test_a_capacity_of_the_even_load_drops_half_of_what_goes_to_half_of_the_experts(start: Start) -> None:
