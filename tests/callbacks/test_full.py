@@ -132,12 +132,29 @@ class Counted(RoutingCallback):
                     self.load[layer, int(batch["domain"].flatten()[token]), expert] += 1
 
 
-def test_the_picture_of_domains_shows_the_load_of_each_domain_in_its_row(start: Start, monkeypatch) -> None:
+def watch_panels(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[torch.Tensor], list[str]]]:
+    """The maps that are drawn from now on, and the names of their rows."""
     drawn: list[tuple[list[torch.Tensor], list[str]]] = []
     painted = draw.panels
     monkeypatch.setattr(
         draw, "panels", lambda maps, **more: drawn.append((maps, more["yticklabels"])) or painted(maps, **more)
     )
+    return drawn
+
+
+def test_experts_of_one_domain_each_are_drawn_as_a_diagonal(start: Start, monkeypatch) -> None:
+    drawn = watch_panels(monkeypatch)
+    planted = ("router=oracle", "experts=coarse", "experts.num_experts=3", "experts.top_k=1", "balance=none")
+    run = start(*planted, callbacks=[DomainPictures(every=1, top=3.0)])
+    maps, names = next(shown for shown in reversed(drawn) if len(shown[1][0]) == 1)
+    assert names == ["a", "b", "c"]
+    for cells in maps:
+        torch.testing.assert_close(cells.float(), 3 * torch.eye(3))
+    assert run.scalar("specialisation/domain_information")[-1] > 0.8
+
+
+def test_the_picture_of_domains_shows_the_load_of_each_domain_in_its_row(start: Start, monkeypatch) -> None:
+    drawn = watch_panels(monkeypatch)
     counted, pictures = Counted(), DomainPictures(every=1, top=3.0)
     start(callbacks=[counted, pictures])
     maps, names = next(shown for shown in reversed(drawn) if len(shown[1][0]) == 1)
