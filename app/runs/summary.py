@@ -48,7 +48,7 @@ def write_summary(folder: Path, config: Config, checkpoint: dict[str, Any]) -> N
     write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     say(f"{summary['val_bpb']:.3f} bits per byte. The run lies in {folder}")
     if (folder / "tb").exists():
-        say(f"look at its experts: tensorboard --logdir {folder.parent}")
+        say(f"look at it: tensorboard --logdir {folder.parent}")
 
 
 def is_finished(checkpoint: dict[str, Any]) -> bool:
