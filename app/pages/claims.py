@@ -65,4 +65,8 @@ def _difference(found: Judged) -> str:
 def _verdict(claim: Claim, found: Judged) -> str:
     if found.verdict == "cannot tell":
         return "cannot tell at this size"
-    return "supported" if found.verdict == claim["expected"] else f"contradicted: {found.verdict}"
+    if found.verdict == claim["expected"]:
+        return "supported"
+    if found.verdict == "equivalent" and claim.get("below_margin"):
+        return "level within the margin"
+    return f"contradicted: {found.verdict}"
