@@ -97,7 +97,7 @@ class DomainPictures(RoutingCallback):
             title=f"Experts of every {kind} on held-out text, step {step}",
             rows=kind,
             columns="expert",
-            unit=f"share in the {kind}'s load, multiples of 1/E",
+            unit="multiples of the even share",
             top=self.top,
             loads=True,
             column_names=None if self.order is None else self.order.tolist(),
