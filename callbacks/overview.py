@@ -17,15 +17,7 @@ from app.training.metrics import STATISTICS
 from callbacks.writing import event_writer, labels_of
 from routers.contract import PARTS as PARTS_OF_ROUTER
 
-FINAL = (
-    "Loss/val_bpb",
-    "experts/maxvio",
-    "speed/tokens_per_s",
-    "Loss/val_nats",
-    "Loss/val_ppl",
-    "Loss/train",
-    "experts/dead",
-)
+FINAL = ("Loss/val_bpb", "experts/maxvio", "speed/tokens_per_s", "Loss/val_nats", "Loss/train", "experts/dead")
 BY_LAYER = ("load_max", "load_min", "maxvio", "effective_experts", "dead", "drop_rate")  # of `experts_by_layer`
 ROUTERS = ("token_entropy", "margin", "mean_k", "logit_rms")  # of `router_by_layer`
 PARTS = ("data", "forward", "backward", "optimizer")  # of a step
