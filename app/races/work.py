@@ -39,18 +39,20 @@ def folder_of(key: str) -> Path:
 
 
 def work(config: DictConfig) -> None:
-    """Trains the member `config.member` to its end and writes its record."""
-    record = trained(config.member, read_list(DESK / f"{config.member}.yaml"))
-    if record is not None:
-        write_whole(DESK / f"{config.member}.json", json.dumps(record) + "\n")
-        if "failed" not in record and not config.keep:
-            shutil.rmtree(folder_of(config.member))
+    """Trains the member `config.member` to its end and writes its record, unless another worker has."""
+    path = DESK / f"{config.member}.json"
+    with FileLock(DESK / f"{config.member}.lock"):
+        record = None if path.exists() else trained(config.member, read_list(DESK / f"{config.member}.yaml"))
+        if record is not None:
+            write_whole(path, json.dumps(record) + "\n")
+            if "failed" not in record and not config.keep:
+                shutil.rmtree(folder_of(config.member))
 
 
 def trained(key: str, overrides: list[str]) -> dict[str, Any] | None:
     """The record of a member; None if somebody has stopped it.
 
-    It goes on with what an earlier start has left; one that a killed race has left running is waited for.
+    It goes on with what an earlier start has left; a run that a killed worker has left going is waited for.
     """
     folder, log = folder_of(key), DESK / f"{key}.log"
     if folder.exists():
