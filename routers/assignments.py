@@ -17,6 +17,25 @@ def expert_load(routings: Sequence[Routing]) -> Tensor:
     return torch.stack([count(r.expert, r.logits.size(1)) for r in routings])
 
 
+def gates(routing: Routing) -> Tensor:
+    """The gate of every token and expert (T, E), 0 where it was not chosen."""
+    num_tokens, num_experts = routing.logits.shape
+    index = routing.token * (num_experts + 1) + routing.expert
+    flat = routing.gate.new_zeros(num_tokens * (num_experts + 1)).scatter(0, index, routing.gate)
+    return flat.view(num_tokens, num_experts + 1)[:, :num_experts]
+
+
+def acting(routing: Routing, alone: int | None) -> Routing:
+    """What is computed: a routing without what was dropped, or the expert `alone` for every token, none if it is E."""
+    valid, num_experts = routing.valid.flatten(), routing.logits.size(1)
+    if alone is None:
+        return routing._replace(expert=routing.expert.masked_fill(~routing.kept, num_experts))
+    kept = valid & (alone < num_experts)
+    expert = torch.full_like(valid, alone, dtype=torch.int64).masked_fill(~kept, num_experts)
+    token = torch.arange(len(valid), device=valid.device)
+    return routing._replace(token=token, expert=expert, gate=kept.float(), kept=kept)
+
+
 def importance(routings: Sequence[Routing]) -> Tensor:
     """Sum of the gates per layer and expert (L, E) float32, differentiable: what an expert weighs, beside its load."""
     sums = [r.gate.new_zeros(r.logits.size(1) + 1).index_add(0, r.expert, r.gate) for r in routings]

@@ -44,6 +44,7 @@ class Context(NamedTuple):
     seed: int = 0  # of this step and layer: noise drawn from it does not depend on ranks or recomputation
     step: int = 0  # optimizer steps made so far; only what happens in training may hang on it
     domain: Tensor | None = None  # (T,) int64, which text a token is from; None where nobody knows, as of a prompt
+    alone: int | None = None  # the expert that acts whatever the router says, with gate 1; E: none does
 
     def generator(self, part: Part, device: torch.device) -> torch.Generator:
         """A new source of this layer's noise, another one for each part: whoever asks again gets the same noise."""
@@ -120,6 +121,7 @@ class Weigh(nn.Module):
     """
 
     on_input: ClassVar[bool] = False  # whether the gate multiplies what the expert sees, not what it returns
+    signed: ClassVar[bool] = False  # whether scores and gates may be negative
 
     def __init__(self, sizes: Sizes, *, normalize: bool, scale: float) -> None:
         super().__init__()
@@ -127,7 +129,7 @@ class Weigh(nn.Module):
         self.normalize, self.scale = normalize, scale
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Scores (T, E) of logits (T, E); not negative, and finite also where the logit is -inf."""
+        """Scores (T, E) of logits (T, E); finite also where the logit is -inf, not negative unless `signed`."""
         raise NotImplementedError
 
     def log_scores(self, logits: Tensor) -> Tensor:
@@ -161,8 +163,7 @@ class Select(nn.Module):
     def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Assignments token (A,), expert (A,) by the choice (T, E): scores or logits plus offset, -inf where forbidden.
 
-        They stand in the order of their tokens. `context.valid` (B, S) tells the sequences apart; what is assigned to
-        padding is discarded afterwards.
+        They stand in the order of their tokens; what is assigned to padding is discarded afterwards.
         """
         raise NotImplementedError
 

@@ -9,13 +9,14 @@ from app.analysis.continuation import continued
 from app.analysis.curves import curves_of
 from app.analysis.experiments.observe import passes
 from app.analysis.experiments.suite import BATCH, conducted
-from app.analysis.specialisation import gates, load_by_label
+from app.analysis.specialisation import load_by_label
 from app.config.saved import dumped
 from app.cost.budget import Budget
 from app.data.corpus import Batch
 from app.data.tokenizers import Tokenizer
 from app.runs.read import TrainedRun
 from app.training.metrics import LanguageMetric, Total, routing_statistics, routing_sums, uniform_multiple
+from routers.assignments import gates
 from routers.contract import Routing
 
 SHOWN = 8  # experts of a token, at most

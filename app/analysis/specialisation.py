@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from experts.contract import Stack
-from routers.assignments import count
+from routers.assignments import count, gates
 from routers.contract import Routing
 
 
@@ -27,18 +27,10 @@ def chosen(routing: Routing) -> Tensor:
     return gates(routing._replace(gate=torch.ones_like(routing.gate))) > 0
 
 
-def gates(routing: Routing) -> Tensor:
-    """The gate of every token and expert (T, E), 0 where it was not chosen."""
-    num_tokens, num_experts = routing.logits.shape
-    index = routing.token * (num_experts + 1) + routing.expert
-    flat = routing.gate.new_zeros(num_tokens * (num_experts + 1)).scatter_(0, index, routing.gate)
-    return flat.view(num_tokens, num_experts + 1)[:, :num_experts]
-
-
 def first_choice(routing: Routing) -> Tensor:
     """The expert with the largest gate of each token (T,), -1 where it has none."""
-    best = (gates(routing) + chosen(routing)).max(-1)  # a chosen expert may have gate 0
-    return best.indices.masked_fill(best.values <= 0, -1)
+    best = gates(routing).masked_fill(~chosen(routing), -torch.inf).max(-1)  # a gate may be 0, or negative
+    return best.indices.masked_fill(best.values == -torch.inf, -1)
 
 
 def tokens_by_k(routing: Routing) -> Tensor:

@@ -25,8 +25,9 @@ from app.config.build import build_optimizer
 from app.cost.memory import Memory, optimizer_states
 from app.data.module import micro_batch_size
 from app.model.assemble import build_model
+from app.model.block import Block
 from app.model.moe import MoE
-from app.model.transformer import Block, Transformer
+from app.model.transformer import Transformer
 from app.registry import UserError, find
 from experts.contract import FeedForward, Stack
 

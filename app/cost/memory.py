@@ -15,8 +15,9 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from app.model.block import Block
 from app.model.moe import MoE
-from app.model.transformer import Block, Transformer
+from app.model.transformer import Transformer
 from experts.contract import FeedForward, Stack
 
 GPU = 0.95 * 80e9  # bytes; the rest is the CUDA context's and fragmentation's

@@ -8,10 +8,12 @@ from typing import Any
 from torch import nn
 
 from app.model.config import ModelConfig
+from app.model.ensemble import Ensemble
 from app.model.moe import MoE, Unrouted
 from app.model.transformer import Transformer
 from app.registry import UserError, check, make, unknown
 from experts.contract import Experts
+from experts.mixture import Mixture
 from routers.balancer import Balancer
 from routers.contract import Drop, Select, Sizes
 from routers.router import Router
@@ -40,7 +42,8 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
         for layout in layouts
     ]
     balancer = build_balancer(config, sizes)
-    return ranged("", lambda: Transformer(model, ffns, balancer, vocab_size))
+    kind = Ensemble if any(isinstance(layout, Mixture) and layout.on_model for layout in layouts) else Transformer
+    return ranged("", lambda: kind(model, ffns, balancer, vocab_size))
 
 
 def sizes_of(routed: list[Experts], dim: int, vocab_size: int) -> Sizes:

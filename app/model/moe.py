@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from experts import grouped
 from experts.contract import Experts
+from experts.mixture import Mixture
+from routers.assignments import acting, gates
 from routers.contract import Context, Routing
 from routers.router import Router
 
@@ -27,10 +29,15 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Routing]:
         """Output (B, S, D) of x (B, S, D), and who computed what; without a context no token is padding."""
         context = context or Context(torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
+        routing = self.router(x.flatten(0, 1), context)
+        return self.compute(x, acting(routing, context.alone)), routing
+
+    def compute(self, x: Tensor, routing: Routing) -> Tensor:
+        """Output (B, S, D) of x (B, S, D) under what acts of a routing."""
         tokens = x.flatten(0, 1)  # (T, D)
-        routing = self.router(tokens, context)
-        expert = routing.expert.masked_fill(~routing.kept, self.experts.num_experts)
-        token, expert, gate = self.experts.assign(routing.token, expert, routing.gate, len(tokens))
+        if isinstance(self.experts, Mixture):
+            return self.experts.mixed(tokens, gates(routing)).view_as(x)
+        token, expert, gate = self.experts.assign(routing.token, routing.expert, routing.gate, len(tokens))
         worth = grouped.rows_worth_a_product(tokens, self.largest)
         plan = grouped.plan(expert, token, self.experts.num_computed, len(tokens), worth)
         rows = grouped.dispatch(self.experts.enter(tokens), plan)  # (R, Z)
@@ -39,8 +46,7 @@ class MoE(nn.Module):
         outputs = self.experts(rows, plan.ends)  # (R, Z); under expert parallelism still on their way back
         shared = self.experts.shared(tokens)  # meanwhile
         routed = self.experts.leave(grouped.combine(outputs, gate, plan), tokens)  # (T, D)
-        y = routed if shared is None else routed + shared
-        return y.view_as(x), routing
+        return (routed if shared is None else routed + shared).view_as(x)
 
 
 class Unrouted(nn.Module):

@@ -8,32 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from app.model.attention import Attention, Positions, rotary
+from app.model.attention import Positions, rotary
+from app.model.block import block_of
 from app.model.config import ModelConfig
 from app.model.documents import document_mask
 from app.model.loss import token_nll
 from app.registry import require
 from experts.contract import Experts
+from experts.low_rank import SkilledLinear
 from routers.balancer import Balancer
 from routers.contract import Context, Routing
 from routers.router import Router
-
-
-class Block(nn.Module):
-    """Attention and a feed-forward part, each behind a norm and added to the residual stream."""
-
-    def __init__(self, config: ModelConfig, ffn: nn.Module) -> None:
-        super().__init__()
-        self.attention_norm = nn.RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config)
-        self.ffn_norm = nn.RMSNorm(config.dim, config.norm_eps)
-        self.ffn = ffn
-
-    def forward(self, x: Tensor, positions: Positions) -> tuple[Tensor, Routing | None]:
-        x = x + self.attention(self.attention_norm(x), positions)
-        inner = self.ffn_norm(x)
-        y, routing = self.ffn(inner, positions.context)
-        return x + y, routing
 
 
 class Transformer(nn.Module):
@@ -46,7 +31,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.balancer = config, balancer
         self.embedding = nn.Embedding(vocab_size, config.dim)
-        self.blocks = nn.ModuleList(Block(config, ffn) for ffn in ffns)
+        self.blocks = nn.ModuleList(block_of(config, ffn) for ffn in ffns)
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.head = nn.Linear(config.dim, vocab_size, bias=False)
         if config.tie_embeddings:
@@ -80,8 +65,10 @@ class Transformer(nn.Module):
 
     def matrices(self) -> list[nn.Parameter]:
         """Of the embedding, the blocks and the head, alone or in stacks; none of the routers', none that is settled."""
-        layouts = [module for module in self.modules() if isinstance(module, Experts)]
-        own = {*self.router_parameters(), *(p for layout in layouts for p in layout.settled())}
+        settled = (
+            p for module in self.modules() if isinstance(module, Experts | SkilledLinear) for p in module.settled()
+        )
+        own = {*self.router_parameters(), *settled}
         return [p for p in self.parameters() if p.dim() >= 2 and p not in own]
 
     def hidden_axes(self) -> dict[nn.Parameter, int]:
@@ -132,13 +119,14 @@ class Transformer(nn.Module):
         seed: int = 0,
         step: int = 0,
         domain: Tensor | None = None,
+        alone: int | None = None,  # as in `Context`
     ) -> tuple[Tensor, list[Routing]]:
         """The normed output of the last block (B, S, D), and the routings; without `document` a row is one document."""
         x, config = self.embedding(tokens), self.config
         mask = None if document is None or config.cross_documents else document_mask(document, config.head_width)
         cos, sin = rotary(tokens.size(1), config.head_width, config.rope_theta, tokens.device)
         known = None if domain is None else domain.flatten()
-        context = Context(valid, tokens.flatten(), shared=self.shared_score, step=step, domain=known)
+        context = Context(valid, tokens.flatten(), shared=self.shared_score, step=step, domain=known, alone=alone)
         offset = self.balancer.offset()
         routings: list[Routing] = []
         for block in self.blocks:

@@ -16,8 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from app.model.block import Block
 from app.model.moe import MoE
-from app.model.transformer import Block, Transformer
+from app.model.transformer import Transformer
 from app.registry import UserError, require
 from experts.contract import FeedForward, Routed
 from routers.contract import Score

@@ -26,6 +26,10 @@ LAYOUTS = {
     "grove": {
         "num_experts": 6, "top_k": 3, "hidden_dim": 8, "group_size": 2, "adjugate_dim": 4, "adjugate_scale": 0.5
     },
+    "lora_skills": {
+        "skills": ["a", "b", "c"], "top_k": 2, "hidden_dim": 8, "rank": 2, "scale": 2.0, "linears": "ffn",
+        "level": "layer"
+    },
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", LAYOUTS)
 
@@ -46,7 +50,7 @@ class Fixed(nn.Module):
         token, expert = self.gates.nonzero().unbind(1)
         gate = self.gates[token, expert]
         kept = gate.new_ones(gate.shape, dtype=torch.bool)
-        return Routing(token, expert, gate, kept, x, x, x, 1, context.valid, None)
+        return Routing(token, expert, gate, kept, *[self.gates] * 3, 1, context.valid, None)
 
 
 def build(name: str, dtype: torch.dtype = torch.float64, **changed: object) -> Experts:
@@ -90,6 +94,8 @@ def expert_output(name: str, layout: Experts, x: Tensor, e: int) -> Tensor:
         return network(experts, x, e) + layout.scale * network(adjugates, x, e // layout.group_size)
     if name == "longcat" and e >= layout.num_ffn:
         return x
+    if name == "lora_skills":
+        return under_skill(layout, x, e) - network(layout.common, x)
     if name == "moepp" and e >= layout.num_ffn:
         if e < layout.first_copy:
             return torch.zeros_like(x)
@@ -99,6 +105,13 @@ def expert_output(name: str, layout: Experts, x: Tensor, e: int) -> Tensor:
         share = (x @ layout.mix[i].T).softmax(-1)
         return share[:, :1] * x + share[:, 1:] * layout.constant[i]
     return network(layout.routed, x, e)
+
+
+def under_skill(layout: Experts, x: Tensor, e: int) -> Tensor:
+    """The network of a library under one of its skills, as one matrix each."""
+    w_in, w_out = (w.weight.T + layout.scale * w.a[e] @ w.b[e] for w in (layout.common.w_in, layout.common.w_out))
+    gate, up = (x @ w_in).chunk(2, -1)
+    return (functional.silu(gate) * up) @ w_out
 
 
 def shared_output(name: str, layout: Experts, x: Tensor) -> Tensor:
@@ -213,6 +226,7 @@ def test_bfloat16_stays_close_to_float64(name):
 def test_parameters_are_told_exactly(name):
     layout = build(name)
     own = {key: p.numel() for key, p in layout.named_parameters() if not key.startswith(("common", "down", "up"))}
+    own |= {key: p.numel() for key, p in layout.named_parameters() if key.endswith((".a", ".b"))}  # of skills
     assert len(layout.expert_params()) == layout.num_experts
     assert sum(layout.expert_params()) == sum(own.values())
     assert layout.active_params(layout.num_experts) == pytest.approx(sum(own.values()))

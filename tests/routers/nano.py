@@ -26,7 +26,7 @@ CONFIG = ModelConfig(**OmegaConf.to_container(OmegaConf.load("conf/model/tiny.ya
 
 def layout(name: str = "coarse") -> Experts:
     """A layout with 8 routed experts where its knobs allow that."""
-    small = {"num_experts": 8, "top_k": 2, "hidden_dim": 8, "latent_dim": 8, "segments": 1, "num_shared": 1}
+    small = {"num_experts": 8, "top_k": 2, "hidden_dim": 8, "segments": 1, "num_shared": 1} | {"skills": [*"abcdefgh"]}
     values = defaults("experts", name)
     if name == "deepseek":
         small |= {"num_experts": 9, "top_k": 3}

@@ -94,6 +94,18 @@ def test_importance_of_two_equal_experts_alone_is_e_over_k_minus_one():
     torch.testing.assert_close(term("importance", sizes(8, 2)).loss([made], None), torch.tensor(3.0))
 
 
+def test_the_prior_is_the_squared_distance_of_the_mean_gates_and_pulls_towards_it():
+    made = routing(torch.zeros(1, 6, 8), torch.tensor([[0, 1]]).expand(6, 2))
+    gate = torch.tensor([1.5, -0.5]).repeat(6).requires_grad_()  # means 1.5, -0.5, and 0 of the others
+    made = made._replace(gate=gate)
+    loss = term("prior", sizes(8, 2), target=[1.0, 0.0, *[0.25] * 6]).loss([made, made], None)
+    torch.testing.assert_close(loss, torch.tensor(0.5**2 + 0.5**2 + 6 * 0.25**2))
+    (slope,) = torch.autograd.grad(loss, gate)
+    torch.testing.assert_close(slope, torch.tensor([1.0, -1.0]).repeat(6) / 6)
+    even = routing(torch.zeros(1, 8, 8), torch.arange(8)[None].expand(8, 8))
+    torch.testing.assert_close(term("prior", sizes(8, 8)).loss([even], None), torch.tensor(0.0))
+
+
 def test_mutual_information_is_minus_ln_e_for_sure_tokens_that_use_all_experts():
     logits = 50 * torch.eye(8)[None]
     made = routing(logits, torch.arange(8)[:, None])

@@ -1,0 +1,24 @@
+"""What a layout promises of which one mixture of all experts computes a token, not each of the token's experts."""
+
+from torch import Tensor, nn
+
+from experts.contract import Experts
+
+
+class Mixture(Experts):
+    """Base of these layouts."""
+
+    on_attention: bool = False  # whether the experts act on the attention of their block, too
+    on_model: bool = False  # whether the gates weigh the outputs of whole models, each with one expert alone
+
+    def mixed(self, x: Tensor, gates: Tensor) -> Tensor:
+        """All that tokens x (T, D) get under gates (T, E): (T, D)."""
+        raise NotImplementedError
+
+    def adapt(self, network: nn.Module) -> None:
+        """Gives another network the experts of this layout, where they are `on_attention`."""
+        raise NotImplementedError
+
+    def under(self, gates: Tensor, network: nn.Module, *inputs: object) -> Tensor:
+        """What a network that was adapted gives of its inputs, under gates (T, E)."""
+        raise NotImplementedError
