@@ -3,7 +3,7 @@
 import os
 import sys
 
-import app.environment  # noqa: F401  before torch
+import app.config.environment  # noqa: F401  before torch
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them on several lines
 

@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 
-import app.environment  # noqa: F401  before torch
+import app.config.environment  # noqa: F401  before torch
 from app.config.errors import exit_on_mistake
 from app.registry import UserError, unknown
 

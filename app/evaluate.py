@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import app.environment  # noqa: F401  before torch
+import app.config.environment  # noqa: F401  before torch
 from app.config.errors import exit_on_mistake
 from app.data.sources import SPLITS
 from app.registry import UserError

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import app.environment  # noqa: F401  before torch
+import app.config.environment  # noqa: F401  before torch
 from app.config.errors import exit_on_mistake
 from app.registry import UserError
 

@@ -7,7 +7,7 @@ results/NAME. `report=true` writes the result of what has ended and runs nothing
 import argparse
 import sys
 
-import app.environment  # noqa: F401  before torch
+import app.config.environment  # noqa: F401  before torch
 from app.config.errors import exit_on_mistake
 
 

@@ -11,7 +11,14 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from app.config.build import build_callbacks, build_loggers, build_module, build_trainer_config, build_upcycle
+from app.config.build import (
+    build_callbacks,
+    build_loggers,
+    build_module,
+    build_skills,
+    build_trainer_config,
+    build_upcycle,
+)
 from app.config.compose import Config, as_dict
 from app.config.saved import RUNS
 from app.cost.budget import Budget
@@ -20,7 +27,8 @@ from app.data.module import build_data
 from app.model.upcycle import upcycle
 from app.registry import UserError
 from app.runs.folder import SUMMARY
-from app.runs.read import dense_weights
+from app.runs.library import begin_skills
+from app.runs.read import weights_of
 from app.runs.resume import newest_checkpoint, require_same_model
 from app.runs.start import decide, processes
 from app.runs.summary import write_summary
@@ -68,11 +76,14 @@ def train(config: Config, folder: Path, checkpoint: str | None) -> None:
 
 def take_weights(module: LanguageModel, config: Config, checkpoint: str | None) -> None:
     """Checks that a run can go on from its checkpoint; starts a new one from a dense model where it is told to."""
-    chosen = build_upcycle(config)
+    chosen, skills = build_upcycle(config), build_skills(config)
     if checkpoint is not None:
         require_same_model(module, read_checkpoint(Path(checkpoint))["state_dict"], Path(checkpoint))
+    elif skills.base is not None:
+        begin_skills(module.model, skills)
     elif chosen.checkpoint is not None:
-        upcycle(module.model, dense_weights(chosen.checkpoint), chosen.how, chosen.drop_share, config["seed"])
+        dense = weights_of("upcycle.checkpoint", chosen.checkpoint)
+        upcycle(module.model, dense, chosen.how, chosen.drop_share, config["seed"])
 
 
 @contextmanager

@@ -4,7 +4,7 @@
 the contestants of a race) are commands of their own.
 """
 
-import app.environment  # noqa: F401  isort: skip  before torch
+import app.config.environment  # noqa: F401  isort: skip  before torch
 
 import argparse
 import inspect

@@ -9,7 +9,7 @@ of a run of the mixture, the dense model's quality is read off the line through 
 the logarithm of the steps. The schedule ends with the run, so every number of steps is a run.
 """
 
-import app.environment  # noqa: F401  isort: skip  before torch
+import app.config.environment  # noqa: F401  isort: skip  before torch
 
 import argparse
 import json

@@ -1,6 +1,6 @@
 """How much faster batches come than training takes them: the default data, one process, no workers."""
 
-import app.environment  # noqa: F401  isort: skip  before torch
+import app.config.environment  # noqa: F401  isort: skip  before torch
 
 from functools import partial
 

@@ -4,7 +4,7 @@ Forward and backward of K = 6 experts of width 128 per token, in dim 256; for th
 16 experts, to the even load, to the time per token of 1,024 tokens, and to the time per layer of 2 layers.
 """
 
-import app.environment  # noqa: F401  isort: skip  before torch
+import app.config.environment  # noqa: F401  isort: skip  before torch
 
 from functools import partial
 

@@ -9,7 +9,7 @@ from itertools import product
 from statistics import median
 from typing import NamedTuple
 
-import app.environment  # noqa: F401  isort: skip  before torch
+import app.config.environment  # noqa: F401  isort: skip  before torch
 
 import torch
 from torch import Tensor

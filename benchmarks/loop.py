@@ -4,7 +4,7 @@ The bare loop computes the same step. It takes its turn whenever Lightning is ab
 same load of the machine. The ratio is of the sums over all steps: a picture every hundred steps counts with its share.
 """
 
-import app.environment  # noqa: F401  isort: skip  before torch
+import app.config.environment  # noqa: F401  isort: skip  before torch
 
 import tempfile
 from pathlib import Path

@@ -3,7 +3,7 @@
 The sizes of `benchmarks.step`; what a process held before it built its model is taken off. On CUDA: what was allocated.
 """
 
-import app.environment  # noqa: F401  isort: skip  before torch
+import app.config.environment  # noqa: F401  isort: skip  before torch
 
 import multiprocessing
 

@@ -5,7 +5,7 @@ machine does hits all of them alike. The median step of each, divided by its tok
 from where the race's result takes its times: those of the runs themselves tell how busy the machine was.
 """
 
-import app.environment  # noqa: F401  isort: skip  before torch
+import app.config.environment  # noqa: F401  isort: skip  before torch
 
 import argparse
 import json

@@ -5,7 +5,7 @@ and backward, in turns with a whole step of the default model; its excess over t
 layers, is given as a share of the step, and so is its excess in FLOPs. Read the shares.
 """
 
-import app.environment  # noqa: F401  isort: skip  before torch
+import app.config.environment  # noqa: F401  isort: skip  before torch
 
 from collections.abc import Callable
 from typing import Any

@@ -3,7 +3,7 @@
 The ratio is to a process that imports torch and Lightning and does nothing.
 """
 
-import app.environment  # noqa: F401  isort: skip  before torch
+import app.config.environment  # noqa: F401  isort: skip  before torch
 
 import subprocess
 import sys

@@ -3,7 +3,7 @@
 All contenders take turns, on new tokens each step, with AdamW. Read the ratios; the times belong to the machine.
 """
 
-import app.environment  # noqa: F401  isort: skip  before torch
+import app.config.environment  # noqa: F401  isort: skip  before torch
 
 from collections.abc import Callable
 from functools import partial

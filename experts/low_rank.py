@@ -28,21 +28,21 @@ class SkilledLinear(nn.Linear):
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self.scale = scale
-        self.a = nn.Parameter(torch.randn(num_skills, linear.in_features, rank) * linear.in_features**-0.5)
-        self.b = nn.Parameter(torch.zeros(num_skills, rank, linear.out_features))
+        self.skills_a = nn.Parameter(torch.randn(num_skills, linear.in_features, rank) * linear.in_features**-0.5)
+        self.skills_b = nn.Parameter(torch.zeros(num_skills, rank, linear.out_features))
         self.alpha: Tensor | None = None  # (T, k) while a mixture acts
 
     def settled(self) -> list[nn.Parameter]:
         """The factors: a model that draws its matrices anew leaves them as they are."""
-        return [self.a, self.b]
+        return [self.skills_a, self.skills_b]
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         if self.alpha is None:
             return y
-        low = (x.flatten(0, -2) @ self.a).transpose(0, 1)  # (T, k, r)
+        low = (x.flatten(0, -2) @ self.skills_a).transpose(0, 1)  # (T, k, r)
         share = (self.scale * self.alpha)[..., None].to(low.dtype)  # (T, k, 1)
-        return y + ((low * share).flatten(1) @ self.b.flatten(0, 1)).view_as(y)
+        return y + ((low * share).flatten(1) @ self.skills_b.flatten(0, 1)).view_as(y)
 
 
 def give_skills(module: nn.Module, num_skills: int, rank: int, scale: float) -> None:

@@ -16,7 +16,7 @@ import pytest
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import app.environment  # noqa: F401
+import app.config.environment  # noqa: F401
 from app.config.compose import as_dict
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,6 @@ from app.registry import PACKAGES, find, knobs, names
 ROOT = Path(__file__).parent.parent
 ORDER = {  # every folder, and all that it may import beside itself: of those above it only, so there is no circle
     "app.registry": [],
-    "app.environment": [],
     "routers": ["app.registry"],
     "experts": ["app.registry"],
     "app.model": ["app.registry", "routers", "experts"],
@@ -46,7 +45,6 @@ ORDER = {  # every folder, and all that it may import beside itself: of those ab
     ],
     "app.pages": [
         "app.registry",
-        "app.environment",
         "routers",
         "app.model",
         "app.training",

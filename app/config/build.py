@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from app.model.assemble import build_model, ranged
+from app.model.skills import SkillsStart, freeze
 from app.model.upcycle import Upcycle
 from app.registry import UserError, check, make
 from app.training.loggers import LoggerPart
@@ -36,6 +37,11 @@ def build_upcycle(config: Config) -> Upcycle:
     return ranged("upcycle", lambda: Upcycle(**check(Upcycle, config["upcycle"], "upcycle")))
 
 
+def build_skills(config: Config) -> SkillsStart:
+    """What skills start from, checked; nothing is read."""
+    return ranged("skills", lambda: SkillsStart(**check(SkillsStart, config["skills"], "skills")))
+
+
 def build_optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
     """From parameters to an optimizer: ours by name, torch's by `_target_`.
 
@@ -53,9 +59,12 @@ def build_optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
 
 def build_module(config: Config, vocab_size: int, domains: list[str], micro_batch_size: int) -> LanguageModel:
     """The LightningModule: model, optimizer and schedule."""
-    make_optimizer = build_optimizer(config)
+    make_optimizer, start = build_optimizer(config), build_skills(config)
+    model = build_model(config, vocab_size)
+    if start.base is not None:
+        freeze(model, skills=start.files is not None)
     return LanguageModel(
-        build_model(config, vocab_size),
+        model,
         make_optimizer,
         make("schedule", config["schedule"], key="schedule"),
         clip_norm=config["trainer"]["gradient_clip_val"],

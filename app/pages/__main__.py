@@ -3,7 +3,7 @@
 The pages and pictures of the races, out of the records of their runs, too.
 """
 
-import app.environment  # noqa: F401, I001  before torch
+import app.config.environment  # noqa: F401, I001  before torch
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -60,10 +60,16 @@ class Member:
     @cached_property
     def key(self) -> str:
         """The hash of its resolved config, but for what nothing learns from; no word that Hydra reads as a number."""
-        config = {name: value for name, value in self.entry.config.items() if name not in WITHOUT_EFFECT}
+        config = {name: value for name, value in self.entry.config.items() if _has_effect(name, value)}
         own = {"overrides": self.entry.overrides} if self.entry.refused else {}
         what = [config, own, self.lr, self.seed, self.share]
         return "m" + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:15]
+
+
+def _has_effect(name: str, value: Any) -> bool:
+    """Whether something is learned from a part of the config: not where nothing of it is set."""
+    unset = isinstance(value, Mapping) and len(value) > 0 and all(inner is None for inner in value.values())
+    return name not in WITHOUT_EFFECT and not unset
 
 
 class Plan:

@@ -72,15 +72,15 @@ def read_run(path: Path) -> TrainedRun:
     return TrainedRun(folder, config, model.eval(), text, checkpoint)
 
 
-def dense_weights(checkpoint: str) -> dict[str, Any]:
-    """The state of the dense model that experts start from, of a checkpoint or the newest one of a run.
+def weights_of(key: str, place: str) -> dict[str, Any]:
+    """The state of a model, of a checkpoint or the newest one of a run; `key` is where the place stands in the config.
 
     Raises:
         UserError: there is none, or it is damaged.
     """
-    path = Path(checkpoint)
+    path = Path(place)
     if not path.exists():
-        raise UserError(f"upcycle.checkpoint={path}: no such file or folder; give a checkpoint, or the folder of a run")
+        raise UserError(f"{key}={path}: no such file or folder; give a checkpoint, or the folder of a run")
     state: dict[str, Any] = read_checkpoint(located(path)[1] if path.is_dir() else path)["state_dict"]
     return state
 

@@ -11,7 +11,14 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from app.config.build import build_callbacks, build_loggers, build_module, build_trainer_config, build_upcycle
+from app.config.build import (
+    build_callbacks,
+    build_loggers,
+    build_module,
+    build_skills,
+    build_trainer_config,
+    build_upcycle,
+)
 from app.config.compose import Config
 from app.config.overrides import key_of
 from app.config.saved import CONFIG, OVERRIDES, RUNS, dumped, listed
@@ -21,7 +28,8 @@ from app.model.assemble import build_model
 from app.model.upcycle import State, upcycle
 from app.registry import UserError
 from app.runs.folder import SUMMARY, opened, run_name, taken
-from app.runs.read import dense_weights, require_same_text
+from app.runs.library import check_skills, require_same_tokenizer
+from app.runs.read import require_same_text, weights_of
 from app.runs.resume import newest_checkpoint, saved_config
 from app.runs.summary import is_finished, write_summary
 from app.runs.text import ABOUT, read_text, text_files
@@ -58,10 +66,14 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
     check_config(config)
     if not goes_on:  # a saved config is matched already
         config = matched(config, overrides)
+    if checkpoint is None:
+        check_skills(config)
     dense = _dense(config) if checkpoint is None else {}
     if dense:
         _check_upcycling(config, dense, len(dense.get("model.embedding.weight", [0])))
     data = _text(config, folder)
+    if checkpoint is None and build_skills(config).base is not None:
+        require_same_tokenizer(config, data.tokenizer)
     if dense:
         _check_upcycling(config, dense, data.vocab_size)
     config = config | {"data": config["data"] | data.source.pinned}
@@ -92,7 +104,8 @@ def check_config(config: Config) -> None:
 def _dense(config: Config) -> State:
     """The shapes of the dense model that experts start from; empty where they start from none."""
     path = build_upcycle(config).checkpoint
-    return {} if path is None else {name: weights.to("meta") for name, weights in dense_weights(path).items()}
+    state = {} if path is None else weights_of("upcycle.checkpoint", path)
+    return {name: weights.to("meta") for name, weights in state.items()}
 
 
 def _check_upcycling(config: Config, dense: State, vocab_size: int) -> None:

@@ -109,7 +109,8 @@ def expert_output(name: str, layout: Experts, x: Tensor, e: int) -> Tensor:
 
 def under_skill(layout: Experts, x: Tensor, e: int) -> Tensor:
     """The network of a library under one of its skills, as one matrix each."""
-    w_in, w_out = (w.weight.T + layout.scale * w.a[e] @ w.b[e] for w in (layout.common.w_in, layout.common.w_out))
+    layers = layout.common.w_in, layout.common.w_out
+    w_in, w_out = (w.weight.T + layout.scale * w.skills_a[e] @ w.skills_b[e] for w in layers)
     gate, up = (x @ w_in).chunk(2, -1)
     return (functional.silu(gate) * up) @ w_out
 
@@ -226,7 +227,7 @@ def test_bfloat16_stays_close_to_float64(name):
 def test_parameters_are_told_exactly(name):
     layout = build(name)
     own = {key: p.numel() for key, p in layout.named_parameters() if not key.startswith(("common", "down", "up"))}
-    own |= {key: p.numel() for key, p in layout.named_parameters() if key.endswith((".a", ".b"))}  # of skills
+    own |= {key: p.numel() for key, p in layout.named_parameters() if ".skills_" in key}  # of skills
     assert len(layout.expert_params()) == layout.num_experts
     assert sum(layout.expert_params()) == sum(own.values())
     assert layout.active_params(layout.num_experts) == pytest.approx(sum(own.values()))

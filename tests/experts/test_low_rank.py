@@ -32,11 +32,10 @@ def token_by_token(made: FeedForward, x: np.ndarray, alpha: np.ndarray) -> np.nd
     """The definition: for each token its own matrices W_0 + scale * sum_i alpha_i A_i B_i, then the network."""
     rows = []
     for token, shares in zip(x, alpha, strict=True):
-        w_in, w_out = (
-            numbers(linear.weight).T
-            + SCALE * sum(s * a @ b for s, a, b in zip(shares, numbers(linear.a), numbers(linear.b), strict=True))
-            for linear in skilled(made)
-        )
+        w_in, w_out = (numbers(layer.weight).T.copy() for layer in skilled(made))
+        for weight, layer in zip((w_in, w_out), skilled(made), strict=True):
+            for share, a, b in zip(shares, numbers(layer.skills_a), numbers(layer.skills_b), strict=True):
+                weight += SCALE * share * a @ b
         hidden = token @ w_in
         rows.append((silu(hidden[:F]) * hidden[F:]) @ w_out)
     return np.stack(rows)
@@ -56,7 +55,7 @@ def test_the_mixture_in_the_parameters_is_the_definition_in_numpy() -> None:
 @pytest.mark.parametrize("what", ["alpha", "x", "a", "b"])
 def test_its_gradient_is_the_difference_quotient_of_the_definition(what: str) -> None:
     made, (x, alpha) = network(), inputs()
-    leaf = {"alpha": alpha, "x": x, "a": made.w_in.a, "b": made.w_out.b}[what]
+    leaf = {"alpha": alpha, "x": x, "a": made.w_in.skills_a, "b": made.w_out.skills_b}[what]
     leaf.requires_grad_()
     weight = torch.linspace(-1, 1, T * D, dtype=torch.float64).view(T, D)
     (ours,) = torch.autograd.grad((in_parameters(made, alpha, lambda: made(x)) * weight).sum(), leaf)
@@ -94,7 +93,7 @@ def test_a_skill_without_a_mixture_does_nothing_and_a_new_one_changes_no_bit_of_
     give_skills(plain, K, R, SCALE)
     assert torch.equal(plain(x), before)
     assert torch.equal(in_parameters(plain, torch.randn(T, K), lambda: plain(x)), before), "B starts at 0"
-    nn.init.normal_(plain.w_in.b)
+    nn.init.normal_(plain.w_in.skills_b)
     assert torch.equal(in_parameters(plain, torch.zeros(T, K), lambda: plain(x)), before)
     assert all(layer.alpha is None for layer in skilled(plain))
 
@@ -103,4 +102,4 @@ def test_a_layer_with_skills_keeps_the_weight_and_starts_as_lecun_would() -> Non
     linear = nn.Linear(4096, 3)
     made = SkilledLinear(linear, 2, 8, SCALE)
     assert made.weight is linear.weight and made.bias is linear.bias
-    assert made.a.std().item() == pytest.approx(4096**-0.5, rel=0.02) and not made.b.any()
+    assert made.skills_a.std().item() == pytest.approx(4096**-0.5, rel=0.02) and not made.skills_b.any()

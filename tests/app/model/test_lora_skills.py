@@ -20,7 +20,7 @@ def built(compose: Any, *overrides: str, skills: str = SKILLS) -> Transformer:
     torch.manual_seed(0)
     model = build_model(compose(*WORDS, skills, *overrides), 64).eval()
     for layer in skilled(model):
-        nn.init.normal_(layer.b, std=0.02)
+        nn.init.normal_(layer.skills_b, std=0.02)
     return model
 
 
@@ -53,7 +53,7 @@ def test_new_skills_change_no_bit_of_the_dense_model(compose: Any, level: str, l
     words = (*WORDS, SKILLS, f"experts.level={level}", f"experts.linears={linears}")
     model = build_model(compose(*words), 64).eval()
     left = model.load_state_dict(dense.state_dict(), strict=False)
-    assert not left.unexpected_keys and all(".a" in k or ".b" in k or "router" in k for k in left.missing_keys)
+    assert not left.unexpected_keys and all(".skills_" in k or "router" in k for k in left.missing_keys)
     assert torch.equal(hidden(model), hidden(dense))
     places = {name.split(".")[2] for name, layer in model.named_modules() if layer in skilled(model)}
     assert places == {"attention": {"attention"}, "ffn": {"ffn"}, "all": {"attention", "ffn"}}[linears]
@@ -64,7 +64,7 @@ def test_new_skills_change_no_bit_of_the_dense_model(compose: Any, level: str, l
 def test_a_mixture_of_one_skill_is_that_skill_alone_bit_for_bit(compose: Any, linears: str, skill: int) -> None:
     model = built(compose, f"experts.linears={linears}")
     alone = built(compose, f"experts.linears={linears}", skills="experts.skills=[only]")
-    state = {n: p[skill : skill + 1] if n[-2:] in (".a", ".b") else p for n, p in model.state_dict().items()}
+    state = {n: p[skill : skill + 1] if ".skills_" in n else p for n, p in model.state_dict().items()}
     alone.load_state_dict({n: p for n, p in state.items() if "router" not in n}, strict=False)
     one_hot = [float(i == skill) for i in range(3)]
     mixed, single = hidden(with_alpha(model, *one_hot)), hidden(with_alpha(alone, 1.0))

@@ -1,5 +1,6 @@
 """The members of a race: who runs, at which cost, with which learning rate, under which key."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,16 @@ def test_a_key_is_that_of_what_is_learned_and_nothing_else(plan: Plan) -> None:
     other = Plan(read_race(VALUES | {"common": [*VALUES["common"], "model.num_layers=3"]}), ["xs"])
     assert [m.key for m in same.tuning()] == [m.key for m in plan.tuning()]
     assert not {m.key for m in other.tuning()} & {m.key for m in plan.tuning()}
+
+
+def test_a_part_of_the_config_that_is_new_and_unset_leaves_the_keys_of_what_has_ended(plan: Plan) -> None:
+    member = Member(plan.entries[0], 0.01, 1)
+
+    def key(**more: Any) -> str:
+        return replace(member, entry=replace(member.entry, config=member.entry.config | more)).key
+
+    assert key(news={"base": None, "files": None}) == key() == member.key
+    assert len({key(), key(news={"base": "runs/a", "files": None}), key(news={})}) == 3
 
 
 def test_equal_contestants_run_once_and_are_told_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

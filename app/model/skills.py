@@ -1,0 +1,168 @@
+"""Low-rank skills on a frozen dense model: what of it learns, and what a skill is when it is taken out of a model.
+
+A skill belongs to its base, which is known by the fingerprint of its weights.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from app.model.transformer import Transformer
+from app.registry import UserError, require
+from experts.lora_skills import LoraSkills
+
+FACTOR = ".skills_"  # in the names of a skill's parameters
+OTHERS = (".router.", "shared_score.", "balancer.")  # in those of what chooses among the skills
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkillsStart:
+    """The config group `skills`: what a run with experts=lora_skills starts from.
+
+    Raises:
+        ValueError: there are files or a mixture, but no base.
+    """
+
+    base: str | None
+    files: dict[str, str] | None
+    mixture: str | None
+
+    def __post_init__(self) -> None:
+        for name in ("files", "mixture"):
+            value = getattr(self, name)
+            require(name, value, value is None or self.base is not None, "needs skills.base, the run that it is for")
+
+
+class Skill(NamedTuple):
+    """One skill by itself."""
+
+    factors: State  # by the names that a library has them under, without its axis of skills
+    about: dict[str, str]  # what it fits: `base`, `rank`, `scale`, `linears`; and what it was trained on
+
+
+def library(model: Transformer) -> LoraSkills:
+    """The layout of a model that has skills.
+
+    Raises:
+        UserError: it has none.
+    """
+    found = [module for module in model.modules() if isinstance(module, LoraSkills)]
+    if not found:
+        raise UserError("this model has no skills; set experts=lora_skills")
+    return found[0]
+
+
+def kind(layout: LoraSkills) -> dict[str, str]:
+    """What a skill must have in common with a library to be put into it."""
+    linears = {(True, True): "all", (True, False): "attention", (False, True): "ffn"}
+    return {
+        "linears": linears[layout.on_attention, layout.on_ffn],
+        "rank": str(layout.rank),
+        "scale": str(layout.scale),
+    }
+
+
+def base_of(state: State) -> dict[str, Tensor]:
+    """The weights of the dense model in the state of it, or of one with skills; `model.` of a checkpoint is cut off."""
+    plain = {name.removeprefix("model."): weights for name, weights in state.items()}
+    return {n: w for n, w in plain.items() if FACTOR not in n and not any(other in n for other in OTHERS)}
+
+
+def fingerprint(state: State) -> str:
+    """Of the dense model in a state: the same for every model whose skills were learned on it."""
+    digest = hashlib.sha256()
+    for name, weights in sorted(base_of(state).items()):
+        digest.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
+        digest.update(weights.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def freeze(model: Transformer, skills: bool) -> None:
+    """Keeps the dense model as it is in training, and its skills if they are ready; the routers learn."""
+    base = base_of(dict(model.named_parameters()))
+    for name, parameter in model.named_parameters():
+        if name in base or (skills and FACTOR in name):
+            parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def lay_beneath(model: Transformer, dense: State) -> None:
+    """Overwrites the dense model below the skills.
+
+    Raises:
+        UserError: the model has no skills, or the dense one is of other sizes.
+    """
+    library(model)
+    mine, theirs = base_of(model.state_dict()), base_of(dense)
+    for name in sorted(mine.keys() | theirs.keys()):
+        here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (mine, theirs))
+        if here != there:
+            raise UserError(f"skills.base: is no dense model of these sizes: {name} is {there} there and {here} here")
+        mine[name].copy_(theirs[name])
+
+
+@torch.no_grad()
+def put(model: Transformer, skills: Mapping[str, Skill]) -> None:
+    """Overwrites the skills of a model, all of them.
+
+    Raises:
+        UserError: a skill is of another kind, or one is missing or too much.
+    """
+    layout, state = library(model), model.state_dict()
+    if {*skills} != {*layout.skills}:
+        raise UserError(f"skills.files={[*skills]}: must name a file for each of experts.skills={layout.skills}")
+    wanted = {name: factor.shape[1:] for name, factor in state.items() if FACTOR in name}
+    for place, skill in enumerate(skills[name] for name in layout.skills):
+        for key, value in kind(layout).items():
+            if skill.about[key] != value:
+                raise UserError(f"experts.{key}={value}: {layout.skills[place]} was learned with {skill.about[key]}")
+        if {name: factor.shape for name, factor in skill.factors.items()} != wanted:
+            raise UserError(f"skills.files.{layout.skills[place]}: does not fit the sizes of the model")
+        for name, factor in skill.factors.items():
+            state[name][place].copy_(factor)
+
+
+def taken(state: State, place: int) -> dict[str, Tensor]:
+    """The factors of one skill in the state of a model; `model.` of a checkpoint is cut off."""
+    return {n.removeprefix("model."): w[place].contiguous() for n, w in state.items() if FACTOR in n}
+
+
+@torch.no_grad()
+def widen(model: Transformer, old: State, old_names: Sequence[str]) -> None:
+    """Starts the routers as those of a smaller library: a skill that it did not have has the logit 0 everywhere.
+
+    Raises:
+        UserError: a skill is gone, the gate of a logit of 0 is not 0, or the routers are of other sizes.
+    """
+    names, routers = library(model).skills, {n: p for n, p in model.named_parameters() if ".router." in n}
+    places = [names.index(name) if name in names else -1 for name in old_names]
+    if -1 in places:
+        raise UserError(f"experts.skills={names}: lacks {old_names[places.index(-1)]}, which the mixture before had")
+    if any(router.weigh.scores(torch.zeros(1, 1, device="cpu")).any() for router in model.routers()):
+        raise UserError("skills.mixture: a new skill starts without a share only with router/weigh=identity")
+    for name, parameter in routers.items():
+        before = old.get(f"model.{name}")
+        grows = before is not None and parameter.shape == (len(names), *before.shape[1:])
+        if before is None or not (grows or parameter.shape == before.shape):
+            raise UserError(f"skills.mixture: has another router: {name} is not there, or of another size")
+        if grows and len(before) == len(old_names):
+            parameter.zero_()
+            parameter[places] = before
+        else:
+            parameter.copy_(before)
+
+
+@torch.no_grad()
+def merged(dense: State, skills: Sequence[Skill], alpha: Sequence[float]) -> dict[str, Tensor]:
+    """The state of a dense model with constant shares of skills in its weights: W_0 + sum_i alpha_i scale A_i B_i."""
+    state = {name: weights.clone() for name, weights in dense.items()}
+    for skill, share in zip(skills, alpha, strict=True):
+        for name in (n.removesuffix("skills_a") for n in skill.factors if n.endswith("skills_a")):
+            product = skill.factors[f"{name}skills_a"] @ skill.factors[f"{name}skills_b"]  # (in, out)
+            state[f"model.{name}weight"] += share * float(skill.about["scale"]) * product.T
+    return state

@@ -1,0 +1,163 @@
+"""The library of a run: its skills in files, RUN/skills/NAME.safetensors.
+
+A file holds the factors of one skill and, in its header, the fingerprint of the base that it was learned on and what
+it fits: it can be copied into the library of whoever has the same base.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from rich.table import Table
+
+from app.config.build import build_skills
+from app.config.compose import Config
+from app.config.saved import CONFIG, read_config
+from app.data.tokenizers import Tokenizer
+from app.model.assemble import build_model
+from app.model.skills import Skill, SkillsStart, base_of, fingerprint, lay_beneath, put, widen
+from app.model.transformer import Transformer
+from app.registry import UserError, make, unknown
+from app.runs.read import weights_of
+from app.runs.text import TOKENIZER, tokenizer_config
+from app.training.files import write_whole
+
+FOLDER, ENDING = "skills", ".safetensors"
+NAME = r"[A-Za-z_]\w{0,59}"
+KEYS = ("name", "base", "linears", "rank", "scale")  # of every header
+
+
+def path_of(run: Path, name: str) -> Path:
+    """Where a skill of a library lies.
+
+    Raises:
+        UserError: this is no name.
+    """
+    if not re.fullmatch(NAME, name):
+        raise UserError(f"name={name}: must be letters, digits and _, and begin with a letter")
+    return run / FOLDER / f"{name}{ENDING}"
+
+
+def names(run: Path) -> list[str]:
+    """Of the skills of a library, sorted."""
+    return sorted(path.stem for path in (run / FOLDER).glob(f"*{ENDING}"))
+
+
+def existing(run: Path, name: str) -> Path:
+    """The file of a skill.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in names(run):
+        raise UserError(unknown(f"{run}: skill {name}", name, names(run)))
+    return path_of(run, name)
+
+
+def write_skill(path: Path, skill: Skill) -> None:
+    """Writes a file, whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, safetensors.torch.save(dict(skill.factors), metadata=skill.about))
+
+
+def read_skill(path: Path) -> Skill:
+    """A skill out of its file.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or none of ours.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; python -m app.skill list RUN shows the skills of a run")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            factors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    except (safetensors.SafetensorError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path}: is damaged ({said}); copy it again, or learn it anew") from error
+    if missing := [key for key in KEYS if key not in about]:
+        raise UserError(f"{path}: is no skill of ours: its header has no {missing[0]}")
+    return Skill(factors, about)
+
+
+def read_skills(files: Mapping[str, str], base: str) -> dict[str, Skill]:
+    """Skills by name, all of them of the base with this fingerprint.
+
+    Raises:
+        UserError: one cannot be read, or belongs to another base.
+    """
+    skills = {name: read_skill(Path(path)) for name, path in files.items()}
+    for name, skill in skills.items():
+        if skill.about["base"] != base:
+            raise UserError(
+                f"{files[name]}: was learned on another base ({skill.about['base'][:8]}, not {base[:8]}); a skill "
+                "belongs to the weights that it was learned on"
+            )
+    return skills
+
+
+def table(run: Path) -> Table:
+    """The skills of a library, for the terminal.
+
+    Raises:
+        UserError: this is no run, or a file is damaged.
+    """
+    own = fingerprint(weights_of("RUN", str(run)))
+    shown = Table("skill", "linear layers", "rank", "scale", "parameters", "learned on", "tokens", title=f"{run}")
+    for name in names(run):
+        skill = read_skill(path_of(run, name))
+        about, learned = skill.about, json.loads(skill.about.get("learned", "{}"))
+        number = sum(factor.numel() for factor in skill.factors.values())
+        text = ", ".join(learned.get("domains", [])) + ("" if about["base"] == own else " (of another base)")
+        numbers = (f"{number:,}", text, f"{learned.get('tokens', 0):,}")
+        shown.add_row(name, about["linears"], about["rank"], about["scale"], *numbers)
+    return shown
+
+
+def begin_skills(model: Transformer, start: SkillsStart) -> None:
+    """Puts the base below the skills of a model, the skills into it that are ready, and a mixture of some of them.
+
+    Raises:
+        UserError: a run or a file is not there, or does not fit.
+    """
+    assert start.base is not None
+    base = weights_of("skills.base", start.base)
+    lay_beneath(model, base)
+    if start.files is not None:
+        put(model, read_skills(start.files, fingerprint(base)))
+    if start.mixture is not None:
+        known = read_config(Path(start.mixture) / CONFIG)["experts"].get("skills", [])
+        widen(model, weights_of("skills.mixture", start.mixture), known)
+
+
+def check_skills(config: Config) -> None:
+    """Tries the start of a run with skills without memory, before its text is read.
+
+    Raises:
+        UserError: it would fail.
+    """
+    start = build_skills(config)
+    if start.base is not None:
+        vocab_size = len(base_of(weights_of("skills.base", start.base)).get("embedding.weight", [0]))
+        with torch.device("meta"):
+            model = build_model(config, vocab_size)
+        begin_skills(model, start)
+
+
+def require_same_tokenizer(config: Config, tokenizer: Tokenizer) -> None:
+    """Checks that the text is cut as that of the base was.
+
+    Raises:
+        UserError: it is not.
+    """
+    folder = Path(config["skills"]["base"])
+    own = make("tokenizer", tokenizer_config(folder, read_config(folder / CONFIG)), key="tokenizer")
+    if own.to_json() != tokenizer.to_json():
+        raise UserError(
+            f"skills.base={folder}: cuts text by another tokenizer; set tokenizer=file "
+            f"tokenizer.path={folder / TOKENIZER}, or tokenizer=bytes if it has none"
+        )

@@ -1,0 +1,147 @@
+"""The stages of a library of skills, each a run of `train.py`: one skill alone on a frozen base, then their mixture."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from app.config.compose import Config
+from app.config.overrides import combined, last
+from app.config.saved import CONFIG, RUNS, read_config
+from app.model.skills import Skill, fingerprint, merged, taken
+from app.registry import UserError
+from app.runs.folder import LOCK, SUMMARY
+from app.runs.folder import taken as name_taken
+from app.runs.library import FOLDER, existing, names, path_of, read_skills, write_skill
+from app.runs.read import located
+from app.runs.text import read_text, tokenizer_config
+from app.training.checkpoints import read_checkpoint, write_atomically
+
+LEFT = ("checkpoints", "tb", "report", FOLDER, LOCK, SUMMARY)  # of a folder whose run is merged, in the old one
+
+
+def add_words(run: Path, name: str, typed: Sequence[str]) -> list[str]:
+    """The overrides under which `train.py` learns a skill.
+
+    Raises:
+        UserError: the library has it already, the run is no dense one, or no text is named.
+    """
+    if path_of(run, name).exists():
+        raise UserError(f"name={name}: {run} has this skill; python -m app.skill remove {run} {name}, or another name")
+    own = [f"run={run.name}-{name}", "experiment=skill/add", f"experts.skills=[{name}]"]
+    return _words(run, own, typed)
+
+
+def compose_words(run: Path, skills: Sequence[str], mixture: str | None, typed: Sequence[str]) -> list[str]:
+    """The overrides under which `train.py` learns a mixture of skills.
+
+    Raises:
+        UserError: a skill is not there, the run is no dense one, or no text is named.
+    """
+    _dense_config(run)
+    chosen = [name for name in skills if name] or names(run)
+    if not chosen:
+        raise UserError(f"{run}: has no skills yet; python -m app.skill add {run} name=NAME data=...")
+    files = ",".join(f"{name}:{quoted(str(existing(run, name)))}" for name in chosen)
+    own = [f"run={run.name}+{'+'.join(chosen)}", "experiment=skill/compose", f"experts.skills=[{','.join(chosen)}]"]
+    own += [f"skills.files={{{files}}}", *([f"skills.mixture={quoted(mixture)}"] if mixture else [])]
+    return _words(run, own, typed)
+
+
+def keep(run: Path, name: str, words: Sequence[str]) -> Path:
+    """Puts the skill that a stage has learned into the library."""
+    folder = RUNS / str(last(words, "run"))
+    saved = read_checkpoint(located(folder)[1])
+    config, own = read_config(folder / CONFIG), read_config(folder / CONFIG)["experts"]
+    learned = {
+        "domains": read_text(folder, config).domains,
+        "steps": saved["global_step"],
+        "tokens": saved["tokens_seen"],
+    }
+    about = {key: str(own[key]) for key in ("linears", "rank", "scale")}
+    about |= {"name": name, "base": fingerprint(saved["state_dict"]), "learned": json.dumps(learned)}
+    write_skill(path_of(run, name), Skill(taken(saved["state_dict"], 0), about))
+    return path_of(run, name)
+
+
+def merge(run: Path, shares: Mapping[str, float], name: str) -> Path:
+    """A new run of the base with constant shares of its skills in the weights: a dense model, which needs no library.
+
+    Raises:
+        UserError: a skill is not there or of another base, or the name is taken.
+    """
+    _dense_config(run)
+    folder, checkpoint = located(run)
+    saved, target = read_checkpoint(checkpoint), RUNS / name
+    if target.exists():
+        raise name_taken(target)
+    files = {skill: str(existing(run, skill)) for skill in shares}
+    skills = read_skills(files, fingerprint(saved["state_dict"]))
+    saved["state_dict"] = merged(saved["state_dict"], list(skills.values()), list(shares.values()))
+    unfinished = target.with_name(f".{name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(folder, unfinished, ignore=lambda at, found: LEFT if Path(at) == folder else ())
+    (unfinished / "checkpoints").mkdir()
+    write_atomically(saved, unfinished / "checkpoints" / checkpoint.name)
+    unfinished.rename(target)
+    return target
+
+
+def shares_of(words: Iterable[str]) -> dict[str, float]:
+    """NAME=SHARE, as typed.
+
+    Raises:
+        UserError: one is something else, or there is none.
+    """
+    shares = {}
+    for word in words:
+        name, _, share = word.partition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            raise UserError(f"{word}: must be NAME=SHARE, such as french=0.5") from None
+    if not shares:
+        raise UserError("which skills? NAME=SHARE, such as french=0.5")
+    return shares
+
+
+def _dense_config(run: Path) -> Config:
+    config = read_config(located(run)[0] / CONFIG)
+    if config["experts"]["name"] != "dense":
+        raise UserError(
+            f"{run}: has experts={config['experts']['name']}; skills lie on a dense model, whose router is theirs: "
+            "train one with experts=dense balance=none"
+        )
+    return config
+
+
+def _words(run: Path, own: Sequence[str], typed: Sequence[str]) -> list[str]:
+    """All overrides of a stage, which goes on if it was begun before."""
+    if not any(word.startswith("data") for word in typed):
+        raise UserError("data: on which text? data=text data.path=FILE, or data.weights={wiki_fr: 1} of the default")
+    words = combined([*_base_words(run), *own], typed)
+    return [*words, *(["resume=true"] if (RUNS / str(last(words, "run")) / CONFIG).exists() else [])]
+
+
+def _base_words(run: Path) -> list[str]:
+    """What a run on this base has in common with it."""
+    config, tokenizer = _dense_config(run), tokenizer_config(run, _dense_config(run))
+    activation = dict(config["experts"].get("activation", {"name": "swiglu"}))
+    words = [f"model.{key}={spelled(value)}" for key, value in config["model"].items()]
+    words += [f"experts/activation={activation.pop('name')}", f"experts.hidden_dim={config['experts']['hidden_dim']}"]
+    words += [f"experts.activation.{key}={spelled(value)}" for key, value in activation.items()]
+    words += [f"tokenizer={tokenizer.pop('name')}", *(f"tokenizer.{k}={spelled(v)}" for k, v in tokenizer.items())]
+    return [*words, f"data.seq_len={config['data']['seq_len']}", f"skills.base={quoted(str(run))}"]
+
+
+def spelled(value: Any) -> str:
+    """A plain value as Hydra reads it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(spelled, value))}]"
+    return quoted(value) if isinstance(value, str) else json.dumps(value)
+
+
+def quoted(word: str) -> str:
+    """A word that Hydra takes as it is."""
+    return "'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'"
