@@ -80,6 +80,13 @@ class LoraSkills(Mixture):
     def mixed(self, x: Tensor, gates: Tensor) -> Tensor:
         return self.under(gates, self.common, x)
 
+    @property
+    def passes(self) -> int:
+        return 1 if self.level == "parameter" else 1 + self.num_experts
+
+    def active_params(self, top_k: float) -> float:
+        return sum(self.expert_params())  # all are computed, whatever their share
+
     def shared(self, x: Tensor) -> Tensor:
         return self.common(x)  # (T, D)
 

@@ -11,6 +11,11 @@ class Mixture(Experts):
     on_attention: bool = False  # whether the experts act on the attention of their block, too
     on_model: bool = False  # whether the gates weigh the outputs of whole models, each with one expert alone
 
+    @property
+    def passes(self) -> int:
+        """How often the networks that the experts act on are computed."""
+        return 1
+
     def mixed(self, x: Tensor, gates: Tensor) -> Tensor:
         """All that tokens x (T, D) get under gates (T, E): (T, D)."""
         raise NotImplementedError

@@ -30,6 +30,8 @@ from app.model.moe import MoE
 from app.model.transformer import Transformer
 from app.registry import UserError, find
 from experts.contract import FeedForward, Stack
+from experts.low_rank import skilled
+from experts.mixture import Mixture
 
 Convention = Literal["real", "causal", "paper", "paper_real"]
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
@@ -161,8 +163,22 @@ def _forward_flops(
         return 2 * products + 4 * config.num_layers * config.dim * seq_len
     looked_up = 0 if config.tie_embeddings else _count(model.embedding)
     matrices = active_params - looked_up - sum(p.numel() for p in model.parameters() if p.dim() < 2)
-    attention = 4 * config.num_layers * config.num_heads * config.head_width * seq_len
-    return 2 * matrices + attention / (2 if convention == "causal" else 1)
+    attention = 4 * config.num_heads * config.head_width * seq_len / (2 if convention == "causal" else 1)  # of a layer
+    return 2 * matrices + config.num_layers * attention + sum(_again(block, attention) for block in model.blocks)
+
+
+def _again(block: nn.Module, attention: float) -> float:
+    """Per token, what a mixture of outputs computes in a block beside the first time."""
+    if not (isinstance(block, Block) and isinstance(block.ffn, MoE) and isinstance(block.ffn.experts, Mixture)):
+        return 0
+    mixture = block.ffn.experts
+    networks = [n for n in (block.attention, mixture) if mixture.on_model or skilled(n)]
+    matrices = sum(p.numel() for n in networks for p in n.parameters() if p.dim() >= 2)
+    unused = (
+        0 if mixture.on_model else sum(p.numel() for n in networks for layer in skilled(n) for p in layer.settled())
+    )
+    more = mixture.passes - 1  # the first pass of a layer's mixture is without experts
+    return more * (2 * matrices + attention * (block.attention in networks)) - 2 * unused * (more > 0)
 
 
 def _count(*modules: nn.Module | None) -> int:

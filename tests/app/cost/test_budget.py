@@ -55,6 +55,17 @@ def test_flops_equal_what_torch_counts(layout):
     assert budget.flops_per_sequence_train == pytest.approx(training, rel=0.01)
 
 
+@pytest.mark.parametrize("linears", ["attention", "ffn", "all"])
+@pytest.mark.parametrize("level", ["parameter", "layer", "logits"])
+def test_flops_of_a_mixture_equal_what_torch_counts(level, linears):
+    words = (f"experts.level={level}", f"experts.linears={linears}", "experts.skills=[a,b,c]", "router=context")
+    model = build_model(config("experts=lora_skills", *words, "router.score.hidden_dims=[]"), V)
+    budget = Budget.of(model, S)
+    assert budget.flops_per_token_forward * S == pytest.approx(counted(model)[0], rel=0.01)
+    named = {name: p.numel() for name, p in model.named_parameters()}
+    assert budget.total_params == budget.active_params == sum(named.values())
+
+
 @pytest.mark.parametrize("router", ["topk", "gru"])
 @pytest.mark.parametrize("layout", ["coarse", "deepseek"])
 def test_parameters_equal_what_torch_counts(layout, router):
