@@ -57,6 +57,11 @@ def library(model: Transformer) -> LoraSkills:
     return found[0]
 
 
+def names_of(model: Transformer) -> list[str]:
+    """The skills of a model; none where its layout has no such."""
+    return next((module.skills for module in model.modules() if isinstance(module, LoraSkills)), [])
+
+
 def kind(layout: LoraSkills) -> dict[str, str]:
     """What a skill must have in common with a library to be put into it."""
     linears = {(True, True): "all", (True, False): "attention", (False, True): "ffn"}

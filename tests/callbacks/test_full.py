@@ -15,6 +15,7 @@ from callbacks.gradient_norms import parameter_groups
 from callbacks.layer_information import square
 from callbacks.routing_callback import RoutingCallback
 from callbacks.routing_change import RoutingChange
+from callbacks.skill_shares import SkillShares
 from callbacks.speed import Speed
 from callbacks.utilisation import Utilisation
 from routers.contract import Routing
@@ -178,3 +179,11 @@ def test_pairs_of_layers_become_a_symmetric_matrix() -> None:
     matrix = square(torch.tensor([1.0, 2.0, 3.0]))
     assert matrix.diagonal().isnan().all()
     assert matrix.nan_to_num(0).tolist() == [[0, 1, 2], [1, 0, 3], [2, 3, 0]]
+
+
+def test_the_shares_of_skills_are_told_by_domain(start: Start) -> None:
+    planted = ("router=oracle", "balance=none", "experts=lora_skills", "experts.skills=[one,two,three]")
+    run = start(*planted, "experts.top_k=1", "router.weigh.scale=0.5", callbacks=[SkillShares()])
+    for domain, own in zip("abc", ("one", "two", "three"), strict=True):
+        for skill in ("one", "two", "three"):
+            assert run.scalar(f"skills/{domain}/{skill}")[-1] == pytest.approx(0.5 * (skill == own))

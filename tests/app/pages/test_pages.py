@@ -30,8 +30,8 @@ def written(run: Path) -> set[tuple[str, str]]:
 
 
 def test_a_run_writes_the_tags_of_the_table_and_no_others(train):
-    # a known device; text with topics; with domains
-    sometimes = {"speed/mfu", "specialisation/experts_by_topic", "Loss/val_bpb_DOMAIN"}
+    # a known device; text with topics; with domains; a layout with named experts
+    sometimes = {"speed/mfu", "specialisation/experts_by_topic", "Loss/val_bpb_DOMAIN", "skills/DOMAIN/SKILL"}
     parts = (
         "router=topk",
         "experts=deepseek",

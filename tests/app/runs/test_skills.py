@@ -24,6 +24,8 @@ from app.runs.read import located, read_run
 from app.runs.stages import add_words, compose_words, keep
 from app.training.checkpoints import read_checkpoint
 from tests.app.runs.conftest import SMALL, environment, write_text
+from tests.app.runs.test_moments import train as train_alone
+from tests.app.runs.test_moments import train_two
 from tests.conftest import ROOT
 
 BASE = Path("runs/base")
@@ -184,3 +186,15 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     said = str(caught.value) if isinstance(caught.value, UserError) else capfd.readouterr().err.strip()
     assert line in said and "\n" not in said
     assert sorted(Path("runs").iterdir()) == runs
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("level", ["parameter", "logits"])
+def test_two_processes_learn_the_mixture_that_one_learns(library: Path, strategy: str, level: str) -> None:
+    own = [*SHORT, "data.micro_batch_size=2", f"experts.level={level}"]
+    one, two = (compose_words(BASE, ["one", "two"], None, [*own, f"run={strategy}-{level}-{n}"]) for n in (1, 2))
+    assert train_alone(library, one) == 0
+    assert train_two(library, two, how=(f"trainer={strategy}", "trainer.accelerator=cpu")) == [0, 0]
+    states = [state(f"{strategy}-{level}-{n}") for n in (1, 2)]
+    torch.testing.assert_close(states[0], states[1], atol=1e-5, rtol=1e-4)
+    assert fingerprint(states[1]) == fingerprint(state("base"))
