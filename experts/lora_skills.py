@@ -57,7 +57,7 @@ class LoraSkills(Mixture):
         require("rank", rank, rank >= 1, "must be at least 1")
         require("scale", scale, scale > 0, "must be positive")
         self.skills, self.num_experts, self.top_k = skills, len(skills), top_k or len(skills)
-        self.rank, self.scale, self.level = rank, scale, level
+        self.rank, self.scale, self.linears, self.level = rank, scale, linears, level
         self.on_ffn, self.on_attention, self.on_model = linears != "attention", linears != "ffn", level == "logits"
         self.common = FeedForward(dim, hidden_dim)
         self._adapt_common()
@@ -79,6 +79,9 @@ class LoraSkills(Mixture):
 
     def mixed(self, x: Tensor, gates: Tensor) -> Tensor:
         return self.under(gates, self.common, x)
+
+    def kind(self) -> dict[str, str]:
+        return {name: str(getattr(self, name)) for name in ("linears", "rank", "scale")}
 
     @property
     def passes(self) -> int:

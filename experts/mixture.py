@@ -1,5 +1,7 @@
 """What a layout promises of which one mixture of all experts computes a token, not each of the token's experts."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from experts.contract import Experts
@@ -10,6 +12,11 @@ class Mixture(Experts):
 
     on_attention: bool = False  # whether the experts act on the attention of their block, too
     on_model: bool = False  # whether the gates weigh the outputs of whole models, each with one expert alone
+    skills: Sequence[str] = ()  # the experts' names, where each can be learned alone and kept in a file of its own
+
+    def kind(self) -> dict[str, str]:
+        """What a skill must have in common with this layout to be put into it, in words."""
+        return {}
 
     @property
     def passes(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.model.transformer import Transformer
 from app.registry import UserError, require
-from experts.lora_skills import LoraSkills
+from experts.mixture import Mixture
 
 FACTOR = ".skills_"  # in the names of a skill's parameters
 OTHERS = (".router.", "shared_score.", "balancer.")  # in those of what chooses among the skills
@@ -45,31 +45,20 @@ class Skill(NamedTuple):
     about: dict[str, str]  # what it fits: `base`, `rank`, `scale`, `linears`; and what it was trained on
 
 
-def library(model: Transformer) -> LoraSkills:
+def names_of(model: Transformer) -> list[str]:
+    """The skills of a model; none where its layout has no such."""
+    return [*next((module.skills for module in model.modules() if isinstance(module, Mixture)), [])]
+
+
+def library(model: Transformer) -> Mixture:
     """The layout of a model that has skills.
 
     Raises:
         UserError: it has none.
     """
-    found = [module for module in model.modules() if isinstance(module, LoraSkills)]
-    if not found:
+    if not names_of(model):
         raise UserError("this model has no skills; set experts=lora_skills")
-    return found[0]
-
-
-def names_of(model: Transformer) -> list[str]:
-    """The skills of a model; none where its layout has no such."""
-    return next((module.skills for module in model.modules() if isinstance(module, LoraSkills)), [])
-
-
-def kind(layout: LoraSkills) -> dict[str, str]:
-    """What a skill must have in common with a library to be put into it."""
-    linears = {(True, True): "all", (True, False): "attention", (False, True): "ffn"}
-    return {
-        "linears": linears[layout.on_attention, layout.on_ffn],
-        "rank": str(layout.rank),
-        "scale": str(layout.scale),
-    }
+    return next(module for module in model.modules() if isinstance(module, Mixture))
 
 
 def base_of(state: State) -> dict[str, Tensor]:
@@ -120,10 +109,10 @@ def put(model: Transformer, skills: Mapping[str, Skill]) -> None:
     """
     layout, state = library(model), model.state_dict()
     if {*skills} != {*layout.skills}:
-        raise UserError(f"skills.files={[*skills]}: must name a file for each of experts.skills={layout.skills}")
+        raise UserError(f"skills.files={[*skills]}: must name a file for each of experts.skills={[*layout.skills]}")
     wanted = {name: factor.shape[1:] for name, factor in state.items() if FACTOR in name}
     for place, skill in enumerate(skills[name] for name in layout.skills):
-        for key, value in kind(layout).items():
+        for key, value in layout.kind().items():
             if skill.about[key] != value:
                 raise UserError(f"experts.{key}={value}: {layout.skills[place]} was learned with {skill.about[key]}")
         if {name: factor.shape for name, factor in skill.factors.items()} != wanted:
@@ -144,7 +133,7 @@ def widen(model: Transformer, old: State, old_names: Sequence[str]) -> None:
     Raises:
         UserError: a skill is gone, the gate of a logit of 0 is not 0, or the routers are of other sizes.
     """
-    names, routers = library(model).skills, {n: p for n, p in model.named_parameters() if ".router." in n}
+    names, routers = names_of(model), {n: p for n, p in model.named_parameters() if ".router." in n}
     places = [names.index(name) if name in names else -1 for name in old_names]
     if -1 in places:
         raise UserError(f"experts.skills={names}: lacks {old_names[places.index(-1)]}, which the mixture before had")

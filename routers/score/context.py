@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from app.registry import register, require
-from routers.contract import Context as Inflow
-from routers.contract import Score, Scored, Sizes
+from routers.contract import Context, Score, Scored, Sizes
 
 SMALL = 0.01  # of the usual weights of the last layer, at the start
 
 
 @register("score")
-class Context(Score):
+class ContextAware(Score):
     """Scores a token once, for all layers; the state is the logits, of width E.
 
     Args:
@@ -42,7 +41,7 @@ class Context(Score):
         self.num_experts, self.below = sizes.num_experts, sizes.layer < at
         self.net = _network([sizes.dim, *hidden_dims], sizes.num_experts) if sizes.layer == at else None
 
-    def forward(self, x: Tensor, context: Inflow) -> Scored:
+    def forward(self, x: Tensor, context: Context) -> Scored:
         if self.below:
             return Scored(x.new_zeros(len(x), self.num_experts))
         logits = context.state if self.net is None else self.net(x)  # (T, E)
