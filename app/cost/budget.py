@@ -174,11 +174,9 @@ def _again(block: nn.Module, attention: float) -> float:
     mixture = block.ffn.experts
     networks = [n for n in (block.attention, mixture) if mixture.on_model or skilled(n)]
     matrices = sum(p.numel() for n in networks for p in n.parameters() if p.dim() >= 2)
-    unused = (
-        0 if mixture.on_model else sum(p.numel() for n in networks for layer in skilled(n) for p in layer.settled())
-    )
-    more = mixture.passes - 1  # the first pass of a layer's mixture is without experts
-    return more * (2 * matrices + attention * (block.attention in networks)) - 2 * unused * (more > 0)
+    factors = sum(p.numel() for n in networks for layer in skilled(n) for p in layer.settled())
+    again = (mixture.passes - 1) * (2 * matrices + attention * (block.attention in networks))
+    return again - 2 * factors if again and not mixture.on_model else again  # the first of them is without experts
 
 
 def _count(*modules: nn.Module | None) -> int:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from routers.score.context import ContextAware
 from routers.score.depth_average import DepthAverage
 from routers.score.residual import Residual
 from tests.routers.score.scoring import (
@@ -62,6 +63,26 @@ def test_the_released_gate_of_moepp_has_a_hidden_tanh_layer_of_eight_units_an_ex
     own = np.tanh(array(x) @ array(score.hidden[0].weight).T) @ array(score.proj.weight).T
     assert_equal(score(x, context(5, state=below)).logits, own + array(below) @ array(score.map.weight).T)
     assert_gradients_are_those_of_the_formula(score, x, context(5, state=below))
+
+
+def test_context_is_an_mlp_of_one_layer_that_all_layers_above_hand_up_and_send_their_gradient_to() -> None:
+    below, own, above = (
+        ContextAware(SIZES._replace(layer=i, num_layers=3), at=1, hidden_dims=[7, 4]) for i in range(3)
+    )
+    for parameter in own.parameters():
+        torch.nn.init.normal_(parameter)
+    x = tokens(5)
+    assert not below(x, context(5)).logits.any() and not [*below.parameters(), *above.parameters()]
+    scored = own(x, context(5))
+    hidden = array(x)
+    for layer in (own.net[0][0], own.net[1][0]):
+        hidden = np.maximum(affine(hidden, layer), 0)
+    assert_equal(scored.logits, affine(hidden, own.net[2]))
+    handed = above(tokens(5), context(5, state=scored.state))
+    assert torch.equal(handed.logits, scored.logits) and handed.state is handed.logits
+    (slope,) = torch.autograd.grad(handed.logits.sum(), own.net[2].bias)
+    assert_equal(slope, np.full(5, 5.0))
+    assert_gradients_are_those_of_the_formula(own, x, context(5))
 
 
 def test_the_first_layer_has_no_parameter_for_a_layer_below() -> None:
