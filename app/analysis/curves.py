@@ -26,10 +26,13 @@ def _of_events(folder: Path) -> dict[str, Curve]:
 
 
 def table_of(folder: Path, tags: Sequence[str]) -> dict[str, Curve]:
-    """These curves of the CSV of a run, empty where one has no point; none without a CSV."""
+    """These curves of the CSV of a run, empty where one has no point; none without a CSV.
+
+    A run that is being trained may have written half of its last line.
+    """
     path = folder / "csv" / "metrics.csv"
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    rows = list(csv.DictReader(whole.splitlines()))
     return {tag: [(int(row["step"]) + 1, float(row[tag])) for row in rows if row.get(tag)] for tag in tags}

@@ -40,3 +40,12 @@ def test_a_table_has_a_row_for_each_time_something_was_written(tmp_path: Path) -
     (tmp_path / "csv" / "metrics.csv").write_text(written)
     found = table_of(tmp_path, ("Loss/val_bpb", "Loss/train", "router/mean_k"))
     assert found == {"Loss/val_bpb": [(10, 2.5), (20, 2.25)], "Loss/train": [(10, 3.5), (20, 3.0)], "router/mean_k": []}
+
+
+def test_a_table_that_is_being_written_has_the_rows_that_are_whole(tmp_path: Path) -> None:
+    (tmp_path / "csv").mkdir()
+    path, written = tmp_path / "csv" / "metrics.csv", "Loss/train,router/mean_k,step\n3.5,2,9\n3.25,2,19\n"
+    for length in range(len(written) + 1):
+        path.write_text(written[:length])
+        points = table_of(tmp_path, ["Loss/train"])["Loss/train"]
+        assert points == [(10, 3.5), (20, 3.25)][: max(0, written[:length].count("\n") - 1)]
