@@ -19,7 +19,7 @@ from app.config.compose import Config
 from app.config.saved import CONFIG, read_config
 from app.data.tokenizers import Tokenizer
 from app.model.assemble import build_model
-from app.model.skills import Skill, SkillsStart, base_of, fingerprint, lay_beneath, put, widen
+from app.model.skills import Skill, SkillsStart, State, base_of, fingerprint, lay_beneath, put, widen
 from app.model.transformer import Transformer
 from app.registry import UserError, make, unknown
 from app.runs.read import weights_of
@@ -125,7 +125,10 @@ def begin_skills(model: Transformer, start: SkillsStart) -> None:
         UserError: a run or a file is not there, or does not fit.
     """
     assert start.base is not None
-    base = weights_of("skills.base", start.base)
+    _begin(model, start, weights_of("skills.base", start.base))
+
+
+def _begin(model: Transformer, start: SkillsStart, base: State) -> None:
     lay_beneath(model, base)
     if start.files is not None:
         put(model, read_skills(start.files, fingerprint(base)))
@@ -142,10 +145,10 @@ def check_skills(config: Config) -> None:
     """
     start = build_skills(config)
     if start.base is not None:
-        vocab_size = len(base_of(weights_of("skills.base", start.base)).get("embedding.weight", [0]))
+        base = weights_of("skills.base", start.base)
         with torch.device("meta"):
-            model = build_model(config, vocab_size)
-        begin_skills(model, start)
+            model = build_model(config, len(base_of(base).get("embedding.weight", [0])))
+        _begin(model, start, base)
 
 
 def require_same_tokenizer(config: Config, tokenizer: Tokenizer) -> None:

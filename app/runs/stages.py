@@ -53,13 +53,13 @@ def keep(run: Path, name: str, words: Sequence[str]) -> Path:
     """Puts the skill that a stage has learned into the library."""
     folder = RUNS / str(last(words, "run"))
     saved = read_checkpoint(located(folder)[1])
-    config, own = read_config(folder / CONFIG), read_config(folder / CONFIG)["experts"]
+    config = read_config(folder / CONFIG)
     learned = {
         "domains": read_text(folder, config).domains,
         "steps": saved["global_step"],
         "tokens": saved["tokens_seen"],
     }
-    about = {key: str(own[key]) for key in ("linears", "rank", "scale")}
+    about = {key: str(config["experts"][key]) for key in ("linears", "rank", "scale")}
     about |= {"name": name, "base": fingerprint(saved["state_dict"]), "learned": json.dumps(learned)}
     write_skill(path_of(run, name), Skill(taken(saved["state_dict"], 0), about))
     return path_of(run, name)
@@ -126,7 +126,8 @@ def _words(run: Path, own: Sequence[str], typed: Sequence[str]) -> list[str]:
 
 def _base_words(run: Path) -> list[str]:
     """What a run on this base has in common with it."""
-    config, tokenizer = _dense_config(run), tokenizer_config(run, _dense_config(run))
+    config = _dense_config(run)
+    tokenizer = tokenizer_config(run, config)
     activation = dict(config["experts"].get("activation", {"name": "swiglu"}))
     words = [f"model.{key}={spelled(value)}" for key, value in config["model"].items()]
     words += [f"experts/activation={activation.pop('name')}", f"experts.hidden_dim={config['experts']['hidden_dim']}"]
