@@ -62,7 +62,7 @@ def build_module(config: Config, vocab_size: int, domains: list[str], micro_batc
     make_optimizer, start = build_optimizer(config), build_skills(config)
     model = build_model(config, vocab_size)
     if start.base is not None:
-        freeze(model, skills=start.files is not None)
+        freeze(model, skills=start.files is not None and not start.learn)
     return LanguageModel(
         model,
         make_optimizer,

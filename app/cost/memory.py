@@ -19,6 +19,8 @@ from app.model.block import Block
 from app.model.moe import MoE
 from app.model.transformer import Transformer
 from experts.contract import FeedForward, Stack
+from experts.low_rank import skilled
+from experts.mixture import Mixture
 
 GPU = 0.95 * 80e9  # bytes; the rest is the CUDA context's and fragmentation's
 MOST_GPUS = 16_384
@@ -109,6 +111,10 @@ def _kept_by(block: Block) -> float:
     shared = sum(4 * m.w_out.in_features for m in block.modules() if isinstance(m, FeedForward))
     if not isinstance(block.ffn, MoE):
         return attention + shared
+    mixture = block.ffn.experts
+    if isinstance(mixture, Mixture):  # each factor of a skill multiplies once
+        factors = sum(2 * len(layer.skills_a) * layer.skills_a.size(-1) for layer in skilled(block))
+        return mixture.passes * (attention + shared) + factors
     stacks = [m.w_out.shape for m in block.modules() if isinstance(m, Stack)]
     routed = sum(experts * 2 * (width + hidden) for experts, hidden, width in stacks) / sum(s[0] for s in stacks)
     return attention + shared + block.ffn.experts.top_k * routed + block.ffn.experts.num_experts * 2

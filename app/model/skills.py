@@ -31,11 +31,13 @@ class SkillsStart:
     base: str | None
     files: dict[str, str] | None
     mixture: str | None
+    learn: bool | None
 
     def __post_init__(self) -> None:
         for name in ("files", "mixture"):
             value = getattr(self, name)
             require(name, value, value is None or self.base is not None, "needs skills.base, the run that it is for")
+        require("learn", self.learn, not self.learn or self.files is not None, "needs skills.files; new ones learn")
 
 
 class Skill(NamedTuple):

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from app.analysis.curves import table_of
 from app.races.plan import Member
-from app.races.work import DESK, folder_of, hand_out, work
+from app.races.work import DESK, hand_out, work
 from app.training.messages import console
 
 EVERY = 2.0  # seconds between two looks at the members
@@ -82,7 +82,7 @@ def how_far(member: Member) -> tuple[int, float]:
     """Steps, and the newest loss in nats per token, of a member that has begun; all steps of one that has ended."""
     if (DESK / f"{member.key}.json").exists():
         return member.steps, float("nan")
-    points = table_of(folder_of(member.key), [LOSS]).get(LOSS)
+    points = table_of(member.folder, [LOSS]).get(LOSS)
     return points[-1] if points else (0, float("nan"))
 
 

@@ -2,15 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from app.config.compose import Config, composed
 from app.config.errors import MISTAKES, one_line
+from app.config.saved import RUNS
 from app.cost.match import CLOSE, COSTS, brought_to, budget
-from app.races.race import Race
+from app.races.race import START, Race
+from app.registry import UserError
+from app.runs.folder import SUMMARY
 
 WITHOUT_EFFECT = ("run", "resume", "callbacks", "logger", "match")  # on what is learned
 Record = Mapping[str, Any]  # what is known of a member that has ended
@@ -39,6 +43,7 @@ class Member:
     lr: float
     seed: int
     share: float = 1.0
+    starts: Mapping[str, "Member"] = field(default_factory=dict, hash=False)  # the runs that it starts from
 
     @property
     def steps(self) -> int:
@@ -49,7 +54,21 @@ class Member:
     def overrides(self) -> list[str]:
         """What `train.py` is told."""
         own = [f"optimizer.lr={self.lr}", f"seed={self.seed}", f"trainer.max_steps={self.steps}"]
-        return [*self.entry.overrides, *own]
+        return [*map(self._with_folders, self.entry.overrides), *own]
+
+    def _with_folders(self, override: str) -> str:
+        key, equals, value = override.partition("=")
+        return key + equals + START.sub(lambda found: str(self.starts[found[1]].folder), value)
+
+    @property
+    def folder(self) -> Path:
+        """Of its run."""
+        return folder_of(self.key)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its run has ended and can be started from."""
+        return (self.folder / SUMMARY).exists()
 
     @property
     def about(self) -> dict[str, Any]:
@@ -62,8 +81,14 @@ class Member:
         """The hash of its resolved config, but for what nothing learns from; no word that Hydra reads as a number."""
         config = {name: value for name, value in self.entry.config.items() if _has_effect(name, value)}
         own = {"overrides": self.entry.overrides} if self.entry.refused else {}
-        what = [config, own, self.lr, self.seed, self.share]
+        starts = {name: member.key for name, member in self.starts.items()}
+        what = [config, own, self.lr, self.seed, self.share, *([starts] if starts else [])]
         return "m" + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:15]
+
+
+def folder_of(key: str) -> Path:
+    """Of the run of a member."""
+    return RUNS / f"member-{key}"
 
 
 def _has_effect(name: str, value: Any) -> bool:
@@ -78,21 +103,45 @@ class Plan:
     def __init__(self, race: Race, sizes: Sequence[str]) -> None:
         self.race, self.sizes = race, sizes
         self.entries = [entry for size in sizes for entry in _entries(race, size)]
+        self._before = {(name, size): _before(race, name, size) for size in sizes for name in race.before}
 
     def missing(self, records: Mapping[str, Record]) -> list[Member]:
         """Those that can be run now, one of those that are equal; the rest waits for the learning rates."""
         left = [member for member in self.known(records) if member.key not in records and not member.entry.refused]
         return list({member.key: member for member in left}.values())
 
+    def first(self, members: Iterable[Member], records: Mapping[str, Record]) -> list[Member]:
+        """Those that can run now of the runs that members start from, and that must end before.
+
+        Raises:
+            UserError: one has failed.
+        """
+        needed = {start.key: start for member in members for start in _all_starts(member) if not start.is_ready}
+        for key, start in needed.items():
+            if "failed" in records.get(key, {}):
+                told = f"{start.entry.contestant}, which others start from, has failed: {records[key]['failed']}"
+                raise UserError(f"{told}; retry=true runs it again")
+        return [start for start in needed.values() if all(other.is_ready for other in start.starts.values())]
+
+    def member(self, entry: Entry, lr: float, seed: int, share: float = 1.0) -> Member:
+        """With the runs of the same seed that it starts from."""
+        starts = {name: self._start(name, entry.size, seed) for name in self.race.starts(entry.contestant)}
+        return Member(entry, lr, seed, share, starts)
+
+    def _start(self, name: str, size: str, seed: int) -> Member:
+        places = {(entry.contestant, entry.size): entry for entry in self.entries} | self._before
+        entry = places[name, size]
+        return self.member(entry, entry.config["optimizer"]["lr"], seed)
+
     def known(self, records: Mapping[str, Record]) -> list[Member]:
         """Those whose learning rate is chosen, or that choose it; a seed of all before the next seed."""
         rated = {entry: self.rate(entry, records) for entry in self.entries}
         finals = [(entry, rate) for entry, rate in rated.items() if rate is not None]
-        after = [Member(entry, rate, seed) for seed in self.race.seeds for entry, rate in finals]
+        after = [self.member(entry, rate, seed) for seed in self.race.seeds for entry, rate in finals]
         own = [pair for pair in finals if pair[0].contestant == self.race.baseline]
-        after += [Member(entry, rate, seed) for entry, rate in own for seed in self.race.noise_seeds]
+        after += [self.member(entry, rate, seed) for entry, rate in own for seed in self.race.noise_seeds]
         after += [
-            Member(entry, rate, seed, share)
+            self.member(entry, rate, seed, share)
             for entry, rate in own for share in self.race.lengths for seed in self.race.seeds
         ]  # fmt: skip
         return [*self.tuning(), *after]
@@ -100,16 +149,34 @@ class Plan:
     def tuning(self) -> Iterator[Member]:
         """Every learning rate of every entry."""
         for entry in self.entries:
-            for rate in self.race.lr:
-                yield Member(entry, rate, self.race.tuning_seed)
+            for rate in self.race.rates(entry.contestant):
+                yield self.member(entry, rate, self.race.tuning_seed)
 
     def rate(self, entry: Entry, records: Mapping[str, Record]) -> float | None:
         """The best learning rate of an entry; None if it is not known yet, or no rate has led to a loss."""
-        tried = [(rate, records.get(Member(entry, rate, self.race.tuning_seed).key)) for rate in self.race.lr]
-        if entry.refused or any(record is None for _, record in tried):
+        if entry.refused:
+            return None
+        if not (rates := self.race.rates(entry.contestant)):
+            return float(entry.config["optimizer"]["lr"])
+        tried = [(rate, records.get(self.member(entry, rate, self.race.tuning_seed).key)) for rate in rates]
+        if any(record is None for _, record in tried):
             return None
         good = [(record[self.race.measure], rate) for rate, record in tried if record and "failed" not in record]
         return min(good)[1] if good else None
+
+
+def _all_starts(member: Member) -> Iterator[Member]:
+    for start in member.starts.values():
+        yield from _all_starts(start)
+        yield start
+
+
+def _before(race: Race, name: str, size: str) -> Entry:
+    overrides = race.overrides(name, size)
+    try:
+        return Entry(name, size, tuple(overrides), composed(overrides))
+    except MISTAKES as error:
+        raise UserError(f"race.before.{name}: {one_line(error)}") from error
 
 
 def _entries(race: Race, size: str) -> Iterator[Entry]:

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.config.overrides import combined
+from app.config.overrides import combined, last, value_of
 from app.registry import UserError, check, require, unknown
+
+START = re.compile(r"@(\w+)")  # in the value of an override
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +19,9 @@ class Race:
     Args:
         claim: what is tested.
         common: overrides of all contestants, on top of experiment=race/SIZE.
-        contestants: the overrides of each; a group that it chooses itself is not the common one.
+        before: runs that others start from, by name: their overrides on top of experiment=race/SIZE alone.
+        contestants: the overrides of each; a group that it chooses itself is not the common one, and a learning rate of
+            its own is not chosen from `lr`.
         baseline: the contestant that the others are compared with.
         match: the cost of the baseline that the others are brought to, within 0.5 %.
         unmatched: contestants that keep their own cost, which the table then says.
@@ -34,6 +39,7 @@ class Race:
     """
 
     claim: str
+    before: dict[str, list[str]]
     common: list[str]
     contestants: dict[str, list[str]]
     baseline: str
@@ -51,6 +57,10 @@ class Race:
     def __post_init__(self) -> None:
         names = ", ".join(self.contestants)
         require("baseline", self.baseline, self.baseline in self.contestants, f"must be one of {names}")
+        twice = sorted({*self.before} & {*self.contestants})
+        require("before", twice, not twice, "must have other names than the contestants")
+        for name in (*self.before, *self.contestants):
+            self._require_starts(name)
         strangers = sorted({*self.unmatched} - {*self.contestants})
         require("unmatched", strangers, not strangers, f"must be among {names}")
         for name in ("sizes", "seeds"):
@@ -63,9 +73,32 @@ class Race:
         require("lengths", self.lengths, all(0 < share != 1 for share in self.lengths), "must be above 0, and not 1")
         require("margin", self.margin, self.margin > 0, "must be above 0")
 
-    def overrides(self, contestant: str, size: str) -> list[str]:
-        """All of a contestant's, before its widths are solved."""
-        return combined([f"experiment=race/{size}", *self.common], self.contestants[contestant])
+    def overrides(self, name: str, size: str) -> list[str]:
+        """All of a contestant's before its widths are solved, or of a run that comes before."""
+        return combined([f"experiment=race/{size}"], self._words(name))
+
+    def starts(self, name: str) -> list[str]:
+        """The runs that one starts from: its overrides name the folder of the run with its seed as @NAME."""
+        return [start for word in self._words(name) for start in START.findall(value_of(word))]
+
+    def rates(self, name: str) -> list[float]:
+        """The learning rates that one chooses from; none where its own is written down."""
+        own = name in self.before or last(self._own(name), "optimizer.lr") is not None
+        return [] if own else self.lr
+
+    def _words(self, name: str) -> list[str]:
+        return combined([] if name in self.before else self.common, self._own(name))
+
+    def _own(self, name: str) -> list[str]:
+        return (self.before | self.contestants)[name]
+
+    def _require_starts(self, name: str, above: tuple[str, ...] = ()) -> None:
+        """Checks that the runs that one starts from are there, are not itself, and have a learning rate."""
+        require(name, "@" + name, name not in above, "must not start from itself")
+        for start in self.starts(name):
+            known = [known for known in (*self.before, *self.contestants) if not self.rates(known)]
+            require(name, f"@{start}", start in known, f"must be a run with its own learning rate: {', '.join(known)}")
+            self._require_starts(start, (*above, name))
 
 
 def read_race(values: dict[str, Any]) -> Race:
@@ -75,7 +108,7 @@ def read_race(values: dict[str, Any]) -> Race:
         UserError: a value is missing, unknown or out of its range.
     """
     try:
-        return Race(**check(Race, values, "race"))
+        return Race(**check(Race, {"before": {}} | values, "race"))
     except ValueError as error:
         raise UserError(f"race.{error}") from error
 

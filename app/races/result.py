@@ -88,16 +88,17 @@ class _Size:
         left = own if self.tuned(race.baseline) is not False else 0
         for name in race.contestants:
             tuned = self.tuned(name)
-            left += 0 if tuned is False else len(race.lr) + len(race.seeds)
+            left += 0 if tuned is False else len(race.rates(name)) + len(race.seeds)
         return left - sum("lr" in line and self.tuned(line["contestant"]) is not False for line in self.lines)
 
     def tuned(self, contestant: str) -> bool | None:
         """Whether it has a learning rate; False: it has failed with all of them, or is refused; None: not yet known."""
         mine = [line for line in self.lines if line["contestant"] == contestant]
         tried = [line for line in mine if "lr" not in line or line["seed"] == self.race.tuning_seed]
-        if any("failed" not in line for line in tried):
+        refused, rates = any("lr" not in line for line in tried), self.race.rates(contestant)
+        if any("failed" not in line for line in tried) or not (rates or refused):
             return True
-        return False if len(tried) == len(self.race.lr) or any("lr" not in line for line in tried) else None
+        return False if len(tried) == len(rates) or refused else None
 
     def row(self, contestant: str, verdict: Judged | None) -> dict[str, Any]:
         """Everything about a contestant."""
@@ -110,7 +111,8 @@ class _Size:
         each = list(runs.values())
         row |= {name: _told(interval([run[name] for run in each])) for name in ("bpb", "nats")}
         row |= {name: _mean(each, name) for name in COST}
-        row |= {"lr": each[0]["lr"], "edge": each[0]["lr"] in (self.race.lr[0], self.race.lr[-1])}
+        rates = self.race.rates(contestant)
+        row |= {"lr": each[0]["lr"], "edge": each[0]["lr"] in rates[:1] + rates[-1:]}
         row |= {"cost": self.cost(each), "routing": _routing(each), "tasks": _tasks(each), "curve": _curve(each)}
         row |= {"tokens_seen": each[0]["tokens_seen"], "seconds_per_token": self.seconds.get(contestant)}
         if contestant != self.race.baseline and self.paired(contestant, self.race.measure):

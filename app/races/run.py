@@ -30,8 +30,9 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         if entry.refused:
             say(f"{entry.contestant} at {entry.size} is refused: {entry.refused}")
     retry = config.retry
-    while not config.report and (members := plan.missing(read_records(retry))):
-        launch(members, overrides)
+    while not config.report and (members := plan.missing(records := read_records(retry))):
+        first = plan.first(members, records)
+        launch(first or members, [*overrides, "keep=true"] if first else overrides)
         retry = False
     lines = write_records(name, plan, read_records())
     result = result_of(race, lines, read_seconds(RESULTS / name))

@@ -15,8 +15,8 @@ from typing import Any
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from app.config.saved import RUNS, listed, read_list
-from app.races.plan import Member
+from app.config.saved import listed, read_list
+from app.races.plan import Member, folder_of
 from app.races.record import record_of
 from app.runs.folder import LOCK, SUMMARY
 from app.training.files import write_whole
@@ -31,11 +31,6 @@ def hand_out(member: Member) -> None:
     DESK.mkdir(parents=True, exist_ok=True)
     (DESK / f"{member.key}.json").unlink(missing_ok=True)
     write_whole(DESK / f"{member.key}.yaml", listed(member.overrides))
-
-
-def folder_of(key: str) -> Path:
-    """Of the run."""
-    return RUNS / f"member-{key}"
 
 
 def work(config: DictConfig) -> None:

@@ -19,11 +19,12 @@ from app.config.compose import Config
 from app.config.saved import CONFIG, read_config
 from app.data.tokenizers import Tokenizer
 from app.model.assemble import build_model
-from app.model.skills import Skill, SkillsStart, State, base_of, fingerprint, lay_beneath, put, widen
+from app.model.skills import Skill, SkillsStart, State, base_of, fingerprint, lay_beneath, put, taken, widen
 from app.model.transformer import Transformer
 from app.registry import UserError, make, unknown
-from app.runs.read import weights_of
-from app.runs.text import TOKENIZER, tokenizer_config
+from app.runs.read import located, weights_of
+from app.runs.text import TOKENIZER, read_text, tokenizer_config
+from app.training.checkpoints import read_checkpoint
 from app.training.files import write_whole
 
 FOLDER, ENDING = "skills", ".safetensors"
@@ -64,12 +65,30 @@ def write_skill(path: Path, skill: Skill) -> None:
     write_whole(path, safetensors.torch.save(dict(skill.factors), metadata=skill.about))
 
 
+def learned(folder: Path) -> Skill:
+    """The skill that a run has learned.
+
+    Raises:
+        UserError: it has none, or several.
+    """
+    saved, config = read_checkpoint(located(folder)[1]), read_config(folder / CONFIG)
+    own = config["experts"].get("skills", [])
+    if len(own) != 1:
+        raise UserError(f"{folder}: has learned {len(own)} skills; a run that is one has one alone (app.skill add)")
+    text = {"domains": read_text(folder, config).domains, "steps": saved["global_step"], "tokens": saved["tokens_seen"]}
+    about = {key: str(config["experts"][key]) for key in ("linears", "rank", "scale")}
+    about |= {"name": own[0], "base": fingerprint(saved["state_dict"]), "learned": json.dumps(text)}
+    return Skill(taken(saved["state_dict"], 0), about)
+
+
 def read_skill(path: Path) -> Skill:
-    """A skill out of its file.
+    """A skill out of its file, or of the run that has learned it.
 
     Raises:
         UserError: there is no such file, it is damaged, or none of ours.
     """
+    if path.is_dir():
+        return learned(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; python -m app.skill list RUN shows the skills of a run")
     try:
@@ -110,10 +129,10 @@ def table(run: Path) -> Table:
     shown = Table("skill", "linear layers", "rank", "scale", "parameters", "learned on", "tokens", title=f"{run}")
     for name in names(run):
         skill = read_skill(path_of(run, name))
-        about, learned = skill.about, json.loads(skill.about.get("learned", "{}"))
+        about, seen = skill.about, json.loads(skill.about.get("learned", "{}"))
         number = sum(factor.numel() for factor in skill.factors.values())
-        text = ", ".join(learned.get("domains", [])) + ("" if about["base"] == own else " (of another base)")
-        numbers = (f"{number:,}", text, f"{learned.get('tokens', 0):,}")
+        text = ", ".join(seen.get("domains", [])) + ("" if about["base"] == own else " (of another base)")
+        numbers = (f"{number:,}", text, f"{seen.get('tokens', 0):,}")
         shown.add_row(name, about["linears"], about["rank"], about["scale"], *numbers)
     return shown
 

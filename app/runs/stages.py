@@ -9,13 +9,13 @@ from typing import Any
 from app.config.compose import Config
 from app.config.overrides import combined, last
 from app.config.saved import CONFIG, RUNS, read_config
-from app.model.skills import Skill, fingerprint, merged, taken
+from app.model.skills import fingerprint, merged
 from app.registry import UserError
 from app.runs.folder import LOCK, SUMMARY
 from app.runs.folder import taken as name_taken
-from app.runs.library import FOLDER, existing, names, path_of, read_skills, write_skill
+from app.runs.library import FOLDER, existing, learned, names, path_of, read_skills, write_skill
 from app.runs.read import located
-from app.runs.text import read_text, tokenizer_config
+from app.runs.text import tokenizer_config
 from app.training.checkpoints import read_checkpoint, write_atomically
 
 LEFT = ("checkpoints", "tb", "report", FOLDER, LOCK, SUMMARY)  # of a folder whose run is merged, in the old one
@@ -51,17 +51,7 @@ def compose_words(run: Path, skills: Sequence[str], mixture: str | None, typed: 
 
 def keep(run: Path, name: str, words: Sequence[str]) -> Path:
     """Puts the skill that a stage has learned into the library."""
-    folder = RUNS / str(last(words, "run"))
-    saved = read_checkpoint(located(folder)[1])
-    config = read_config(folder / CONFIG)
-    learned = {
-        "domains": read_text(folder, config).domains,
-        "steps": saved["global_step"],
-        "tokens": saved["tokens_seen"],
-    }
-    about = {key: str(config["experts"][key]) for key in ("linears", "rank", "scale")}
-    about |= {"name": name, "base": fingerprint(saved["state_dict"]), "learned": json.dumps(learned)}
-    write_skill(path_of(run, name), Skill(taken(saved["state_dict"], 0), about))
+    write_skill(path_of(run, name), learned(RUNS / str(last(words, "run"))))
     return path_of(run, name)
 
 

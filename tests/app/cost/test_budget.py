@@ -147,6 +147,9 @@ def test_bytes_of_a_small_run():
     assert Memory.of(model, S, rows=1, precision="bf16-true", states=2).parameters == 2 * total
 
 
+LEVELS = ("parameter", "layer", "logits")
+
+
 def test_checkpointing_keeps_fewer_activations():
     kept = [
         Memory.of(on_meta(config("model.num_layers=8", f"model.activation_checkpointing={on}")), S, 1, "32-true", 2)
@@ -193,3 +196,12 @@ def test_the_groups_that_grove_meets_are_counted_on_average():
     met = 4 * (1 - comb(6, 3) / comb(8, 3))
     idle = 5 * 3 * 32 * 16 + (4 - met) * 3 * 32 * 64
     assert Budget.of(model, S).total_params - Budget.of(model, S).active_params == pytest.approx(2 * idle, abs=1)
+
+
+def test_a_mixture_of_skills_keeps_a_forward_pass_of_each_where_it_mixes_outputs():
+    words = [["experts=dense", "balance=none"]]
+    words += [["experts=lora_skills", "experts.skills=[a,b]", "router=context", f"experts.level={x}"] for x in LEVELS]
+    models = [on_meta(config(*own)) for own in words]
+    dense, parameter, layer, logits = (Memory.of(model, S, 1, "32-true", 2).activations for model in models)
+    head = 4 * S * models[0].head.weight.shape[0]  # bytes; computed once
+    assert dense < parameter and layer == logits and layer - parameter == 2 * (dense - head)

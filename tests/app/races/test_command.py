@@ -17,21 +17,24 @@ from app.race import main
 from tests.app.runs.conftest import SMALL, environment, write_text
 from tests.conftest import ROOT
 
+COMMON = [
+    *SMALL.replace("tokenizer=bytes", "tokenizer.vocab_size=280").split(),
+    "model.dim=24",
+    "model.num_layers=1",
+]
 RACE: dict[str, Any] = {
     "claim": "a wider layout is better",
-    "common": [
-        *SMALL.replace("tokenizer=bytes", "tokenizer.vocab_size=280").split(),
-        "model.dim=24",
-        "model.num_layers=1",
-    ],
+    "before": {"base": [*COMMON, "experts=dense", "balance=none"]},
+    "common": COMMON,
     "contestants": {
         "top2": ["experts=coarse"],
         "typo": ["router=topkk"],
         "infinite": ["experts=coarse", "model.init_std=1e15"],
+        "skilled": ["experts=lora_skills", "skills.base=@base", "optimizer=adamw", "optimizer.lr=0.0"],
     },
     "baseline": "top2",
     "match": "active_flops",
-    "unmatched": [],
+    "unmatched": ["skilled"],
     "sizes": ["xs"],
     "seeds": [0],
     "noise_seeds": [],
@@ -82,6 +85,12 @@ def test_a_race_ends_with_a_row_for_everybody_also_for_those_who_failed(raced: R
     assert done.returncode == 0, done.stderr
     found = rows(folder)
     assert found["top2"]["seeds"] == [0] and found["top2"]["bpb"]["mean"] > 0
+    base = [path for path in (folder / "runs").glob("member-*") if (path / "summary.json").exists()]
+    assert len(base) == 1, "what others start from is kept"
+    alone = json.loads((base[0] / "summary.json").read_text())["val_bpb"]
+    assert found["skilled"]["bpb"]["mean"] == pytest.approx(alone), (
+        "at the rate 0 a skill stays the 0 that it begins as"
+    )
     assert "did you mean 'topk'" in found["typo"]["failed"][0]
     assert "not finite" in found["infinite"]["failed"][0]
     assert json.loads((folder / "results/mine/result.json").read_text())["xs"]["missing"] == 0

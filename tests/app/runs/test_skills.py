@@ -76,7 +76,7 @@ def started(config: dict[str, Any], **start: Any) -> Transformer:
     """The model of a run as it is before its first step."""
     torch.manual_seed(0)
     model = build_model(config, 257)
-    begin_skills(model, SkillsStart(**{"base": "runs/base", "files": None, "mixture": None} | start))
+    begin_skills(model, SkillsStart(**{"base": "runs/base", "files": None, "mixture": None, "learn": None} | start))
     return model
 
 
@@ -102,6 +102,16 @@ def test_a_mixture_of_more_skills_starts_as_the_one_that_it_grows_from(library: 
     wider = started(config, files=files, mixture="runs/pair")
     torch.testing.assert_close(hidden(wider), hidden(read_run(Path("runs/pair")).model), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(hidden(started(config, files=files)), hidden(wider), atol=1e-4), "others differ"
+
+
+def test_a_skill_is_also_the_run_that_has_learned_it_and_can_learn_on(library: Path) -> None:
+    train([*add_words(BASE, "further", SHORT), "skills.files={further: runs/base-two}", "skills.learn=true"])
+    before, after = state("base-two"), state("base-further")
+    moved = [name for name, weights in after.items() if not torch.equal(weights, before[name])]
+    factors = [name for name in after if ".skills_" in name]
+    assert moved and {*moved} == {*factors}
+    begun = started(read_config(Path("runs/base-further/config.yaml")), files={"further": "runs/base-two"}, learn=True)
+    assert all(torch.equal(begun.state_dict()[name.removeprefix("model.")], before[name]) for name in factors)
 
 
 def test_constant_shares_merge_into_the_weights(library: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,6 +170,11 @@ def damaged(name: str, **about: str) -> Path:
         (["compose", "runs/base", "experts.rank=4"], "experts.rank=4: one was learned with 8"),
         (["compose", "runs/base", "--mixture", "runs/pair", "--skills", "one"], "lacks two, which the mixture before"),
         (["compose", "runs/base", "--mixture", "runs/pair", "router/weigh=softmax"], "only with router/weigh=identity"),
+        (
+            ["compose", "runs/base", "skills.files={one: runs/pair,two: runs/base-two}"],
+            "runs/pair: has learned 2 skills",
+        ),
+        (["add", "runs/base", "name=new", "skills.learn=true"], "skills.learn=True: needs skills.files"),
         (["compose", "runs/pair"], "runs/pair: has experts=lora_skills; skills lie on a dense model"),
         (["add", "runs/base", "name=new", "tokenizer=bpe"], "cuts text by another tokenizer; set tokenizer="),
         (["add", "runs/base", "name=new", "model.dim=64"], "skills.base: is no dense model of these sizes: "),

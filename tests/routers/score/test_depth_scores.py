@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from routers.score.constant import Constant
 from routers.score.context import ContextAware
 from routers.score.depth_average import DepthAverage
 from routers.score.residual import Residual
@@ -83,6 +84,17 @@ def test_context_is_an_mlp_of_one_layer_that_all_layers_above_hand_up_and_send_t
     (slope,) = torch.autograd.grad(handed.logits.sum(), own.net[2].bias)
     assert_equal(slope, np.full(5, 5.0))
     assert_gradients_are_those_of_the_formula(own, x, context(5))
+
+
+def test_constant_is_one_learned_vector_of_the_first_layer_that_starts_with_equal_shares() -> None:
+    first, above = (Constant(SIZES._replace(layer=layer)) for layer in range(2))
+    x = tokens(5)
+    assert_equal(first(x, context(5)).logits, np.full((5, 5), 0.2))
+    torch.nn.init.normal_(first.logits)
+    scored = first(x, context(5))
+    assert_equal(scored.logits, np.tile(array(first.logits), (5, 1)))
+    assert torch.equal(above(x, context(5, state=scored.state)).logits, scored.logits) and not [*above.parameters()]
+    assert_gradients_are_those_of_the_formula(first, x, context(5))
 
 
 def test_the_first_layer_has_no_parameter_for_a_layer_below() -> None:
