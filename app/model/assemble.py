@@ -36,14 +36,22 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     sizes = sizes_of(routed, model.dim, vocab_size)
     check_layers(config, len(routed))
     ffns: list[nn.Module] = [
-        MoE(build_router(config, sizes._replace(layer=routed.index(layout))), layout)
-        if layout.num_experts
-        else Unrouted(layout)
+        _moe(config, sizes._replace(layer=routed.index(layout)), layout) if layout.num_experts else Unrouted(layout)
         for layout in layouts
     ]
     balancer = build_balancer(config, sizes)
     kind = Ensemble if any(isinstance(layout, Mixture) and layout.on_model for layout in layouts) else Transformer
     return ranged("", lambda: kind(model, ffns, balancer, vocab_size))
+
+
+def _moe(config: Config, sizes: Sizes, layout: Experts) -> MoE:
+    router = build_router(config, sizes)
+    if router.weigh.on_input and isinstance(layout, Mixture):
+        raise UserError(
+            f"experts.name={config['experts']['name']}: mixes its experts in one, and this router weighs what each of "
+            "them sees; set router/weigh=identity, or another that weighs what they return"
+        )
+    return MoE(router, layout)
 
 
 def sizes_of(routed: list[Experts], dim: int, vocab_size: int) -> Sizes:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from app.model.assemble import build_model
 from app.model.transformer import Transformer
+from app.registry import UserError
 from experts.low_rank import skilled
 from routers.assignments import gates
 
@@ -142,3 +143,8 @@ def test_mixlora_takes_two_skills_in_each_layer_by_a_router_of_its_own(compose: 
         assert ((gates(routing) > 0).sum(-1) == 2).all()
         torch.testing.assert_close(gates(routing).sum(-1), torch.ones(24))
     assert not torch.equal(gates(routings[0]), gates(routings[1]))
+
+
+def test_a_gate_on_the_input_of_each_expert_is_refused_where_they_are_mixed(compose: Any) -> None:
+    with pytest.raises(UserError, match=r"experts\.name=lora_skills: mixes its experts.*router/weigh=identity"):
+        build_model(compose("model=nano", "experts=lora_skills", "router=llama4"), 64)
