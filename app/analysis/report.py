@@ -76,4 +76,4 @@ def _spelled(tokenizer: Tokenizer, tokens: list[int], place: int) -> str:
 def _experts(gate: Tensor) -> list[list[tuple[int, float]]]:
     best = gate.topk(min(SHOWN, gate.size(1)), -1)
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [[(e, round(g, 4)) for e, g in zip(*pair, strict=True) if g > 0] for pair in pairs]
+    return [[(e, round(g, 4)) for e, g in zip(*pair, strict=True) if g] for pair in pairs]

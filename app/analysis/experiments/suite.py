@@ -15,6 +15,7 @@ from app.analysis.experiments import (
     removal,
     routers_certainty,
     saturation,
+    skill_mixture,
     without_shared,
 )
 from app.data.corpus import Batch
@@ -47,6 +48,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "labels": labels,
     "routers_certainty": routers_certainty,
     "saturation": saturation,
+    "skill_mixture": skill_mixture,
 }
 
 

@@ -22,6 +22,7 @@ from app.analysis.experiments import (
     removal,
     routers_certainty,
     saturation,
+    skill_mixture,
     without_shared,
 )
 from app.analysis.experiments.observe import passes
@@ -140,6 +141,7 @@ FIXED = {"number_of_experts"}
         (["router=moepp", "experts=moepp"], FIXED),
         (["router=expert_choice", "balance=none", "allow_non_causal=true"], set()),
         (["experts=coarse", "experts.top_k=8"], {"masking", *FIXED}),
+        (["experts=lora_skills", "router=context"], {"masking", "merging", *FIXED}),
     ],
 )
 def test_a_run_is_asked_what_it_can_be_asked_and_every_number_is_one(
@@ -147,7 +149,8 @@ def test_a_run_is_asked_what_it_can_be_asked_and_every_number_is_one(
 ) -> None:
     run, _ = trained("trainer.max_steps=2", *overrides)
     found = conducted(run, 1)
-    assert EXPERIMENTS.keys() - found.keys() == lacking | {"without_shared", "saturation"}
+    skilled = {"skill_mixture"} if "skill_mixture" not in found else set()
+    assert EXPERIMENTS.keys() - found.keys() == lacking | {"without_shared", "saturation"} | skilled
     for name, numbers in found.items():
         figure = Figure()
         EXPERIMENTS[name].draw(figure, numbers)
@@ -184,6 +187,26 @@ def test_easy_and_hard_tokens_of_each_domain_take_what_the_routings_say(trained:
     hardest = np.array_split(sorted(pairs), 10)[-1]
     assert found["difficulty"][-1] == pytest.approx(hardest[:, 0].mean())
     assert found["by_difficulty"][-1] == pytest.approx(hardest[:, 1].mean())
+
+
+def test_a_mixture_of_skills_is_told_by_domain_by_layer_and_by_token(trained: Trained) -> None:
+    run, batches = trained("experts=lora_skills", "experts.skills=[a,b,c]", "router=mixtral", "experts.top_k=2")
+    found = skill_mixture.measure(run, batches)
+    assert found is not None and (found["skills"], found["domains"]) == (["a", "b", "c"], ["code", "digits"])
+    of: dict[tuple[int, int, int], list[float]] = defaultdict(list)
+    for batch, _, layers in passes(run, batches):
+        for place in np.flatnonzero(batch["valid"].flatten()):
+            for layer, routing in enumerate(layers):
+                gate = dict.fromkeys(range(3), 0.0)
+                gate |= {int(e): float(g) for t, e, g in zip(*routing[:3], strict=True) if t == place and e < 3}
+                for skill, share in gate.items():
+                    of[int(batch["domain"].flatten()[place]), layer, skill].append(share)
+    for (domain, layer, skill), shares in of.items():
+        assert found["mean"][domain][layer][skill] == pytest.approx(fmean(shares), abs=1e-6)
+        assert found["spread"][domain][layer][skill] == pytest.approx(np.std(shares), abs=1e-6)
+    first = [fmean(of[1, layer, 2][place] for layer in range(len(found["mean"][1]))) for place in range(5)]
+    assert [token[2] for token in found["tokens"][1]][:5] == pytest.approx(first, abs=1e-6)
+    assert not np.allclose(found["mean"][0], found["mean"][1], atol=1e-3)
 
 
 def test_certainty_is_that_of_the_probabilities(trained: Trained) -> None:
