@@ -56,7 +56,10 @@ def draw(figure: Figure, numbers: dict[str, Any]) -> None:
     for above, below, (domain, mean, spread, row) in zip(depth, tokens, each, strict=True):
         for place, skill in enumerate(numbers["skills"]):
             centre, wide = ([layer[place] for layer in values] for values in (mean, spread))
-            above.errorbar(range(len(centre)), centre, wide, marker="o", capsize=3, label=skill)
+            beside = 0.1 * (place - (len(numbers["skills"]) - 1) / 2)  # so that no bar hides another
+            above.errorbar(
+                [layer + beside for layer in range(len(centre))], centre, wide, marker="o", capsize=3, label=skill
+            )
             below.plot([alpha[place] for alpha in row])
         above.set(title=domain, xlabel="layer", xticks=range(len(mean)))
         below.set(xlabel="token of a row")
