@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -24,9 +25,17 @@ def markdown() -> str:
     return head + "".join(line for place, claim in enumerate(claims) for line in _lines(claim, seen[place]))
 
 
-def _seen(claims: list[Claim]) -> dict[int, dict[str, tuple[Judged, int]]]:
-    """What was found, and on how many seeds, by the place of the claim and size."""
-    found: dict[int, dict[str, tuple[Judged, int]]] = defaultdict(dict)
+class Seen(NamedTuple):
+    """What a race has found about a claim, at one size."""
+
+    found: Judged
+    seeds: int
+    surplus: float | None  # experts a token that `one` takes beyond `other`, where it is to take fewer
+
+
+def _seen(claims: list[Claim]) -> dict[int, dict[str, Seen]]:
+    """By the place of the claim and size."""
+    found: dict[int, dict[str, Seen]] = defaultdict(dict)
     for folder in folders():
         race, lines = read(folder)
         for size in race.sizes:
@@ -34,8 +43,15 @@ def _seen(claims: list[Claim]) -> dict[int, dict[str, tuple[Judged, int]]]:
             mine = {str(i): (c["one"], c["other"]) for i, c in enumerate(claims) if c.get("race") == folder.name}
             pairs = {i: values for i, pair in mine.items() if (values := _differences(race, here, *pair))}
             for i, verdict in judged(pairs, race.margin, len(mine)).items():
-                found[int(i)][size] = verdict, len(pairs[i])
+                surplus = _surplus(race, here, *mine[i]) if claims[int(i)].get("fewer_experts") else None
+                found[int(i)][size] = Seen(verdict, len(pairs[i]), surplus)
     return found
+
+
+def _surplus(race: Race, lines: list[dict[str, Any]], one: str, other: str) -> float:
+    """Experts a token, means over the training and the seeds."""
+    means = [fmean(run["routing"]["mean_k"] for run in runs(race, lines, name).values()) for name in (one, other)]
+    return means[0] - means[1]
 
 
 def _differences(race: Race, lines: list[dict[str, Any]], one: str, other: str) -> list[float]:
@@ -45,15 +61,15 @@ def _differences(race: Race, lines: list[dict[str, Any]], one: str, other: str) 
     return paired(race, runs(race, lines, one), runs(race, lines, other), race.measure)
 
 
-def _lines(claim: Claim, seen: dict[str, tuple[Judged, int]]) -> list[str]:
+def _lines(claim: Claim, seen: dict[str, Seen]) -> list[str]:
     told = f"| {claim['paper']} ({claim['where']}) | {claim['claim']} | {claim.get('number', '')} |"
     if "race" not in claim:
         return [f"{told} | | | cannot be run here |\n"]
     if not seen:
         return [f"{told} {claim['race']} | | | not finished yet |\n"]
     return [
-        f"{told} {claim['race']}, {size} | {_difference(found)} | {seeds} | {_verdict(claim, found)} |\n"
-        for size, (found, seeds) in seen.items()
+        f"{told} {claim['race']}, {size} | {_difference(here.found)} | {here.seeds} | {_verdict(claim, here)} |\n"
+        for size, here in seen.items()
     ]
 
 
@@ -62,7 +78,10 @@ def _difference(found: Judged) -> str:
     return f"{mean:+.3f}" + (f" ± {half:.3f}" if half is not None else "")
 
 
-def _verdict(claim: Claim, found: Judged) -> str:
+def _verdict(claim: Claim, seen: Seen) -> str:
+    found = seen.found
+    if seen.surplus is not None and seen.surplus >= 0:
+        return f"contradicted: {found.verdict}, with {seen.surplus:.1f} experts more"
     if found.verdict == "cannot tell":
         return "cannot tell at this size"
     if found.verdict == claim["expected"]:
