@@ -19,18 +19,20 @@ from omegaconf import OmegaConf
 
 from app.config.compose import CONF
 from app.config.errors import exit_on_mistake
-from app.races.plan import Entry, Plan
+from app.races.plan import Member, Plan
 from app.races.race import chosen_sizes, read_race
 from app.races.records import RESULTS, SECONDS
+from app.registry import UserError
 from app.training.files import write_whole
 from benchmarks.bare import Bare
 from benchmarks.crossing import next_step
 from benchmarks.timing import medians
 
 
-def seconds_per_token(entries: list[Entry], rounds: int) -> dict[str, float]:
+def seconds_per_token(members: list[Member], rounds: int) -> dict[str, float]:
     """Of training, for each contestant of a size."""
-    bares = {e.contestant: Bare(e.overrides, precision=e.config["trainer"]["precision"]) for e in entries}
+    entries = [member.entry for member in members]
+    bares = {m.entry.contestant: Bare(m.overrides, precision=m.entry.config["trainer"]["precision"]) for m in members}
     works = {name: partial(next_step, bare, bare.batches()) for name, bare in bares.items()}
     tokens = {e.contestant: e.config["data"]["batch_size"] * e.config["data"]["seq_len"] for e in entries}
     torch.set_num_threads(entries[0].config["trainer"]["threads"])
@@ -42,8 +44,11 @@ def measured(name: str, sizes: list[str] | None, rounds: int) -> dict[str, dict[
     with initialize_config_dir(str(CONF), version_base="1.3"):
         values: Any = OmegaConf.to_container(compose("race", [f"race={name}"]).race, resolve=True)
         race = read_race(values)
-        entries = [entry for entry in Plan(race, chosen_sizes(race, sizes)).entries if not entry.refused]
-        by_size = {size: [entry for entry in entries if entry.size == size] for size in sizes or race.sizes}
+        plan = Plan(race, chosen_sizes(race, sizes))
+        members = [plan.member(e, e.config["optimizer"]["lr"], race.seeds[0]) for e in plan.entries if not e.refused]
+        if plan.first(members, {}):
+            raise UserError(f"{name}: its contestants start from other runs, which lie where it has run; run it first")
+        by_size = {size: [m for m in members if m.entry.size == size] for size in sizes or race.sizes}
         return {size: seconds_per_token(each, rounds) for size, each in by_size.items()}
 
 

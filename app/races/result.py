@@ -110,6 +110,7 @@ class _Size:
             return row
         each = list(runs.values())
         row |= {name: _told(interval([run[name] for run in each])) for name in ("bpb", "nats")}
+        row["domains"] = {name: _told(interval([run["domains"][name] for run in each])) for name in each[0]["domains"]}
         row |= {name: _mean(each, name) for name in COST}
         rates = self.race.rates(contestant)
         row |= {"lr": each[0]["lr"], "edge": each[0]["lr"] in rates[:1] + rates[-1:]}

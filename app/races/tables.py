@@ -116,6 +116,7 @@ def details(race: Race, numbers: Mapping[str, Any]) -> dict[str, tuple[list[str]
     domains = {r["contestant"]: r["difference"]["domains"] for r in rows if "difference" in r}
     tasks = {row["contestant"]: row["tasks"] for row in rows}
     shown = {
+        "Bits per byte, by domain": _by_name({row["contestant"]: row["domains"] for row in rows}),
         "Difference to the baseline in bits per byte, by domain": _by_name(domains, sign=True),
         "Share of right answers in small tasks, with the interval over the seeds; they decide nothing": _by_name(tasks),
     }

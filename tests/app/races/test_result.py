@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -143,6 +144,8 @@ def test_one_seed_has_no_interval_and_no_verdict() -> None:
 def test_domains_and_tasks_have_tables_of_their_own(result: dict[str, Any]) -> None:
     page = markdown(RACE, "r", result)
     assert "| contestant | a | b |" in page and "| good | -0.100 ± 0.000 | -0.100 ± 0.000 |" in page
+    first = LOSS["good"] - 0.5 + fmean(SEEDS.values())
+    assert f"| good | {first:.3f} ± " in page.split("Bits per byte, by domain:")[1].split("Difference")[0]
     assert "| contestant | recall | topic |" in page and "| good | 0.500 ± 0.000 |  |" in page
 
 
