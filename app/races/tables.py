@@ -23,6 +23,8 @@ what the baseline needs for the same loss, as a multiple of what the contestant 
 of its grid. The share of dropped assignments and the experts per token, which FLOPs count, are means over the training;
 MaxVio, dead experts and mutual information of domain and expert (nats) are of held-out text; all are layer means."""
 
+ROUTED = ("maxvio", "dead", "drop_rate", "mean_k", "domain_information")  # a run of one step logs none of the middle
+
 
 def cells(race: Race, row: Row) -> list[str]:
     """A row in words, one for each of COLUMNS."""
@@ -43,8 +45,7 @@ def cells(race: Race, row: Row) -> list[str]:
         told(times.get("seconds"), 2),
         f"{1 / row['seconds_per_token']:,.0f}" if row["seconds_per_token"] else "",
         f"{row['peak_memory_bytes'] / 1e6:.0f}",
-        *(f"{routing[name]:.2f}" if routing else "" for name in ("maxvio", "dead", "drop_rate", "mean_k")),
-        f"{routing['domain_information']:.2f}" if routing else "",
+        *(f"{routing[name]:.2f}" if name in routing else "" for name in ROUTED),
         f"{row['lr']:g}{'!' if row['edge'] else ''}",
     ]
 
