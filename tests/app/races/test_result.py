@@ -149,6 +149,11 @@ def test_domains_and_tasks_have_tables_of_their_own(result: dict[str, Any]) -> N
     assert "| contestant | recall | topic |" in page and "| good | 0.500 ± 0.000 |  |" in page
 
 
+def test_a_run_too_short_to_log_its_training_has_empty_cells(rows: dict[str, Any]) -> None:
+    routing = {name: value for name, value in rows["same"]["routing"].items() if name not in ("drop_rate", "mean_k")}
+    assert cells(RACE, rows["same"] | {"routing": routing}).count("") == cells(RACE, rows["same"]).count("") + 2
+
+
 def test_the_files_tell_the_same(result: dict[str, Any], tmp_path: Path) -> None:
     write_result(tmp_path, RACE, result)
     assert json.loads((tmp_path / "result.json").read_text())["xs"]["rows"][1]["verdict"] == "better"
