@@ -25,7 +25,7 @@ class SkillsStart:
     """The config group `skills`: what a run with experts=lora_skills starts from.
 
     Raises:
-        ValueError: there are files or a mixture, but no base.
+        ValueError: there are files or a mixture, but no base, or skills are to learn on and there are none.
     """
 
     base: str | None

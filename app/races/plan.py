@@ -103,7 +103,8 @@ class Plan:
     def __init__(self, race: Race, sizes: Sequence[str]) -> None:
         self.race, self.sizes = race, sizes
         self.entries = [entry for size in sizes for entry in _entries(race, size)]
-        self._before = {(name, size): _before(race, name, size) for size in sizes for name in race.before}
+        before = {(name, size): _before(race, name, size) for size in sizes for name in race.before}
+        self._places = {(entry.contestant, entry.size): entry for entry in self.entries} | before
 
     def missing(self, records: Mapping[str, Record]) -> list[Member]:
         """Those that can be run now, one of those that are equal; the rest waits for the learning rates."""
@@ -129,8 +130,7 @@ class Plan:
         return Member(entry, lr, seed, share, starts)
 
     def _start(self, name: str, size: str, seed: int) -> Member:
-        places = {(entry.contestant, entry.size): entry for entry in self.entries} | self._before
-        entry = places[name, size]
+        entry = self._places[name, size]
         return self.member(entry, entry.config["optimizer"]["lr"], seed)
 
     def known(self, records: Mapping[str, Record]) -> list[Member]:

@@ -95,8 +95,8 @@ class Race:
     def _require_starts(self, name: str, above: tuple[str, ...] = ()) -> None:
         """Checks that the runs that one starts from are there, are not itself, and have a learning rate."""
         require(name, "@" + name, name not in above, "must not start from itself")
+        known = [other for other in (*self.before, *self.contestants) if not self.rates(other)]
         for start in self.starts(name):
-            known = [known for known in (*self.before, *self.contestants) if not self.rates(known)]
             require(name, f"@{start}", start in known, f"must be a run with its own learning rate: {', '.join(known)}")
             self._require_starts(start, (*above, name))
 

@@ -23,7 +23,7 @@ what the baseline needs for the same loss, as a multiple of what the contestant 
 of its grid. The share of dropped assignments and the experts per token, which FLOPs count, are means over the training;
 MaxVio, dead experts and mutual information of domain and expert (nats) are of held-out text; all are layer means."""
 
-ROUTED = ("maxvio", "dead", "drop_rate", "mean_k", "domain_information")  # a run of one step logs none of the middle
+ROUTED = ("maxvio", "dead", "drop_rate", "mean_k", "domain_information")  # a short run may lack some
 
 
 def cells(race: Race, row: Row) -> list[str]:
