@@ -4,6 +4,10 @@ RUN is the folder of a run or one of its checkpoints. Overrides act on the `data
 the run's own held-out one; with data=... or data.path=... it is whatever can be read there, all of it, cut by the run's
 tokenizer. Prints nats per token, perplexity and bits per byte, in all and by domain; `--json` prints them for programs.
 
+A row begins anew wherever the one before ended, so that the first tokens of a row are predicted from little. With
+`--stride N` every window of a document begins N tokens after the one before and predicts its last N tokens only, the
+first one all of its tokens: slower, and closer to what the model knows.
+
 `--tasks` asks the run small questions about held-out text and made-up English instead, `--pairs FILE` which sentence of
 each pair is the likelier one (BLiMP's format: a JSON object a line with `sentence_good` and `sentence_bad`).
 """
@@ -11,13 +15,18 @@ each pair is the likelier one (BLiMP's format: a JSON object a line with `senten
 import argparse
 import json
 import sys
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import app.config.environment  # noqa: F401  before torch
 from app.config.errors import exit_on_mistake
 from app.data.sources import SPLITS
 from app.registry import UserError
+
+if TYPE_CHECKING:
+    from app.data.corpus import Batch
 
 Figures = tuple[dict[str, Any], list[str]]  # for programs, and in words
 
@@ -28,6 +37,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a checkpoint")
     parser.add_argument("overrides", nargs="*", help="data=..., data.path=..., as for train.py")
     parser.add_argument("--split", choices=[*SPLITS, "all"], help="default: val of the run's own text, all of another")
+    parser.add_argument(
+        "--stride", type=int, metavar="N", help="tokens from window to window; default: rows of the run"
+    )
+    parser.add_argument("--checkpoint", help="of RUN, such as step_200; default: the newest")
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--tasks", action="store_true", help="small tasks instead of the likelihood")
     parser.add_argument("--items", type=int, default=500, help="of each task, at most")
     parser.add_argument("--pairs", type=Path, metavar="FILE", help="minimal pairs instead of the likelihood")
@@ -35,6 +49,8 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_intermixed_args(arguments)  # options also before overrides
     if asked.items < 1:
         raise UserError(f"--items {asked.items}: must be at least 1")
+    if asked.stride is not None and asked.stride < 1:
+        raise UserError(f"--stride {asked.stride}: must be at least 1")
     if asked.overrides and (asked.tasks or asked.pairs):
         raise UserError(f"{asked.overrides[0]}: the tasks have texts of their own; leave it out")
     values, lines = _tasks(asked) if asked.tasks or asked.pairs else _likelihood(asked)
@@ -42,14 +58,19 @@ def main(arguments: list[str]) -> None:
 
 
 def _likelihood(asked: argparse.Namespace) -> Figures:
-    from app.analysis.likelihood import evaluate  # torch takes seconds to import, and --help needs none of it
-    from app.runs.read import read_run
+    from app.analysis.likelihood import evaluate, strided  # torch takes seconds to import, and --help needs none of it
 
-    run = read_run(asked.run)
+    run = _run(asked)
     data = run.data(asked.overrides)
     split = asked.split or ("val" if data.corpus_fingerprint == run.text.fingerprint else "all")
     splits = [name for name in SPLITS if split in (name, "all")]
-    values = evaluate(run.model, data.held_out(splits), data.domains)
+    rows: Iterable[Batch] = data.held_out(splits)
+    if asked.stride is not None:
+        if asked.stride > run.seq_len:
+            raise UserError(f"--stride {asked.stride}: must be in 1..{run.seq_len}, data.seq_len: no token is left out")
+        parts = (strided(data.held_out([name]), run.seq_len, asked.stride, data.micro_batch_size) for name in splits)
+        rows = chain.from_iterable(parts)
+    values = evaluate(run.model, rows, data.domains)
     first = f"{run.checkpoint} on {split}: {values['nats']:.4f} nats per token, perplexity {values['ppl']:.2f}"
     named = {name.removeprefix("bpb").lstrip("_"): value for name, value in values.items() if name.startswith("bpb")}
     lines = [f"{value:8.4f} bits per byte  {name or 'mean over domains'}" for name, value in named.items()]
@@ -58,9 +79,8 @@ def _likelihood(asked: argparse.Namespace) -> Figures:
 
 def _tasks(asked: argparse.Namespace) -> Figures:
     from app.analysis.tasks.suite import pairs_score, scores
-    from app.runs.read import read_run
 
-    run = read_run(asked.run)
+    run = _run(asked)
     found = scores(run, asked.items) if asked.tasks else {asked.pairs.stem: pairs_score(run, asked.pairs)}
     lines = [
         f"{name:14} {s.accuracy:.3f} +- {s.error:.3f} of {s.items} right, {s.chance:.2f} by guessing" if s
@@ -68,6 +88,12 @@ def _tasks(asked: argparse.Namespace) -> Figures:
         for name, s in found.items()
     ]  # fmt: skip
     return {name: s and s._asdict() for name, s in found.items()}, [str(run.checkpoint), *lines]
+
+
+def _run(asked: argparse.Namespace) -> Any:
+    from app.runs.read import read_run
+
+    return read_run(asked.run, asked.checkpoint).on(asked.device)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m app.report", description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a checkpoint")
     parser.add_argument("other", type=Path, metavar="OTHER", nargs="?", help="another one, to stand beside it")
+    parser.add_argument("--checkpoint", help="of RUN, such as step_200; default: the newest")
     parser.add_argument("--rows", type=int, default=32, help="held-out rows of every domain")
     parser.add_argument("--quick", action="store_true", help="without the experiments")
     asked = parser.parse_args(arguments)
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> None:
     from app.analysis.report import measure
     from app.runs.read import read_run
 
-    runs = [read_run(path) for path in (asked.run, asked.other) if path is not None]
+    runs = [read_run(asked.run, asked.checkpoint), *([read_run(asked.other)] if asked.other else [])]
     for run, path in zip(runs, (asked.run, asked.other), strict=False):
         if not run.model.num_experts:
             raise UserError(f"{path}: is a dense model, it has no experts to report")

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import data, growth, layer, loop, memory, routers, startup, step
+from benchmarks import data, generation, growth, layer, loop, memory, routers, startup, step
 from benchmarks.report import Row, markdown, write
 from benchmarks.timing import table
 from experts.grouped.device import is_native
 
-ALL = (layer, growth, step, routers, loop, memory, data, startup)
+ALL = (layer, growth, step, routers, loop, memory, data, startup, generation)
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
-from app.analysis.continuation import continuation
+from app.analysis.continuation import Sampling, continuations
 from app.registry import register, require
 from app.training.module import LanguageModel
 from app.training.tags import Tag
@@ -40,8 +40,7 @@ class Samples(lightning.Callback):
         require("every", every, every >= 1, "must be at least 1")
         require("prompts", prompts, len(prompts) > 0, "must have at least one")
         require("num_tokens", num_tokens, num_tokens >= 1, "must be at least 1")
-        require("temperature", temperature, temperature >= 0, "must be at least 0")
-        self.every, self.prompts, self.num_tokens, self.temperature = every, prompts, num_tokens, temperature
+        self.every, self.prompts, self.num_tokens, self.sampling = every, prompts, num_tokens, Sampling(temperature)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
@@ -54,11 +53,9 @@ class Samples(lightning.Callback):
         data = getattr(trainer, "datamodule", None)
         if data is None:
             return
-        tokenizer = data.tokenizer
-        asked = {"num_tokens": self.num_tokens, "temperature": self.temperature, "window": data.seq_len}
-        generator = torch.Generator(pl_module.device).manual_seed(0)
+        asked = {"batch_size": len(self.prompts), "num_tokens": self.num_tokens, "window": data.seq_len}
         with undisturbed(pl_module.model), trainer.precision_plugin.forward_context():
-            texts = [continuation(pl_module.model, tokenizer, p, generator=generator, **asked) for p in self.prompts]
+            texts = list(continuations(pl_module.model, data.tokenizer, self.prompts, self.sampling, **asked))
         writer = event_writer(trainer)
         if writer is not None:
             rows = list(zip(self.prompts, texts, strict=True))
@@ -69,7 +66,7 @@ class Samples(lightning.Callback):
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; modes and random numbers are afterwards what they were."""
     modes = {module: module.training for module in model.modules()}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):  # every token has another length
         model.eval()
         try:
             yield

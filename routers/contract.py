@@ -48,8 +48,7 @@ class Context(NamedTuple):
 
     def generator(self, part: Part, device: torch.device) -> torch.Generator:
         """A new source of this layer's noise, another one for each part: whoever asks again gets the same noise."""
-        seed = self.seed * len(PARTS) + PARTS.index(part)
-        return torch.Generator(device).manual_seed(seed % 2**63)
+        return torch.Generator(device).manual_seed((self.seed * len(PARTS) + PARTS.index(part)) % 2**63)
 
 
 class Routing(NamedTuple):
@@ -155,15 +154,15 @@ class Select(nn.Module):
 
     causal: ClassVar[Causal] = "always"  # when does the choice depend on no later token?
     scope: ClassVar[Scope] = "token"  # what does the choice of one token depend on?
+    eval_scope: ClassVar[Scope] = "token"  # and in evaluation?
     by: ClassVar[Literal["scores", "logits"]] = "scores"  # what is the offset of the choice added to?
     limited: ClassVar[bool] = True  # whether it keeps to a number of experts per token without a balance term
     k: int | None = None  # experts per token, exactly or on average; None: the data decide
     max_k: int | None = None  # experts per token at most; None: all
 
     def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Assignments token (A,), expert (A,) by the choice (T, E): scores or logits plus offset, -inf where forbidden.
-
-        They stand in the order of their tokens; what is assigned to padding is discarded afterwards.
+        """Assignments token (A,), expert (A,) in the order of their tokens, by the choice (T, E): scores or logits plus
+        offset, -inf where forbidden; those of padding are discarded afterwards.
         """
         raise NotImplementedError
 
@@ -183,6 +182,7 @@ class Drop(nn.Module):
 
     causal: Causal = "always"  # when does keeping an assignment depend on no later token?
     scope: ClassVar[Scope] = "token"  # what does keeping an assignment depend on?
+    eval_scope: Scope = "token"  # and in evaluation?
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()

@@ -28,6 +28,11 @@ class Router(nn.Module):
         null = [expert in sizes.null for expert in range(sizes.num_experts + 1)]
         self.register_buffer("null", torch.tensor(null), persistent=False)  # (E + 1,)
 
+    @property
+    def alone(self) -> bool:
+        """Whether in evaluation what a token gets hangs on no other token."""
+        return self.select.eval_scope == self.drop.eval_scope == "token"
+
     def forward(self, x: Tensor, context: Context) -> Routing:
         """Routing of tokens x (T, D); all of it in float32, because bfloat16 scores tie."""
         with torch.autocast(x.device.type, enabled=False):

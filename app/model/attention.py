@@ -4,6 +4,7 @@ Queries and keys may be normed before the rotation, which keeps their products s
 2302.05442): each head by itself (Qwen3, arXiv 2505.09388) or all heads together (OLMoE, arXiv 2409.02060).
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
@@ -14,6 +15,8 @@ from app.model.config import ModelConfig
 from app.model.documents import Mask, attend
 from routers.contract import Context
 
+ROUNDED = 256  # positions: a text that grows token by token needs few tables of angles
+
 
 class Positions(NamedTuple):
     """What every layer needs to know of the positions of a batch."""
@@ -22,6 +25,9 @@ class Positions(NamedTuple):
     mask: Mask  # where a position may look
     cos: Tensor  # (S, H) of the rotary angles, H the width of a head
     sin: Tensor
+    extended: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = (
+        None  # a layer's keys and values by those before
+    )
 
 
 class Attention(nn.Module):
@@ -44,6 +50,8 @@ class Attention(nn.Module):
         query, key, value = self.qkv(x).split(self.sizes, -1)  # (B, S, heads * H)
         query, key = self._heads(query, self.query_norm), self._heads(key, self.key_norm)
         query, key, value = rotate(query, positions), rotate(key, positions), self._heads(value, nn.Identity())
+        if positions.extended is not None:
+            key, value = positions.extended(key, value)
         y = attend(query, key, value, positions.mask)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, S, D)
 
@@ -60,10 +68,15 @@ def rotate(x: Tensor, positions: Positions) -> Tensor:
     return x * positions.cos.to(x.dtype) + torch.cat((-right, left), -1) * positions.sin.to(x.dtype)
 
 
+def rotary(stop: int, width: int, theta: float, device: torch.device, start: int = 0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (S, H) of the rotary angles of positions start .. stop - 1; only their differences act."""
+    cos, sin = _angles(stop + -stop % ROUNDED, width, theta, device)
+    return cos[start:stop], sin[start:stop]
+
+
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)  # what validation computes, training uses
-def rotary(length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (S, H) of the rotary angles; only differences of positions act, so a row counts from 0."""
+def _angles(length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     speed = theta ** -(torch.arange(0, width, 2, device=device) / width)  # (H/2,)
     angle = torch.arange(length, device=device)[:, None] * speed.repeat(2)  # (S, H)
     return angle.cos(), angle.sin()

@@ -4,6 +4,8 @@ Pre-norm blocks with RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), attentio
 (Shazeer 2020, arXiv 2002.05202).
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -11,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from app.model.attention import Positions, rotary
 from app.model.block import block_of
 from app.model.config import ModelConfig
-from app.model.documents import document_mask
+from app.model.documents import Mask, document_mask
 from app.model.loss import token_nll
+from app.model.past import Past
 from app.registry import require
 from experts.contract import Experts
 from experts.low_rank import SkilledLinear
@@ -111,6 +114,11 @@ class Transformer(nn.Module):
         hidden, _ = self.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool), None)
         return self.head(hidden)
 
+    def logits_of_next(self, tokens: Tensor, valid: Tensor, past: Past) -> Tensor:
+        """Logits (B, V) of what follows tokens (B, S), the last positions that `past` has seen."""
+        hidden, _ = self.hidden(tokens, valid, None, past=past)
+        return self.head(hidden[:, -1])
+
     def hidden(
         self,
         tokens: Tensor,
@@ -120,26 +128,35 @@ class Transformer(nn.Module):
         step: int = 0,
         domain: Tensor | None = None,
         alone: int | None = None,  # as in `Context`
+        past: Past | None = None,  # its last positions are these; None: the first ones are
     ) -> tuple[Tensor, list[Routing]]:
         """The normed output of the last block (B, S, D), and the routings; without `document` a row is one document."""
-        x, config = self.embedding(tokens), self.config
-        mask = None if document is None or config.cross_documents else document_mask(document, config.head_width)
-        cos, sin = rotary(tokens.size(1), config.head_width, config.rope_theta, tokens.device)
+        x, (mask, cos, sin) = self.embedding(tokens), self._places(tokens, document, past)
         known = None if domain is None else domain.flatten()
         context = Context(valid, tokens.flatten(), shared=self.shared_score, step=step, domain=known, alone=alone)
         offset = self.balancer.offset()
         routings: list[Routing] = []
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             layer = len(routings)
             context = context._replace(
                 state=routings[-1].state if routings else None,
                 offset=0.0 if offset is None or layer == len(offset) else offset[layer],
                 seed=seed * 1_000 + layer,
             )
-            x, routing = self._run(block, x, Positions(context, mask, cos, sin))
+            extended = None if past is None else partial(past.extended, number)
+            x, routing = self._run(block, x, Positions(context, mask, cos, sin, extended))
             if routing is not None:
                 routings.append(routing)
         return self.norm(x), routings
+
+    def _places(self, tokens: Tensor, document: Tensor | None, past: Past | None) -> tuple[Mask, Tensor, Tensor]:
+        """Where each position may look, and its rotary angles."""
+        config, length = self.config, tokens.size(1)
+        mask = None if document is None or config.cross_documents else document_mask(document, config.head_width)
+        if past is not None:
+            mask = past.mask(length)
+        total = length if past is None else past.valid.size(1)
+        return mask, *rotary(total, config.head_width, config.rope_theta, tokens.device, total - length)
 
     def _run(self, block: nn.Module, x: Tensor, positions: Positions) -> tuple[Tensor, Routing | None]:
         if self.config.activation_checkpointing and self.training:

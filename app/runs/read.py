@@ -3,22 +3,25 @@
 Needs nothing but the folder of the run, unless its own text is asked for.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from app.config.compose import Config, composed, with_whole_sources
 from app.config.overrides import key_of, last, path_quoted
 from app.config.saved import CONFIG, read_config
 from app.data.module import TokenDataModule, build_data
+from app.data.sources import first_line
 from app.model.assemble import build_model
 from app.model.transformer import Transformer
 from app.registry import UserError, knobs, unknown
 from app.runs.resume import newest_checkpoint
 from app.runs.text import RunText, read_text, tokenizer_config
-from app.training.checkpoints import read_checkpoint
+from app.training.checkpoints import read_checkpoint, steps
 
 PREFIX = "model."  # of the transformer's parameters in a checkpoint
 
@@ -37,6 +40,23 @@ class TrainedRun:
     def seq_len(self) -> int:
         """Tokens of a row."""
         return int(self.config["data"]["seq_len"])
+
+    def on(self, device: str) -> "TrainedRun":
+        """The same with its model on a device.
+
+        Raises:
+            UserError: there is no such device.
+        """
+        try:
+            self.model.to(torch.empty(0, device=device).device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch says each in its own way
+            raise UserError(f"--device {device}: cannot be used ({first_line(error)}); cpu can") from error
+        return self
+
+    def computing(self, dtype: str) -> AbstractContextManager[object]:
+        """Products in this type inside; the weights and the routers' arithmetic stay float32."""
+        device = self.model.embedding.weight.device.type
+        return torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32")
 
     def data(self, overrides: list[str]) -> TokenDataModule:
         """The text that overrides of the group `data` name, cut as the run's own; the run's own without overrides.
@@ -58,18 +78,22 @@ def names_other_text(override: str) -> bool:
     return key_of(override).removeprefix("data.") not in knobs(TokenDataModule)
 
 
-def read_run(path: Path) -> TrainedRun:
+def read_run(path: Path, checkpoint: str | None = None) -> TrainedRun:
     """Reads a run, of its folder or of one of its checkpoints; writes nothing.
+
+    Args:
+        path: the folder, or a checkpoint.
+        checkpoint: the name of one in the folder, such as `step_200`; None: the newest.
 
     Raises:
         UserError: it is none of a run, or holds no undamaged checkpoint.
     """
-    folder, checkpoint = located(path)
+    folder, file = located(path, checkpoint)
     config = read_config(folder / CONFIG)
     text = read_text(folder, config)
     model = build_model(config, text.tokenizer.vocab_size)
-    _read_weights(model, checkpoint)
-    return TrainedRun(folder, config, model.eval(), text, checkpoint)
+    _read_weights(model, file)
+    return TrainedRun(folder, config, model.eval(), text, file)
 
 
 def weights_of(key: str, place: str) -> dict[str, Any]:
@@ -85,8 +109,8 @@ def weights_of(key: str, place: str) -> dict[str, Any]:
     return state
 
 
-def located(path: Path) -> tuple[Path, Path]:
-    """The folder of a run and a checkpoint in it, the newest where `path` is the folder.
+def located(path: Path, name: str | None = None) -> tuple[Path, Path]:
+    """The folder of a run and a checkpoint in it: where `path` is the folder, the one of this name or the newest.
 
     Raises:
         UserError: it is neither the folder of a run nor a checkpoint in one.
@@ -97,10 +121,20 @@ def located(path: Path) -> tuple[Path, Path]:
         raise UserError(f"{path}: is not {what}: it has no {CONFIG}; give runs/NAME or runs/NAME/checkpoints/STEP.ckpt")
     if path.is_file():
         return folder, path
+    if name is not None:
+        return folder, _named(folder, name)
     newest = newest_checkpoint(folder)
     if newest is None:
         raise UserError(f"{folder}: has no checkpoint; train it longer")
     return folder, newest
+
+
+def _named(folder: Path, name: str) -> Path:
+    known = {path.stem: path for _, path in steps(folder / "checkpoints")}
+    stem = name.removesuffix(".ckpt")
+    if stem not in known:
+        raise UserError(unknown(f"--checkpoint {name}", stem, known))
+    return known[stem]
 
 
 def require_same_text(folder: Path, text: RunText, data: TokenDataModule) -> None:

@@ -50,7 +50,7 @@ def shard(model: Transformer, mesh: DeviceMesh, ep_size: int, low: torch.dtype |
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    torch.distributed.fsdp.register_fsdp_forward_method(model, "logits")
+    torch.distributed.fsdp.register_fsdp_forward_method(model, "logits_of_next")
 
 
 def _multiplied(block: nn.Module) -> list[nn.Module]:

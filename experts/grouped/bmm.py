@@ -27,6 +27,8 @@ def _swiglu(x: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor) -> tuple[Tenso
     rows = (_rows(t, runs) for t in (x, hidden, *hidden.chunk(2, dim=-1), y))
     experts = (_experts(t, runs) for t in (w_in, w_out))
     for x_, hidden_, gate, up, y_, w_in_, w_out_ in zip(*rows, *experts, strict=True):
+        if not x_.numel():  # a token alone has few experts
+            continue
         torch.bmm(x_, w_in_, out=hidden_)
         torch.bmm(F.silu(gate).mul_(up), w_out_, out=y_)
     y[int(ends[-1]) :] = 0

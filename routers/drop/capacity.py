@@ -51,6 +51,7 @@ class Capacity(Drop):
         require("factor", factor, factor > 0, "must be positive")
         require("exempt", exempt, 0 <= exempt <= 1, "must be in 0..1, a share of the sequences")
         self.factor, self.order, self.exempt, self.at_eval = factor, order, exempt, eval
+        self.eval_scope = "batch" if eval else "token"
         self.causal = "always" if order == "position" else "never" if eval else "eval"
 
     def forward(self, selected: Selected, context: Context) -> Tensor:

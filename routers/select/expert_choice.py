@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import Activated, Causal, Context, Select, Sizes
+from routers.contract import Activated, Causal, Context, Scope, Select, Sizes
 
 
 @register("select")
@@ -28,7 +28,8 @@ class ExpertChoice(Select):
     """
 
     causal: ClassVar[Causal] = "never"
-    scope = "batch"
+    scope: ClassVar[Scope] = "batch"
+    eval_scope: ClassVar[Scope] = "batch"
     k: int
 
     def __init__(self, sizes: Sizes, *, k: int) -> None:

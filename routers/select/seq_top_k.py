@@ -31,7 +31,7 @@ class SeqTopK(Select):
     """
 
     causal = "eval"
-    scope = "sequence"
+    scope = eval_scope = "sequence"
     k: int
     max_k: int
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from app.analysis.continuation import continuation, continued
+from app.analysis.continuation import GREEDY, continued, written
 from app.analysis.report import _spelled
 from app.data.tokenizers.bytes import Bytes
 from app.data.tokenizers.file import File
@@ -68,14 +68,18 @@ def test_a_model_continues_a_prompt_with_the_spaces_of_the_text(tokenizer: Any) 
     class Model:
         """Knows the text by heart."""
 
-        def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-            following = ids[tokens.shape[1] - 1]  # a separator stands before the prompt
-            return torch.nn.functional.one_hot(torch.tensor([[following]]), tokenizer.vocab_size)
+        embedding = torch.nn.Embedding(1, 1)
+
+        def routers(self) -> list[Any]:
+            return []
+
+        def logits_of_next(self, tokens: Any, valid: Any, past: Any) -> torch.Tensor:
+            following = ids[past.valid.size(1) - 1]  # a separator stands before the prompt
+            return torch.nn.functional.one_hot(torch.tensor([following]), tokenizer.vocab_size)
 
     prompt = "the lowest"
     number = len(ids) - len(tokenizer.encode([prompt])[0].ids)
-    asked = {"num_tokens": number, "temperature": 0.0, "window": 999, "generator": torch.Generator()}
-    rest = continuation(Model(), tokenizer, prompt, **asked)  # type: ignore[arg-type]
+    *_, (rest,) = written(Model(), tokenizer, [prompt], GREEDY, num_tokens=number, window=999, seed=0)  # type: ignore[arg-type]
     assert prompt + rest == tokenizer.decode(ids)
 
 

@@ -34,7 +34,7 @@ def test_a_run_is_evaluated_continued_and_reported(run: Path, text: Path, tmp_pa
     evaluate.main([str(run), "data=text", f"data.path={other}", f"data.cache_dir={tmp_path / 'cache'}"])
     assert "bits per byte" in capsys.readouterr().out
 
-    ask = [str(run), "--prompt", "def main", "--tokens", "4"]
+    ask = [str(run), "--prompt", "def main", "--max-tokens", "4"]
     generate.main(ask)
     first = capsys.readouterr().out
     generate.main(ask)

@@ -41,7 +41,7 @@ def test_a_run_says_the_same_when_its_text_and_the_cache_have_gone(
         other = tmp_path / "other.txt"
         other.write_text("def main() -> None:\n    return 0\n" * 40)
         elsewhere = ["data=text", f"data.path={other}", f"data.cache_dir={tmp_path / 'other-cache'}"]
-        words = said(generate.main, capsys, run, "--prompt", "def main", "--tokens", 8)
+        words = said(generate.main, capsys, run, "--prompt", "def main", "--max-tokens", 8)
         figures = said(evaluate.main, capsys, run, *elsewhere, "--json")
         said(report.main, capsys, run, "--rows", 3)
         shutil.rmtree(tmp_path / "other-cache")
@@ -88,7 +88,7 @@ def test_a_tiny_text_is_evaluated(run: Path, tmp_path: Path, capsys: Captured, n
 def test_a_checkpoint_stands_for_its_run_and_a_run_for_its_newest_checkpoint(
     run: Path, train: Train, tmp_path: Path, capsys: Captured
 ) -> None:
-    words = ("--prompt", "def", "--tokens", 4)
+    words = ("--prompt", "def", "--max-tokens", 4)
     newest = said(generate.main, capsys, run / "checkpoints/step_3.ckpt", *words)
     assert said(generate.main, capsys, run, *words) == newest
     figures = [said(evaluate.main, capsys, run / f"checkpoints/step_{step}.ckpt", "--json") for step in (2, 3)]

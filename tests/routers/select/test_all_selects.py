@@ -48,10 +48,10 @@ class TestSelect:
             one, two = probabilities(8), probabilities(8)
             alone, together = pairs(select, one), pairs(select, torch.cat((one, two)), every(2, 8))
             same.append(alone == {p for p in together if p[0] < 8})
-        if select.scope != "batch" or (select.causal == "eval" and not training):
-            assert all(same)
-        else:
-            assert not all(same)
+        scope = select.scope if training else select.eval_scope
+        assert all(same) if scope != "batch" else not all(same)
+        alone = {(t, e) for t in range(8) for _, e in pairs(select, one[t : t + 1])}
+        assert scope != "token" or alone == pairs(select, one)
 
     @pytest.mark.parametrize("num_tokens,num_experts,top_k", [(1, 6, 2), (4, 1, 1), (5, 6, 6), (1, 1, 1)])
     @pytest.mark.parametrize("kind", ["random", "equal", "one-hot", "negative"])
