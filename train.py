@@ -18,7 +18,7 @@ from app.config.saved import with_saved_overrides
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
     """One run, under the composed config."""
-    from app.run import run  # torch takes seconds to import, and --help needs none of it
+    from app.runs.run import run  # torch takes seconds to import, and --help needs none of it
 
     run(config)
 

@@ -34,7 +34,7 @@ _lines.setFormatter(logging.Formatter("warning: %(message)s"))
 logging.getLogger("app").addHandler(_lines)
 logging.getLogger("app").setLevel(logging.WARNING)
 
-# Lightning's own news of the day; what a run says is in `app.run`.
+# Lightning's own news of the day; what a run says is in `app.runs.run`.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
 warnings.filterwarnings("ignore", message=r".*does not have many workers")

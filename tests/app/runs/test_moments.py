@@ -22,7 +22,7 @@ from tests.app.training.test_faults import before, same
 from tests.conftest import ROOT, become_rank, free_port
 
 FRESH = multiprocessing.get_context("forkserver")  # every process starts as one that has imported, and done no more
-FRESH.set_forkserver_preload(["app.run", __name__])
+FRESH.set_forkserver_preload(["app.runs.run", __name__])
 LINE = (
     f"{SMALL} data.micro_batch_size=2 trainer.val_every=3 trainer.log_every=3 logger=[tensorboard,csv] "
     "router=noisy_topk balance=[aux,loss_free] callbacks=full callbacks.expert_pictures.every=2 "
@@ -112,7 +112,7 @@ MOMENTS = {  # of the run above, which validates after steps 3 and 4 on two batc
     "inside the last validation": ("app.training.module:LanguageModel", "validation_step", 4),
     "inside the last checkpoint": ("app.training.checkpoints", "digest", 2),
     "after the last checkpoint": ("app.training.checkpoints:Checkpoints", "_prune", 2),
-    "before the summary": ("app.run", "write_summary", 1),
+    "before the summary": ("app.runs.run", "write_summary", 1),
     "inside the summary": ("pathlib:Path", "replace", 9),
 }
 

@@ -1,0 +1,122 @@
+"""What an architecture of `transformers` is to us: the facts that it has fixed, and its names for the others."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from app.hub.facts import Facts
+from app.model.moe import MoE
+from app.registry import UserError
+
+Views = dict[str, Tensor]
+COMMON = {  # our facts, and what nearly all architectures call them
+    "model.dim": "hidden_size",
+    "model.num_layers": "num_hidden_layers",
+    "model.num_heads": "num_attention_heads",
+    "model.num_kv_heads": "num_key_value_heads",
+    "model.head_dim": "head_dim",
+    "model.norm_eps": "rms_norm_eps",
+    "model.tie_embeddings": "tie_word_embeddings",
+    "model.vocab_size": "vocab_size",
+    "data.seq_len": "max_position_embeddings",
+}
+IMPLIED = (
+    "model.rope_theta",
+    "model.attention_scale",
+    "model.hidden_dim",
+    "shared_dim",
+    "num_shared",
+)  # by other facts
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One of them.
+
+    Args:
+        name: its `model_type`.
+        cls: its class for language models.
+        needs: facts that are fixed.
+        keys: facts that are values of its config, beside the common ones.
+        dense: how its config says which layers have no experts: their `list`, how many are `first`, or None: not.
+        constants: values of its config under which it computes what ours does.
+        experts: the views of a layer with experts, by the names behind that of the layer.
+    """
+
+    name: str
+    cls: str
+    needs: Mapping[str, Any]
+    keys: Mapping[str, str]
+    dense: tuple[str, str] | None = None
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    experts: Callable[[MoE, Tensor | None], Views] | None = None
+
+    def misfits(self, facts: Facts) -> dict[str, str]:
+        """The facts that it cannot have, and what it has instead."""
+        free = {*COMMON, *self.keys, *IMPLIED}
+        found = (
+            {} if "num_shared" in facts or "num_shared" not in self.keys else {"shared_dim": "multiples of expert_dim"}
+        )
+        for name in facts.keys() | self.needs.keys():
+            if name == "dense_layers":
+                if not self._may_be_dense(facts):
+                    found[name] = "other layers"
+            elif name in self.needs:
+                if facts.get(name) != self.needs[name]:
+                    found[name] = str(self.needs[name])
+            elif name not in free:
+                found[name] = "nothing like it"
+        return found
+
+    def _may_be_dense(self, facts: Facts) -> bool:
+        layers = facts["dense_layers"]
+        if self.experts is None:
+            return True
+        if self.dense is None:
+            return not layers
+        return self.dense[1] == "list" or layers == list(range(len(layers)))
+
+    def config(self, facts: Facts) -> dict[str, Any]:
+        """Its config for a model with these facts."""
+        names = {**COMMON, **self.keys}
+        values = {theirs: facts[ours] for ours, theirs in names.items() if theirs and ours in facts}
+        rope = {"rope_type": "default", "rope_theta": facts["model.rope_theta"]}
+        constants = {key: value for key, value in self.constants.items() if key != "rope_parameters"}
+        values |= {**constants, "rope_parameters": rope | self.constants.get("rope_parameters", {})}
+        if self.dense is not None:
+            key, how = self.dense
+            values[key] = facts["dense_layers"] if how == "list" else len(facts["dense_layers"])
+        about = {"model_type": self.name, "architectures": [self.cls], "dtype": "float32"}
+        return about | {"rope_theta": facts["model.rope_theta"]} | values
+
+    def facts(self, config: Mapping[str, Any]) -> Facts:
+        """The facts of a model with its config.
+
+        Raises:
+            UserError: a value of the config makes it compute something that ours does not.
+        """
+        for key, value in self.constants.items():
+            if key != "rope_parameters" and config.get(key, value) not in (value, None):
+                raise UserError(f"{key}={config[key]}: cannot be imported; of {self.name} only {key}={value} can be")
+        names = {**COMMON, **self.keys}
+        free = {ours: config.get(theirs) if theirs else True for ours, theirs in names.items()}
+        facts = dict(self.needs) | free
+        if facts.get("model.head_dim") is None:
+            facts["model.head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+        layers = []
+        if self.dense is not None:
+            key, how = self.dense
+            layers = list(config[key] or []) if how == "list" else list(range(config[key]))
+        facts["dense_layers"] = list(range(config["num_hidden_layers"])) if self.experts is None else layers
+        return facts | {"model.rope_theta": self._rope(config)}
+
+    def _rope(self, config: Mapping[str, Any]) -> float:
+        rope = dict(config.get("rope_parameters") or {})
+        theta = rope.pop("rope_theta", config.get("rope_theta", 10_000.0))
+        allowed = {"rope_type": "default"} | self.constants.get("rope_parameters", {})
+        for key, value in rope.items():
+            if value != allowed.get(key, 1.0):
+                raise UserError(f"rope_parameters.{key}={value}: cannot be imported; ours rotates whole heads unscaled")
+        return float(theta)

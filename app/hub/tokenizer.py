@@ -1,0 +1,54 @@
+"""A run's tokenizer as files that `AutoTokenizer` reads, with our ids; the separator begins a text and ends it."""
+
+import json
+from typing import Any
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Model
+from tokenizers.processors import TemplateProcessing
+
+from app.data.tokenizers import Tokenizer
+from app.registry import UserError
+
+OURS = "<|separator|>"  # where the tokenizer has no separator of its own
+
+
+def tokenizer_files(tokenizer: Tokenizer, window: int) -> dict[str, str]:
+    """By name.
+
+    Raises:
+        UserError: the separator's id is not the next one behind the vocabulary.
+    """
+    written = tokenizer.to_json()
+    model = _bytes() if written is None else Model.from_str(written)
+    separator = model.id_to_token(tokenizer.separator)
+    if separator is None:
+        model.add_special_tokens([AddedToken(OURS, special=True, normalized=False)])
+        separator = OURS
+    if model.token_to_id(separator) != tokenizer.separator:
+        raise UserError(
+            f"tokenizer: the separator has the id {tokenizer.separator}, which a file of `tokenizers` cannot give it; "
+            "train with tokenizer.separator=TOKEN, one of its own"
+        )
+    model.no_truncation()
+    model.no_padding()
+    model.post_processor = TemplateProcessing(
+        single=f"{separator} $A", special_tokens=[(separator, tokenizer.separator)]
+    )
+    about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": window}
+    about |= {"bos_token": separator, "eos_token": separator, "clean_up_tokenization_spaces": False}
+    about |= {"split_special_tokens": True}  # a text that spells the separator is no end of a document
+    return {"tokenizer.json": model.to_str(pretty=True), "tokenizer_config.json": json.dumps(about, indent=2) + "\n"}
+
+
+def _bytes() -> Model:
+    """Every byte a token, by its value."""
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # GPT-2's letters of the bytes
+    others = [byte for byte in range(256) if byte not in plain]
+    vocabulary = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    assert {*vocabulary} == {*letters}
+    model = Model(models.BPE(vocab=vocabulary, merges=[]))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    model.decoder = decoders.ByteLevel()
+    return model

@@ -1,0 +1,108 @@
+"""A run as a folder that `transformers` loads, and the proof that it computes the same there."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor
+
+from app.hub.architectures import fitting
+from app.hub.card import card
+from app.hub.facts import facts_of
+from app.hub.tokenizer import tokenizer_files
+from app.hub.weights import read_from
+from app.registry import UserError
+from app.runs.read import TrainedRun
+from app.training.files import write_whole
+
+CHECK = Path(__file__).with_name("check.py")
+CLOSE = 1e-4  # largest difference of two logits in float32
+ROWS, LENGTH = 2, 128  # of the held-out text that is compared
+SHARD = "5GB"
+
+
+def export(run: TrainedRun, out: Path, license_name: str) -> tuple[str, float]:
+    """Writes a folder and compares; returns the architecture and the largest difference of two logits.
+
+    Raises:
+        UserError: no architecture computes this model, the folder is not empty, the disk is full, or the logits differ;
+            what was written stays.
+    """
+    facts = facts_of(run.config, run.model)
+    architecture = fitting(facts)
+    separator = run.text.tokenizer.separator
+    ends = {"bos_token_id": separator, "eos_token_id": separator}
+    files = tokenizer_files(run.text.tokenizer, run.seq_len)
+    files |= {"config.json": _json(architecture.config(facts) | ends), "generation_config.json": _json(ends)}
+    files |= {"README.md": card(run, architecture.cls, license_name, custom=False)}
+    write_folder(out, files, read_from(run.model, architecture))
+    return architecture.cls, compared(run, out)
+
+
+def write_folder(out: Path, files: dict[str, str], weights: dict[str, Tensor]) -> None:
+    """Writes files and weights into a new folder.
+
+    Raises:
+        UserError: it is not empty, or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there and not empty; give another folder, or empty this one")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            write_whole(out / name, text)
+        save_torch_state_dict(weights, out, max_shard_size=SHARD, metadata={"format": "pt"})
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}); what is there is not whole") from error
+
+
+def compared(run: TrainedRun, out: Path) -> float:
+    """The largest difference between our logits on held-out text and those of `transformers` in a fresh process.
+
+    Raises:
+        UserError: it is too large, or a weight is missing or left over there.
+    """
+    tokens = _tokens(run)
+    with torch.no_grad():
+        logits = run.model.cpu().logits(tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(f"{folder}/given.npz", tokens=tokens.numpy(), logits=logits.float().numpy())
+        found = _asked(out, f"{folder}/given.npz")
+    if found["wrong"]:
+        some = ", ".join(found["wrong"][:5])
+        raise UserError(f"{out}: does not fit transformers: {some}; it stays for you to look at")
+    if not found["difference"] <= CLOSE:
+        raise UserError(
+            f"{out}: computes something else in transformers: logits differ by {found['difference']:.2g}, more than "
+            f"{CLOSE}; do not use it, it stays for you to look at"
+        )
+    return float(found["difference"])
+
+
+def _tokens(run: TrainedRun) -> Tensor:
+    """Some held-out text, or any tokens where the run has none."""
+    rows = run.text.rows["tokens"][:ROWS, :LENGTH].astype(np.int64)
+    if len(rows):
+        return torch.from_numpy(rows)
+    return torch.randint(run.text.tokenizer.vocab_size, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+def _asked(out: Path, given: str) -> dict[str, Any]:
+    quiet = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, "-P", str(CHECK), str(out), given]
+    done = subprocess.run(words, capture_output=True, text=True, env=quiet)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise UserError(f"{out}: cannot be read by transformers ({reason}); it stays for you to look at")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"
