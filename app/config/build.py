@@ -8,7 +8,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -17,13 +17,20 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from app.model.assemble import build_model, ranged
 from app.model.skills import SkillsStart, freeze
 from app.model.upcycle import Upcycle
-from app.registry import UserError, check, make
+from app.registry import UserError, check, make, unknown
 from app.training.loggers import LoggerPart
 from app.training.module import LanguageModel
 from app.training.trainer import TrainerConfig
 
 Config = Mapping[str, Any]
 REFUSALS = (TypeError, ValueError, IndexError, RuntimeError, MisconfigurationException)  # of a value, by other people's
+FROZEN = {  # parts of a model that a run may leave as they are, by what the names of their weights have
+    "embedding": "embedding.",
+    "attention": ".attention.",
+    "experts": ".experts.",
+    "norm": "norm.",
+    "head": "head.",
+}
 TARGETS = ("lightning", "torch", "torchmetrics")  # whose classes a config may name by `_target_`
 
 
@@ -40,6 +47,28 @@ def build_upcycle(config: Config) -> Upcycle:
 def build_skills(config: Config) -> SkillsStart:
     """What skills start from, checked; nothing is read."""
     return ranged("skills", lambda: SkillsStart(**check(SkillsStart, config["skills"], "skills")))
+
+
+class Init(NamedTuple):
+    """The config group `init`: what a run begins from."""
+
+    place: str | None
+    freeze: list[str]
+
+
+def build_init(config: Config) -> Init:
+    """What a run begins from, checked; nothing is read."""
+    entry = config.get("init") or {}
+    for key in entry:
+        if key not in ("from", "freeze"):
+            raise UserError(unknown(f"init.{key}={entry[key]}", key, ("from", "freeze")))
+    place, freeze = entry.get("from"), entry.get("freeze") or []
+    if not isinstance(place, str | None):
+        raise UserError(f"init.from={place}: must be the folder of a run, one of its checkpoints, or null")
+    for name in [freeze] if isinstance(freeze, str) else freeze:
+        if name not in FROZEN:
+            raise UserError(unknown(f"init.freeze={name}", str(name), FROZEN))
+    return Init(place, [freeze] if isinstance(freeze, str) else list(freeze))
 
 
 def build_optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
@@ -63,6 +92,9 @@ def build_module(config: Config, vocab_size: int, domains: list[str], micro_batc
     model = build_model(config, vocab_size)
     if start.base is not None:
         freeze(model, skills=start.files is not None and not start.learn)
+    for name, parameter in model.named_parameters():
+        if any(FROZEN[part] in name for part in build_init(config).freeze):
+            parameter.requires_grad_(False)
     return LanguageModel(
         model,
         make_optimizer,

@@ -170,16 +170,15 @@ def check_skills(config: Config) -> None:
         _begin(model, start, base)
 
 
-def require_same_tokenizer(config: Config, tokenizer: Tokenizer) -> None:
-    """Checks that the text is cut as that of the base was.
+def require_same_tokenizer(key: str, folder: Path, tokenizer: Tokenizer) -> None:
+    """Checks that the text is cut as that of the run in a folder was; `key` is where it stands in the config.
 
     Raises:
         UserError: it is not.
     """
-    folder = Path(config["skills"]["base"])
     own = make("tokenizer", tokenizer_config(folder, read_config(folder / CONFIG)), key="tokenizer")
     if own.to_json() != tokenizer.to_json():
         raise UserError(
-            f"skills.base={folder}: cuts text by another tokenizer; set tokenizer=file "
+            f"{key}={folder}: cuts text by another tokenizer; set tokenizer=file "
             f"tokenizer.path={folder / TOKENIZER}, or tokenizer=bytes if it has none"
         )

@@ -15,26 +15,21 @@ from app.config.build import (
     build_callbacks,
     build_loggers,
     build_module,
-    build_skills,
     build_trainer_config,
-    build_upcycle,
 )
 from app.config.compose import Config, as_dict
 from app.config.saved import RUNS
 from app.cost.budget import Budget
 from app.data.cache import NO_WRITE
 from app.data.module import build_data
-from app.model.upcycle import upcycle
 from app.registry import UserError
+from app.runs.begin import take_weights
 from app.runs.folder import SUMMARY
-from app.runs.library import begin_skills
-from app.runs.read import weights_of
-from app.runs.resume import newest_checkpoint, require_same_model
+from app.runs.resume import newest_checkpoint
 from app.runs.start import decide, processes
 from app.runs.summary import write_summary
 from app.training.checkpoints import read_checkpoint, step_of
 from app.training.messages import is_first_rank, say
-from app.training.module import LanguageModel
 from app.training.processes import agreed
 from app.training.trainer import make_trainer
 
@@ -63,7 +58,7 @@ def train(config: Config, folder: Path, checkpoint: str | None) -> None:
     data = build_data(config["data"], config["tokenizer"], config["seed"], trainer.world_size)
     module = build_module(config, data.vocab_size, data.domains, data.micro_batch_size)
     say(Budget.of(module.model, data.seq_len).table())
-    take_weights(module, config, checkpoint)
+    take_weights(module, config, folder, checkpoint)
     if config["trainer"]["compile"]:
         module.compile_blocks()
     if is_first_rank():
@@ -72,18 +67,6 @@ def train(config: Config, folder: Path, checkpoint: str | None) -> None:
     last = newest_checkpoint(folder)
     if is_first_rank() and last is not None:
         write_summary(folder, config, read_checkpoint(last))
-
-
-def take_weights(module: LanguageModel, config: Config, checkpoint: str | None) -> None:
-    """Checks that a run can go on from its checkpoint; starts a new one from a dense model where it is told to."""
-    chosen, skills = build_upcycle(config), build_skills(config)
-    if checkpoint is not None:
-        require_same_model(module, read_checkpoint(Path(checkpoint))["state_dict"], Path(checkpoint))
-    elif skills.base is not None:
-        begin_skills(module.model, skills)
-    elif chosen.checkpoint is not None:
-        dense = weights_of("upcycle.checkpoint", chosen.checkpoint)
-        upcycle(module.model, dense, chosen.how, chosen.drop_share, config["seed"])
 
 
 @contextmanager

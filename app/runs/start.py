@@ -15,22 +15,18 @@ from app.config.build import (
     build_callbacks,
     build_loggers,
     build_module,
-    build_skills,
     build_trainer_config,
-    build_upcycle,
 )
 from app.config.compose import Config
 from app.config.overrides import key_of
 from app.config.saved import CONFIG, OVERRIDES, RUNS, dumped, listed
 from app.cost.match import matched
 from app.data.module import TokenDataModule, build_data
-from app.model.assemble import build_model
-from app.model.upcycle import State, upcycle
 from app.registry import UserError
+from app.runs.begin import check_begin, check_begin_with_text, goes_on_from
 from app.runs.folder import SUMMARY, opened, run_name, taken
-from app.runs.library import check_skills, require_same_tokenizer
-from app.runs.read import require_same_text, weights_of
-from app.runs.resume import newest_checkpoint, saved_config
+from app.runs.read import require_same_text
+from app.runs.resume import saved_config
 from app.runs.summary import is_finished, write_summary
 from app.runs.text import ABOUT, read_text, text_files
 from app.training.checkpoints import read_checkpoint, step_of
@@ -42,6 +38,7 @@ from app.training.trainer import fixed_to_machine, make_trainer
 WITHOUT_EFFECT = {  # a key, and what must be set for it to do something
     "match.by": ("match.reference", lambda config: config["match"]["reference"] is not None),
     "upcycle.how": ("upcycle.checkpoint", lambda config: config["upcycle"]["checkpoint"] is not None),
+    "init.freeze": ("init.from", lambda config: config["init"]["from"] is not None),
     "upcycle.drop_share": ("upcycle.how=drop", lambda config: config["upcycle"]["how"] == "drop"),
 }
 
@@ -60,22 +57,17 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
     """
     folder = RUNS / run_name(chosen, overrides)
     config, overrides, goes_on = _resolved(chosen, overrides, folder)
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = goes_on_from(folder)
     if checkpoint is not None and step_of(checkpoint) >= config["trainer"]["max_steps"]:
         return _nothing_to_do(config, folder, checkpoint)
     check_config(config)
     if not goes_on:  # a saved config is matched already
         config = matched(config, overrides)
     if checkpoint is None:
-        check_skills(config)
-    dense = _dense(config) if checkpoint is None else {}
-    if dense:
-        _check_upcycling(config, dense, len(dense.get("model.embedding.weight", [0])))
+        check_begin(config)
     data = _text(config, folder)
-    if checkpoint is None and build_skills(config).base is not None:
-        require_same_tokenizer(config, data.tokenizer)
-    if dense:
-        _check_upcycling(config, dense, data.vocab_size)
+    if checkpoint is None:
+        check_begin_with_text(config, data.tokenizer)
     config = config | {"data": config["data"] | data.source.pinned}
     files: dict[str, Any] = {CONFIG: dumped(config), OVERRIDES: listed(_lasting(overrides))}
     held.enter_context(opened(folder, files | text_files(data), new=not goes_on))
@@ -99,25 +91,6 @@ def check_config(config: Config) -> None:
     with torch.device("meta"):
         module = build_module(config, 1, ["text"], data.micro_batch_size)
     check_expert_parallel(module.model, trainer.ep_size)
-
-
-def _dense(config: Config) -> State:
-    """The shapes of the dense model that experts start from; empty where they start from none."""
-    path = build_upcycle(config).checkpoint
-    state = {} if path is None else weights_of("upcycle.checkpoint", path)
-    return {name: weights.to("meta") for name, weights in state.items()}
-
-
-def _check_upcycling(config: Config, dense: State, vocab_size: int) -> None:
-    """Whether the experts can start from the dense model, without memory; until the text is read, with its vocabulary.
-
-    Raises:
-        UserError: they do not fit.
-    """
-    chosen = build_upcycle(config)
-    with torch.device("meta"):
-        model = build_model(config, vocab_size)
-        upcycle(model, dense, chosen.how, chosen.drop_share, config["seed"])
 
 
 def _resolved(chosen: Config, overrides: list[str], folder: Path) -> tuple[Config, list[str], bool]:

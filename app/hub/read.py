@@ -1,0 +1,211 @@
+"""A folder of `transformers`, or a model of the Hub, as a run of ours: config, tokenizer, weights, no training yet."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
+
+from app.config.compose import Config, composed
+from app.config.overrides import key_of
+from app.config.saved import CONFIG as OUR_CONFIG
+from app.config.saved import OVERRIDES, RUNS, dumped, listed
+from app.data.module import build_data
+from app.data.sources import first_line
+from app.hub.architecture import Architecture
+from app.hub.architectures import named
+from app.hub.facts import Facts
+from app.hub.weights import write_into
+from app.hub.write import difference
+from app.model.assemble import build_model
+from app.model.transformer import Transformer
+from app.registry import UserError
+from app.runs.folder import NAME, opened, taken
+from app.runs.text import text_files
+from app.training.checkpoints import write_atomically
+from app.training.files import read_whole
+
+CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+LONGEST = 2048  # tokens of a row, where the model would take more
+LAYOUTS = {"none": "coarse", "gated": "shared_gated", "plain": "residual"}  # by their shared expert
+
+
+def import_run(place: str, name: str, typed: Sequence[str]) -> tuple[Path, float]:
+    """Makes runs/NAME of a model of theirs; returns it and the largest difference of two logits.
+
+    Raises:
+        UserError: ours cannot compute the model, a file is damaged, the name is taken, or the text cannot be read.
+    """
+    if not re.fullmatch(NAME, name):
+        raise UserError(f"run={name}: must be a plain name of letters, digits and _=,.+@%-; run=NAME")
+    if (RUNS / name).exists():
+        raise taken(RUNS / name)
+    folder = found(place)
+    architecture, config = config_of(folder, [*typed, f"run={name}"])
+    data = build_data(config["data"], config["tokenizer"], config["seed"])
+    tensors = tensors_of(folder)
+    data.prepare()
+    model = model_of(folder, architecture, config, data.vocab_size, tensors)
+    apart = difference(model, random_tokens(data.tokenizer.vocab_size), folder)
+    config = config | {"data": config["data"] | data.source.pinned}
+    files = {OUR_CONFIG: dumped(config), OVERRIDES: listed([*typed])} | text_files(data)
+    with opened(RUNS / name, files, new=True):
+        state = {f"model.{key}": tensor for key, tensor in model.state_dict().items()}
+        write_atomically({"state_dict": state, "global_step": 0}, RUNS / name / "checkpoints" / "step_0.ckpt")
+    return RUNS / name, apart
+
+
+def random_tokens(vocab_size: int) -> Tensor:
+    """Two rows (2, 64) of any tokens."""
+    return torch.randint(vocab_size, (2, 64), generator=torch.Generator().manual_seed(0))
+
+
+def found(place: str) -> Path:
+    """The folder of a model: a local one, or that of a name on the Hub.
+
+    Raises:
+        UserError: it is neither, or cannot be fetched.
+    """
+    path = Path(place)
+    if path.is_dir():
+        return path
+    try:
+        return Path(snapshot_download(place, allow_patterns=["*.json", "*.safetensors"]))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{place}: is no folder here, and cannot be fetched from the Hub ({first_line(error)})"
+        ) from error
+
+
+def config_of(folder: Path, typed: Sequence[str]) -> tuple[Architecture, Config]:
+    """The architecture, and the config of ours that computes the same, with what was typed behind it.
+
+    Raises:
+        UserError: ours cannot compute it, a file is missing or damaged, or something typed would change the model.
+    """
+    architecture, facts = named(their_config(folder))
+    own = [*model_overrides(facts), *_tokenizer(folder)]
+    fixed = {key_of(word) for word in own} - {"data.seq_len", "tokenizer", "tokenizer.path", "tokenizer.separator"}
+    for word in typed:
+        if key_of(word) in fixed or key_of(word).partition(".")[0] in ("model", "experts", "router"):
+            raise UserError(f"{word}: is fixed by {folder}; leave it out")
+    return architecture, composed([*own, *typed])
+
+
+def their_config(folder: Path) -> dict[str, Any]:
+    """Its config.json, with the values that its architecture has where it says nothing.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    try:
+        plain = json.loads(read_whole(folder / CONFIG))
+    except ValueError as error:
+        raise UserError(f"{folder / CONFIG}: is damaged: {first_line(error)}") from error
+    if not isinstance(plain, dict):
+        raise UserError(f"{folder / CONFIG}: is no config of a model")
+    from transformers import CONFIG_MAPPING  # seconds to import
+
+    kind = str(plain.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        return plain
+    try:
+        read = CONFIG_MAPPING[kind].from_dict(plain)
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / CONFIG}: is refused by transformers: {first_line(error)}") from error
+    values = read.to_dict()
+    return {name: values.get(other) for name, other in read.attribute_map.items()} | values
+
+
+def model_overrides(facts: Facts) -> list[str]:
+    """The overrides of `train.py` that build a model with these facts."""
+    sizes = {key: value for key, value in facts.items() if key.startswith("model.") and key != "model.attention_scale"}
+    sizes["model.hidden_dim"] = facts.get("model.hidden_dim") or facts["expert_dim"]
+    sizes["data.seq_len"] = min(facts["data.seq_len"], LONGEST)
+    if facts["experts"] == "none":
+        return _words(sizes | {"experts": "dense", "experts.hidden_dim": sizes["model.hidden_dim"]})
+    dense = facts["dense_layers"]
+    if dense:
+        sizes["model.moe_layers"] = [i for i in range(facts["model.num_layers"]) if i not in dense]
+    shared_dim = facts.get("shared_dim") or facts.get("num_shared", 0) * facts["expert_dim"]
+    layout = LAYOUTS[facts["shared"] if shared_dim else "none"]
+    experts = {"experts": layout, "experts.num_experts": facts["num_experts"], "experts.top_k": facts["top_k"],
+               "experts.hidden_dim": facts["expert_dim"]}  # fmt: skip
+    experts |= {"shared_gated": {"experts.shared_dim": shared_dim}, "coarse": {},
+                "residual": {"experts.dense_dim": shared_dim, "experts.coefficient": False}}[layout]  # fmt: skip
+    parts = {key: value for key, value in facts.items() if key.startswith(("router/", "router."))}
+    balance = {"balance": "loss_free"} if facts["balance offset"] else {}
+    return _words({"router": "topk", **experts, **parts, **sizes, **balance})
+
+
+def _words(values: Mapping[str, Any]) -> list[str]:
+    plain = {True: "true", False: "false", None: "null"}
+    return [
+        f"{key}={plain[v] if isinstance(v, bool) or v is None else v}".replace(" ", "") for key, v in values.items()
+    ]
+
+
+def _tokenizer(folder: Path) -> list[str]:
+    """The one beside the model; its end of a text is our separator."""
+    file, about = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not file.exists():
+        return []
+    try:
+        end = json.loads(read_whole(about)).get("eos_token") if about.exists() else None
+    except ValueError as error:
+        raise UserError(f"{about}: is damaged: {first_line(error)}") from error
+    end = end.get("content") if isinstance(end, dict) else end
+    words = ["tokenizer=file", f"tokenizer.path='{file.absolute()}'"]
+    return words if end is None else [*words, f"tokenizer.separator='{end}'"]
+
+
+def model_of(
+    folder: Path, architecture: Architecture, config: Config, vocab_size: int, tensors: Mapping[str, Tensor]
+) -> Transformer:
+    """Our model with the weights of the folder.
+
+    Raises:
+        UserError: they are damaged, pickled, or do not fit its config.
+    """
+    model = build_model(config, vocab_size).eval()
+    wrong = write_into(model, architecture, tensors)
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"{folder}: its weights do not fit its {CONFIG}: {'; '.join(wrong[:3])}{more}")
+    return model
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """All weights of a folder, in float32.
+
+    Raises:
+        UserError: a file is missing or damaged, or all are pickles.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in _shards(folder):
+        try:
+            tensors |= safetensors.torch.load_file(file)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{file}: is missing or damaged ({first_line(error)}); fetch it again") from error
+    return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+
+
+def _shards(folder: Path) -> list[Path]:
+    if (folder / INDEX).exists():
+        try:
+            files = {*json.loads(read_whole(folder / INDEX))["weight_map"].values()}
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{folder / INDEX}: is damaged; fetch it again") from error
+        return [folder / Path(name).name for name in sorted(files)]
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]
+    pickles = [path.name for path in folder.glob("*.bin")]
+    reason = f"{pickles[0]} is a pickle, which may be a program" if pickles else f"has no {SINGLE}"
+    raise UserError(f"{folder}: {reason}; only safetensors are read")

@@ -1,0 +1,109 @@
+"""The weights that a new run begins with: those of another run, of a dense model, of a base below skills, or drawn.
+
+Nothing is trained at step 0, so a checkpoint of that step, as an import leaves it, is weights and no more.
+"""
+
+from pathlib import Path
+
+import torch
+
+from app.config.build import build_init, build_skills, build_upcycle
+from app.config.compose import Config
+from app.data.tokenizers import Tokenizer
+from app.model.assemble import build_model
+from app.model.transformer import Transformer
+from app.model.upcycle import State, upcycle
+from app.registry import UserError
+from app.runs.library import begin_skills, check_skills, require_same_tokenizer
+from app.runs.read import PREFIX, weights_of
+from app.runs.resume import newest_checkpoint, require_same_model
+from app.training.checkpoints import read_checkpoint, step_of
+from app.training.module import LanguageModel
+
+
+def goes_on_from(folder: Path) -> Path | None:
+    """The checkpoint that a run goes on from; None if it is at its beginning."""
+    newest = newest_checkpoint(folder)
+    return newest if newest is not None and step_of(newest) else None
+
+
+def check_begin(config: Config) -> None:
+    """Whether a new run can begin as it is told to, before its text is read; without memory.
+
+    Raises:
+        UserError: it cannot.
+    """
+    check_skills(config)
+    start = build_init(config)
+    others = {"skills.base": build_skills(config).base, "upcycle.checkpoint": build_upcycle(config).checkpoint}
+    for key, place in others.items():
+        if start.place is not None and place is not None:
+            raise UserError(f"init.from={start.place}: there is {key}={place}, too; a run begins from one of them")
+    dense = _shapes("upcycle.checkpoint", build_upcycle(config).checkpoint)
+    if dense:
+        _try_upcycling(config, dense, len(dense.get(f"{PREFIX}embedding.weight", [0])))
+    begin = _shapes("init.from", start.place)
+    if begin:
+        _require_same_shapes(config, begin, len(begin.get(f"{PREFIX}embedding.weight", [0])), str(start.place))
+
+
+def check_begin_with_text(config: Config, tokenizer: Tokenizer) -> None:
+    """The same once the tokenizer is known.
+
+    Raises:
+        UserError: it cannot.
+    """
+    for key, place in (("skills.base", build_skills(config).base), ("init.from", build_init(config).place)):
+        if place is not None and Path(place).is_dir():
+            require_same_tokenizer(key, Path(place), tokenizer)
+    dense = _shapes("upcycle.checkpoint", build_upcycle(config).checkpoint)
+    if dense:
+        _try_upcycling(config, dense, tokenizer.vocab_size)
+
+
+def take_weights(module: LanguageModel, config: Config, folder: Path, checkpoint: str | None) -> None:
+    """Checks that a run can go on from its checkpoint, or gives a new one the weights that it begins with."""
+    chosen, skills, start = build_upcycle(config), build_skills(config), build_init(config)
+    imported = newest_checkpoint(folder)
+    if checkpoint is not None:
+        require_same_model(module, read_checkpoint(Path(checkpoint))["state_dict"], Path(checkpoint))
+    elif imported is not None:
+        _load(module.model, weights_of("checkpoints", str(imported)))
+    elif skills.base is not None:
+        begin_skills(module.model, skills)
+    elif chosen.checkpoint is not None:
+        dense = weights_of("upcycle.checkpoint", chosen.checkpoint)
+        upcycle(module.model, dense, chosen.how, chosen.drop_share, config["seed"])
+    elif start.place is not None:
+        _load(module.model, weights_of("init.from", start.place))
+
+
+def _load(model: Transformer, state: State) -> None:
+    """What balances begins anew, but for what steers the choice: a model without its biases is another one."""
+    model.load_state_dict({name.removeprefix(PREFIX): weights for name, weights in state.items()}, strict=False)
+
+
+def _shapes(key: str, place: str | None) -> State:
+    """Of the weights at a place, without memory; empty where there is no place."""
+    state = {} if place is None else weights_of(key, place)
+    return {name: weights.to("meta") for name, weights in state.items()}
+
+
+def _try_upcycling(config: Config, dense: State, vocab_size: int) -> None:
+    chosen = build_upcycle(config)
+    with torch.device("meta"):
+        model = build_model(config, vocab_size)
+        upcycle(model, dense, chosen.how, chosen.drop_share, config["seed"])
+
+
+def _require_same_shapes(config: Config, begin: State, vocab_size: int, place: str) -> None:
+    with torch.device("meta"):
+        mine = dict(build_model(config, vocab_size).named_parameters())
+    theirs = {name.removeprefix(PREFIX): weights for name, weights in begin.items()}
+    for name in sorted(mine.keys() | (theirs.keys() - {n for n in theirs if n.startswith("balancer.")})):
+        here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (mine, theirs))
+        if here != there and not (name == "head.weight" and config["model"]["tie_embeddings"]):
+            raise UserError(
+                f"init.from={place}: is of another model: {name} is {there} there and {here} here; set the same model, "
+                "router and experts"
+            )
