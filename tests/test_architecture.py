@@ -61,6 +61,7 @@ ORDER = {  # every folder, and all that it may import beside itself: of those ab
         "app.config",
         "app.cost",
         "app.races",
+        "app.hub",
     ],
     "callbacks": ["app.registry", "routers", "app.model", "app.training", "app.config", "app.cost", "app.analysis"],
 }

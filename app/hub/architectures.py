@@ -81,11 +81,21 @@ def _empty(layer: MoE, prefix: str) -> Views:
     return {f"{prefix}{name}.weight": w for name, w in zip(GATED, (none, none, none.T), strict=True)}
 
 
-def _qwen2_moe(shared: str, keys: dict[str, str], more: dict[str, Any]) -> Architecture:
+def _qwen2_halved(layer: MoE, offset: Tensor | None) -> Views:
+    """A shared expert without a gate behind one that always gives 1/2, its last matrix doubled: the same bits."""
+    common: Any = getattr(layer.experts, "common", None)
+    shared = network(common, "mlp.shared_expert.")
+    shared["mlp.shared_expert.down_proj.weight"] = 2 * common.w_out.weight
+    return {**_plain(layer, offset), **shared, "mlp.shared_expert_gate.weight": torch.zeros_like(directions(layer)[:1])}
+
+
+def _qwen2_moe(shared: str, experts: Any, **more: int) -> Architecture:
     needs = {**SOFTMAX, "model.qk_norm": "none", "shared": shared}
     constants = {**SILU, "qkv_bias": False, "decoder_sparse_step": 1, "use_sliding_window": False, **more}
-    return Architecture("qwen2_moe", "Qwen2MoeForCausalLM", needs, {**TOP_K, **keys}, ("mlp_only_layers", "list"),
-                        constants, _qwen2)  # fmt: skip
+    keys = TOP_K if more else {**TOP_K, "shared_dim": "shared_expert_intermediate_size"}
+    return Architecture(
+        "qwen2_moe", "Qwen2MoeForCausalLM", needs, keys, ("mlp_only_layers", "list"), constants, experts
+    )
 
 
 def _glm4_moe(norm: str, shared: str, select: str) -> Architecture:
@@ -110,8 +120,8 @@ ARCHITECTURES = (
     Architecture("mixtral", "MixtralForCausalLM",
                  {**SOFTMAX, "model.qk_norm": "none", "router.weigh.normalize": True, "shared": "none"}, LOCAL,
                  constants={**SILU, "sliding_window": None}, experts=_mixtral),
-    _qwen2_moe("none", {}, {"shared_expert_intermediate_size": 0}),
-    _qwen2_moe("gated", {"shared_dim": "shared_expert_intermediate_size"}, {}),
+    _qwen2_moe("none", _qwen2, shared_expert_intermediate_size=0),
+    _qwen2_moe("gated", _qwen2),
     Architecture("olmoe", "OlmoeForCausalLM", {**SOFTMAX, "model.qk_norm": "all", "shared": "none"},
                  {**LOCAL, "num_experts": "num_experts", "router.weigh.normalize": "norm_topk_prob"},
                  constants={**SILU, **NO_BIAS, "clip_qkv": None}, experts=_plain),
@@ -123,6 +133,7 @@ ARCHITECTURES = (
                  {**LOCAL, "shared_dim": "shared_intermediate_size", "model.attention_scale": "attention_multiplier"},
                  constants={**SILU, **NO_BIAS, "embedding_multiplier": 1.0, "logits_scaling": 1.0,
                             "residual_multiplier": 1.0}, experts=_granite),
+    _qwen2_moe("plain", _qwen2_halved),
     *(_glm4_moe(norm, shared, select) for norm in ("none", "head") for shared in ("plain", "none")
       for select in ("top_k", "group_limited")),
     Architecture("minimax_m2", "MiniMaxM2ForCausalLM",

@@ -14,6 +14,7 @@ Facts = dict[str, Any]
 SAME = {  # parts that in evaluation are another one, and the knobs that they share with it
     ("score", "jitter"): ("linear", ("bias",)),
     ("score", "noisy"): ("linear", ()),
+    ("select", "base_layer"): ("top_k", ()),
     ("select", "growing_k"): ("top_k", ()),
     ("select", "sinkhorn"): ("top_k", ()),
 }

@@ -8,7 +8,7 @@ import app.config.environment  # noqa: F401, I001  before torch
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from app.pages import catalogue, cells, claims, placements, races, refused, tags, weights
+from app.pages import catalogue, cells, claims, exports, placements, races, refused, tags, weights
 from app.pages.markers import ROOT, replaced
 
 TABLES: list[tuple[str, str, Callable[[], str]]] = [  # page, marker, what stands between the markers
@@ -16,6 +16,7 @@ TABLES: list[tuple[str, str, Callable[[], str]]] = [  # page, marker, what stand
     ("README.md", "races", races.markdown),
     ("docs/claims.md", "claims", claims.markdown),
     ("docs/refused.md", "refused", refused.markdown),
+    ("docs/export.md", "exports", exports.markdown),
     ("docs/tags.md", "tags", tags.markdown),
     ("docs/scale.md", "placements", placements.markdown),
     ("docs/cells.md", "cells", cells.markdown),

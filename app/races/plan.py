@@ -16,7 +16,7 @@ from app.races.race import START, Race
 from app.registry import UserError
 from app.runs.folder import SUMMARY
 
-WITHOUT_EFFECT = ("run", "resume", "callbacks", "logger", "match")  # on what is learned
+WITHOUT_EFFECT = ("run", "resume", "callbacks", "logger", "match", "trainer.export_weights")  # on what is learned
 Record = Mapping[str, Any]  # what is known of a member that has ended
 
 
@@ -79,7 +79,9 @@ class Member:
     @cached_property
     def key(self) -> str:
         """The hash of its resolved config, but for what nothing learns from; no word that Hydra reads as a number."""
-        config = {name: value for name, value in self.entry.config.items() if _has_effect(name, value)}
+        config = {
+            name: _of_effect(name, value) for name, value in self.entry.config.items() if _has_effect(name, value)
+        }
         own = {"overrides": self.entry.overrides} if self.entry.refused else {}
         starts = {name: member.key for name, member in self.starts.items()}
         what = [config, own, self.lr, self.seed, self.share, *([starts] if starts else [])]
@@ -95,6 +97,13 @@ def _has_effect(name: str, value: Any) -> bool:
     """Whether something is learned from a part of the config: not where nothing of it is set."""
     unset = isinstance(value, Mapping) and len(value) > 0 and all(inner is None for inner in value.values())
     return name not in WITHOUT_EFFECT and not unset
+
+
+def _of_effect(name: str, value: Any) -> Any:
+    """A part of the config without those of its values that change nothing."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: inner for key, inner in value.items() if f"{name}.{key}" not in WITHOUT_EFFECT}
 
 
 class Plan:

@@ -5,6 +5,7 @@ Nothing is trained at step 0, so a checkpoint of that step, as an import leaves 
 
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 from app.config.build import build_init, build_skills, build_upcycle
@@ -15,9 +16,10 @@ from app.model.transformer import Transformer
 from app.model.upcycle import State, upcycle
 from app.registry import UserError
 from app.runs.library import begin_skills, check_skills, require_same_tokenizer
-from app.runs.read import PREFIX, weights_of
+from app.runs.read import PREFIX, WEIGHTS, weights_of
 from app.runs.resume import newest_checkpoint, require_same_model
 from app.training.checkpoints import read_checkpoint, step_of
+from app.training.files import write_whole
 from app.training.module import LanguageModel
 
 
@@ -76,6 +78,12 @@ def take_weights(module: LanguageModel, config: Config, folder: Path, checkpoint
         upcycle(module.model, dense, chosen.how, chosen.drop_share, config["seed"])
     elif start.place is not None:
         _load(module.model, weights_of("init.from", start.place))
+
+
+def write_weights(folder: Path, state: State) -> None:
+    """The weights of a run alone, under the names of the model, as `init.from` reads them."""
+    plain = {name.removeprefix(PREFIX): tensor.clone() for name, tensor in state.items() if name.startswith(PREFIX)}
+    write_whole(folder / WEIGHTS, safetensors.torch.save(plain))
 
 
 def _load(model: Transformer, state: State) -> None:

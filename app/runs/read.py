@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -23,6 +25,7 @@ from app.runs.resume import newest_checkpoint
 from app.runs.text import RunText, read_text, tokenizer_config
 from app.training.checkpoints import read_checkpoint, steps
 
+WEIGHTS, ENDING = "weights.safetensors", ".safetensors"  # of a run, without optimizer and config
 PREFIX = "model."  # of the transformer's parameters in a checkpoint
 
 
@@ -105,6 +108,11 @@ def weights_of(key: str, place: str) -> dict[str, Any]:
     path = Path(place)
     if not path.exists():
         raise UserError(f"{key}={path}: no such file or folder; give a checkpoint, or the folder of a run")
+    if path.suffix == ENDING:
+        try:
+            return {f"{PREFIX}{name}": tensor for name, tensor in safetensors.torch.load_file(path).items()}
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{key}={path}: is damaged ({first_line(error)}); restore it") from error
     state: dict[str, Any] = read_checkpoint(located(path)[1] if path.is_dir() else path)["state_dict"]
     return state
 

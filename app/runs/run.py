@@ -23,7 +23,7 @@ from app.cost.budget import Budget
 from app.data.cache import NO_WRITE
 from app.data.module import build_data
 from app.registry import UserError
-from app.runs.begin import take_weights
+from app.runs.begin import take_weights, write_weights
 from app.runs.folder import SUMMARY
 from app.runs.resume import newest_checkpoint
 from app.runs.start import decide, processes
@@ -66,7 +66,10 @@ def train(config: Config, folder: Path, checkpoint: str | None) -> None:
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     last = newest_checkpoint(folder)
     if is_first_rank() and last is not None:
-        write_summary(folder, config, read_checkpoint(last))
+        saved = read_checkpoint(last)
+        if config["trainer"]["export_weights"]:
+            write_weights(folder, saved["state_dict"])
+        write_summary(folder, config, saved)
 
 
 @contextmanager

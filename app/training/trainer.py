@@ -42,6 +42,7 @@ class TrainerConfig:
     checkpoint_every: int
     checkpoint_minutes: float | None
     keep_checkpoints: int
+    export_weights: str | None
     gradient_clip_val: float | None
     deterministic: bool | None
     threads: int | None
@@ -56,6 +57,7 @@ class TrainerConfig:
         require("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "must be at least 1")
         pure = self.precision == "bf16-true"
         require("precision", self.precision, not pure, "routers compute in float32; use bf16-mixed")
+        require("export_weights", self.export_weights, self.export_weights in (None, "last"), "must be last, or null")
         require("skip_bad_steps", self.skip_bad_steps, self.skip_bad_steps >= 0, "must be at least 0")
         for name in ("checkpoint_minutes", "gradient_clip_val"):
             value = getattr(self, name)

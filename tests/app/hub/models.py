@@ -44,6 +44,9 @@ CASES = {
     "minimax_m2": (*BIAS, *ROUTED, "model.qk_norm=all", GQA),
 }  # fmt: skip
 
+# comes back as another layout
+DOUBLED = {"qwen2_moe, a shared expert without a gate": ("router=topk", *SHARED, "model.first_dense=1")}
+
 
 def config_of(*overrides: str) -> dict[str, Any]:
     return composed(["model=nano", "model.num_layers=3", "tokenizer=bytes", *overrides])

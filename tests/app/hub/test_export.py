@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.hub.weights import views
-from tests.app.hub.models import CASES, VOCAB, config_of, model_of, written
+from tests.app.hub.models import CASES, DOUBLED, VOCAB, config_of, model_of, written
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
@@ -21,9 +21,9 @@ def read(folder: Path) -> Any:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *DOUBLED])
 def test_transformers_gives_our_logits(case: str, tmp_path: Path) -> None:
-    config = config_of(*CASES[case])
+    config = config_of(*(CASES | DOUBLED)[case])
     ours = model_of(config)
     architecture = written(tmp_path, config, ours)
     assert architecture.name == case.partition(",")[0]

@@ -12,7 +12,7 @@ import torch
 from app.hub.read import config_of, model_of, tensors_of
 from app.hub.weights import read_from
 from app.registry import UserError
-from tests.app.hub.models import CASES, VOCAB, written
+from tests.app.hub.models import CASES, DOUBLED, VOCAB, written
 from tests.app.hub.models import config_of as config_by
 from tests.app.hub.models import model_of as ours_of
 
@@ -55,6 +55,18 @@ def test_what_goes_out_and_what_transformers_saves_comes_in_with_the_same_logits
     mine = {name: tensor for name, tensor in ours.state_dict().items() if not name.startswith("balancer")}
     assert mine.keys() == {name for name in same.state_dict() if not name.startswith("balancer")}
     assert all(torch.equal(same.state_dict()[name], tensor) for name, tensor in mine.items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", DOUBLED)
+def test_a_shared_expert_comes_back_behind_a_gate_that_gives_a_half(case: str, tmp_path: Path) -> None:
+    ours = ours_of(config_by(*DOUBLED[case]))
+    written(tmp_path, config_by(*DOUBLED[case]), ours)
+    architecture, config = config_of(tmp_path, TYPED)
+    assert config["experts"]["name"] == "shared_gated"
+    back = model_of(tmp_path, architecture, config, VOCAB, tensors_of(tmp_path))
+    tokens = torch.arange(20).view(2, 10)
+    torch.testing.assert_close(back.logits(tokens), ours.logits(tokens), atol=1e-6, rtol=1e-6)
 
 
 @pytest.fixture

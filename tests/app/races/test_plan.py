@@ -100,6 +100,9 @@ def test_a_part_of_the_config_that_is_new_and_unset_leaves_the_keys_of_what_has_
 
     assert key(news={"base": None, "files": None}) == key() == member.key
     assert len({key(), key(news={"base": "runs/a", "files": None}), key(news={})}) == 3
+    trainer = member.entry.config["trainer"]
+    kept = {name: value for name, value in trainer.items() if name != "export_weights"}
+    assert key(trainer=kept) == key(trainer=trainer | {"export_weights": "last"}) == key()
 
 
 def test_equal_contestants_run_once_and_are_told_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
