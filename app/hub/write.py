@@ -41,10 +41,10 @@ def export(run: TrainedRun, out: Path, license_name: str) -> tuple[str, float]:
     separator = run.text.tokenizer.separator
     ends = {"bos_token_id": separator, "eos_token_id": separator}
     files = tokenizer_files(run.text.tokenizer, run.seq_len)
-    files |= {"config.json": _json(architecture.config(facts) | ends), "generation_config.json": _json(ends)}
+    files |= {"config.json": as_json(architecture.config(facts) | ends), "generation_config.json": as_json(ends)}
     files |= {"README.md": card(run, architecture.cls, license_name, custom=False)}
     write_folder(out, files, read_from(run.model, architecture))
-    return architecture.cls, difference(run.model, _tokens(run), out)
+    return architecture.cls, difference(run.model, held_out(run), out)
 
 
 def write_folder(out: Path, files: dict[str, str], weights: dict[str, Tensor]) -> None:
@@ -86,7 +86,7 @@ def difference(model: Transformer, tokens: Tensor, out: Path) -> float:
     return float(found["difference"])
 
 
-def _tokens(run: TrainedRun) -> Tensor:
+def held_out(run: TrainedRun) -> Tensor:
     """Some held-out text."""
     return torch.from_numpy(run.text.rows["tokens"][:ROWS, :LENGTH].astype(np.int64))
 
@@ -101,5 +101,5 @@ def _asked(out: Path, given: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _json(values: dict[str, Any]) -> str:
+def as_json(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2) + "\n"
