@@ -105,7 +105,7 @@ def _glm4_moe(norm: str, shared: str, select: str) -> Architecture:
     if select == "top_k":
         constants |= {"n_group": 1, "topk_group": 1}
     else:
-        needs |= {"router.select.score": "top2", "groups of one size": True}
+        needs |= {"router.select.score": "top2", "even groups of several experts": True}
         keys |= {"router.select.groups": "n_group", "router.select.limit": "topk_group"}
     return Architecture("glm4_moe", "Glm4MoeForCausalLM", needs, keys, ("first_k_dense_replace", "first"), constants,
                         _glm)  # fmt: skip

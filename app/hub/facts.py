@@ -63,7 +63,7 @@ def _routed(config: Mapping[str, Any], model: Transformer) -> Facts:
         facts |= _part(kind, config["router"][kind])
     facts["router/drop"] = "none" if router.drop.eval_scope == "token" else config["router"]["drop"]["name"]
     if (groups := facts.get("router.select.groups")) is not None:
-        facts["groups of one size"] = layout.num_experts % groups == 0
+        facts["even groups of several experts"] = layout.num_experts % groups == 0 and layout.num_experts > groups
     if config["router"].get("layers"):
         facts["router.layers"] = list(config["router"]["layers"])
     steering = [name for name, term in model.balancer.terms.items() if term.offset() is not None]  # type: ignore[operator]
