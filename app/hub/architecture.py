@@ -22,13 +22,8 @@ COMMON = {  # our facts, and what nearly all architectures call them
     "model.vocab_size": "vocab_size",
     "data.seq_len": "max_position_embeddings",
 }
-IMPLIED = (
-    "model.rope_theta",
-    "model.attention_scale",
-    "model.hidden_dim",
-    "shared_dim",
-    "num_shared",
-)  # by other facts
+# follow from other facts, or have no effect where no other fact says so
+IMPLIED = {"model.rope_theta", "model.attention_scale", "model.hidden_dim", "shared_dim", "num_shared"}
 
 
 @dataclass(frozen=True)
@@ -56,9 +51,8 @@ class Architecture:
     def misfits(self, facts: Facts) -> dict[str, str]:
         """The facts that it cannot have, and what it has instead."""
         free = {*COMMON, *self.keys, *IMPLIED}
-        found = (
-            {} if "num_shared" in facts or "num_shared" not in self.keys else {"shared_dim": "multiples of expert_dim"}
-        )
+        uncounted = "num_shared" in self.keys and "num_shared" not in facts
+        found = {"shared_dim": "multiples of expert_dim"} if uncounted else {}
         for name in facts.keys() | self.needs.keys():
             if name == "dense_layers":
                 if not self._may_be_dense(facts):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from app.model.assemble import build_model
 from app.model.transformer import Transformer
 from app.registry import UserError
 from app.runs.folder import NAME, opened, taken
+from app.runs.read import PREFIX
 from app.runs.text import text_files
 from app.training.checkpoints import write_atomically
 from app.training.files import read_whole
@@ -56,9 +58,13 @@ def import_run(place: str, name: str, typed: Sequence[str]) -> tuple[Path, float
     apart = difference(model, random_tokens(data.tokenizer.vocab_size), folder)
     config = config | {"data": config["data"] | data.source.pinned}
     files = {OUR_CONFIG: dumped(config), OVERRIDES: listed([*typed])} | text_files(data)
-    with opened(RUNS / name, files, new=True):
-        state = {f"model.{key}": tensor for key, tensor in model.state_dict().items()}
-        write_atomically({"state_dict": state, "global_step": 0}, RUNS / name / "checkpoints" / "step_0.ckpt")
+    state = {f"{PREFIX}{key}": tensor for key, tensor in model.state_dict().items()}
+    try:
+        with opened(RUNS / name, files, new=True):
+            write_atomically({"state_dict": state, "global_step": 0}, RUNS / name / "checkpoints" / "step_0.ckpt")
+    except (OSError, RuntimeError) as error:  # torch's writer stumbles over a full disk again
+        shutil.rmtree(RUNS / name, ignore_errors=True)
+        raise UserError(f"{RUNS / name}: cannot be written ({first_line(error)}); nothing is left of it") from error
     return RUNS / name, apart
 
 
