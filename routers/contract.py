@@ -154,7 +154,7 @@ class Select(nn.Module):
 
     causal: ClassVar[Causal] = "always"  # when does the choice depend on no later token?
     scope: ClassVar[Scope] = "token"  # what does the choice of one token depend on?
-    eval_scope: ClassVar[Scope] = "token"  # and in evaluation?
+    eval_scope: ClassVar[Scope | None] = None  # and in evaluation? None: on the same
     by: ClassVar[Literal["scores", "logits"]] = "scores"  # what is the offset of the choice added to?
     limited: ClassVar[bool] = True  # whether it keeps to a number of experts per token without a balance term
     k: int | None = None  # experts per token, exactly or on average; None: the data decide
@@ -182,7 +182,7 @@ class Drop(nn.Module):
 
     causal: Causal = "always"  # when does keeping an assignment depend on no later token?
     scope: ClassVar[Scope] = "token"  # what does keeping an assignment depend on?
-    eval_scope: Scope = "token"  # and in evaluation?
+    eval_scope: Scope | None = None  # and in evaluation? None: on the same
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ class Router(nn.Module):
     @property
     def alone(self) -> bool:
         """Whether in evaluation what a token gets hangs on no other token."""
-        return self.select.eval_scope == self.drop.eval_scope == "token"
+        return all((part.eval_scope or part.scope) == "token" for part in (self.select, self.drop))
 
     def forward(self, x: Tensor, context: Context) -> Routing:
         """Routing of tokens x (T, D); all of it in float32, because bfloat16 scores tie."""

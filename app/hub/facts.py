@@ -61,7 +61,9 @@ def _routed(config: Mapping[str, Any], model: Transformer) -> Facts:
         facts["experts.coefficient"] = True
     for kind in ("score", "weigh", "select"):
         facts |= _part(kind, config["router"][kind])
-    facts["router/drop"] = "none" if router.drop.eval_scope == "token" else config["router"]["drop"]["name"]
+    facts["router/drop"] = (
+        "none" if (router.drop.eval_scope or router.drop.scope) == "token" else config["router"]["drop"]["name"]
+    )
     if (groups := facts.get("router.select.groups")) is not None:
         facts["even groups of several experts"] = layout.num_experts % groups == 0 and layout.num_experts > groups
     if config["router"].get("layers"):

@@ -66,7 +66,7 @@ def check_begin_with_text(config: Config, tokenizer: Tokenizer) -> None:
 def take_weights(module: LanguageModel, config: Config, folder: Path, checkpoint: str | None) -> None:
     """Checks that a run can go on from its checkpoint, or gives a new one the weights that it begins with."""
     chosen, skills, start = build_upcycle(config), build_skills(config), build_init(config)
-    imported = newest_checkpoint(folder)
+    imported = newest_checkpoint(folder) if checkpoint is None else None  # its sum takes time
     if checkpoint is not None:
         require_same_model(module, read_checkpoint(Path(checkpoint))["state_dict"], Path(checkpoint))
     elif imported is not None:

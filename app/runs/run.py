@@ -11,12 +11,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from app.config.build import (
-    build_callbacks,
-    build_loggers,
-    build_module,
-    build_trainer_config,
-)
+from app.config.build import build_callbacks, build_loggers, build_module, build_trainer_config
 from app.config.compose import Config, as_dict
 from app.config.saved import RUNS
 from app.cost.budget import Budget

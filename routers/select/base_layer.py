@@ -34,6 +34,7 @@ class Base(TopK):
 
     causal = "eval"
     scope = "batch"
+    eval_scope = "token"
 
     def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         if not self.training:

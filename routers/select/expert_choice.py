@@ -29,7 +29,6 @@ class ExpertChoice(Select):
 
     causal: ClassVar[Causal] = "never"
     scope: ClassVar[Scope] = "batch"
-    eval_scope: ClassVar[Scope] = "batch"
     k: int
 
     def __init__(self, sizes: Sizes, *, k: int) -> None:

@@ -7,12 +7,10 @@ training, every expert takes its best tokens of the batch, as in expert choice; 
 later tokens, and evaluation never does.
 """
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from app.registry import register, require
-from routers.contract import Activated, Context, Scope, Sizes
+from routers.contract import Activated, Context, Sizes
 from routers.select.expert_choice import ExpertChoice
 from routers.select.positive import above_zero
 
@@ -30,7 +28,7 @@ class ExpertThreshold(ExpertChoice):
     """
 
     causal = "eval"
-    eval_scope: ClassVar[Scope] = "token"
+    eval_scope = "token"
     by = "logits"
     limited = False
 

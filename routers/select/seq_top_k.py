@@ -31,7 +31,7 @@ class SeqTopK(Select):
     """
 
     causal = "eval"
-    scope = eval_scope = "sequence"
+    scope = "sequence"
     k: int
     max_k: int
 

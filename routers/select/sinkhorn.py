@@ -30,6 +30,7 @@ class Sinkhorn(TopK):
 
     causal = "eval"
     scope = "batch"
+    eval_scope = "token"
 
     def __init__(self, sizes: Sizes, *, k: int, rounds: int) -> None:
         super().__init__(sizes, k=k)

@@ -48,7 +48,7 @@ class TestSelect:
             one, two = probabilities(8), probabilities(8)
             alone, together = pairs(select, one), pairs(select, torch.cat((one, two)), every(2, 8))
             same.append(alone == {p for p in together if p[0] < 8})
-        scope = select.scope if training else select.eval_scope
+        scope = select.scope if training else select.eval_scope or select.scope
         assert all(same) if scope != "batch" else not all(same)
         alone = {(t, e) for t in range(8) for _, e in pairs(select, one[t : t + 1])}
         assert scope != "token" or alone == pairs(select, one)
