@@ -56,14 +56,14 @@ def _likelihoods(model: Transformer, options: Sequence[tuple[Option, int | None]
     device, found = model.embedding.weight.device, []
     for start in range(0, len(options), BATCH):
         some = options[start : start + BATCH]
-        tokens, targets, valid = (part.to(device) for part in _padded([option for option, _ in some]))
+        tokens, targets, valid = (part.to(device) for part in padded([option for option, _ in some]))
         domain = _domains([number for _, number in some], tokens)
         nll, _ = model(tokens, targets, valid, torch.zeros_like(tokens), domain=domain)
         found += (-nll.double().sum(-1)).tolist()
     return found
 
 
-def _padded(options: Sequence[Option]) -> tuple[Tensor, Tensor, Tensor]:
+def padded(options: Sequence[Option]) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, targets and validity (B, S) of rows that end with padding."""
     length = max(len(context) + len(text) for context, text in options) - 1
     tokens = torch.zeros(len(options), length, dtype=torch.int64)
