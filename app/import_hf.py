@@ -30,7 +30,8 @@ def main(arguments: list[str]) -> None:
     name = last(asked.overrides, "run") or Path(asked.path).absolute().name
     typed = [word for word in asked.overrides if not word.startswith("run=")]
     folder, apart = import_run(asked.path, name, typed)
-    print(f"{folder}: logits equal to {apart:.1g}; go on with python train.py run={name} resume=true")
+    agrees = "logits not compared: transformers has no code for it" if apart is None else f"logits equal to {apart:.1g}"
+    print(f"{folder}: {agrees}; go on with python train.py run={name} resume=true")
 
 
 if __name__ == "__main__":

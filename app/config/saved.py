@@ -11,6 +11,7 @@ from app.registry import UserError
 from app.training.files import read_whole
 
 RUNS = Path("runs")  # where the folders of runs lie
+LATER = {"model": {"qkv_bias": False}}  # keys that came later, with what a run without them had
 CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"  # of a run
 
 
@@ -33,7 +34,8 @@ def read_config(path: Path) -> Config:
         raise UserError(f"{path}: is no config of ours: it holds {type(config).__name__}, not keys")
     try:
         require_groups(config)
-        return require_known_keys(config)
+        known = {group: keys | config[group] for group, keys in LATER.items()}
+        return require_known_keys(config | known)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

@@ -34,7 +34,7 @@ class Architecture:
         name: its `model_type`.
         cls: its class for language models.
         needs: facts that are fixed.
-        keys: facts that are values of its config, beside the common ones.
+        keys: facts that are values of its config, beside the common ones; also of some that `needs` has.
         dense: how its config says which layers have no experts: their `list`, how many are `first`, or None: not.
         constants: values of its config under which it computes what ours does.
         experts: the views of a layer with experts, by the names behind that of the layer.
@@ -57,7 +57,7 @@ class Architecture:
             if name == "dense_layers":
                 if not self._may_be_dense(facts):
                     found[name] = "other layers"
-            elif name in self.needs:
+            elif name in self.needs and name not in self.keys:
                 if facts.get(name) != self.needs[name]:
                     found[name] = str(self.needs[name])
             elif name not in free:
@@ -95,6 +95,9 @@ class Architecture:
             if key != "rope_parameters" and config.get(key, value) not in (value, None):
                 raise UserError(f"{key}={config[key]}: cannot be imported; of {self.name} only {key}={value} can be")
         names = {**COMMON, **self.keys}
+        absent = sorted({*names.values()} - {"", "head_dim"} - config.keys())
+        if absent:
+            raise UserError(f"config.json: says nothing of {absent[0]}, which {self.name} has")
         free = {ours: config.get(theirs) if theirs else True for ours, theirs in names.items()}
         facts = dict(self.needs) | free
         if facts.get("model.head_dim") is None:

@@ -1,8 +1,9 @@
 """The architectures of `transformers` that compute what some of our models do.
 
 Mixtral (arXiv 2401.04088), OLMoE (2409.02060), Qwen2-MoE (2407.10671), Qwen3 and Qwen3-MoE (2505.09388), GraniteMoe
-with shared experts (IBM 2024), GLM-4.5 (2508.06471), MiniMax-M2 (2025), Llama (2302.13971). What each computes is read
-off its modelling code there; that ours gives the same logits is tested for each, in both directions.
+with shared experts (IBM 2024), DeepSeekMoE (2401.06066), GLM-4.5 (2508.06471), MiniMax-M2 (2025), Llama (2302.13971).
+What each computes is read off its modelling code there, or off its paper; that ours gives the same logits is tested for
+each.
 """
 
 from typing import Any
@@ -16,14 +17,14 @@ from app.hub.weights import GATED, directions, each_expert, network
 from app.model.moe import MoE
 from app.registry import UserError
 
-SWIGLU = {"experts/activation": "swiglu"}
+USUAL = {"experts/activation": "swiglu", "model.qkv_bias": False}
 SILU = {"hidden_act": "silu"}
 NO_BIAS = {"attention_bias": False}
 LINEAR = {"experts": "routed", "router/score": "linear", "router.score.bias": False, "router/drop": "none"}
-SOFTMAX = {**SWIGLU, **LINEAR, "router/select": "top_k", "router/weigh": "softmax", "router.weigh.scale": 1.0,
+SOFTMAX = {**USUAL, **LINEAR, "router/select": "top_k", "router/weigh": "softmax", "router.weigh.scale": 1.0,
            "balance offset": False}  # fmt: skip
-SIGMOID = {**SWIGLU, **LINEAR, "router/weigh": "sigmoid"}
-DENSE = {**SWIGLU, "experts": "none"}
+SIGMOID = {**USUAL, **LINEAR, "router/weigh": "sigmoid"}
+DENSE = {**USUAL, "experts": "none"}
 TOP_K = {"num_experts": "num_experts", "top_k": "num_experts_per_tok", "expert_dim": "moe_intermediate_size",
          "router.weigh.normalize": "norm_topk_prob", "model.hidden_dim": "intermediate_size"}  # fmt: skip
 LOCAL = {"num_experts": "num_local_experts", "top_k": "num_experts_per_tok", "expert_dim": "intermediate_size"}
@@ -62,6 +63,11 @@ def _glm(layer: MoE, offset: Tensor | None) -> Views:
     return {**_plain(layer, offset), **shared, "mlp.gate.e_score_correction_bias": _bias(layer, offset)}
 
 
+def _deepseek(layer: MoE, offset: Tensor | None) -> Views:
+    common: Any = getattr(layer.experts, "common", None)
+    return {**_plain(layer, offset), **({} if common is None else network(common, "mlp.shared_experts."))}
+
+
 def _granite(layer: MoE, offset: Tensor | None) -> Views:
     layout: Any = layer.experts
     named = {"block_sparse_moe.router.layer": directions(layer), "block_sparse_moe.input_linear": layout.routed.w_in.mT,
@@ -91,8 +97,8 @@ def _qwen2_halved(layer: MoE, offset: Tensor | None) -> Views:
 
 def _qwen2_moe(shared: str, experts: Any, **more: int) -> Architecture:
     needs = {**SOFTMAX, "model.qk_norm": "none", "shared": shared}
-    constants = {**SILU, "qkv_bias": False, "decoder_sparse_step": 1, "use_sliding_window": False, **more}
-    keys = TOP_K if more else {**TOP_K, "shared_dim": "shared_expert_intermediate_size"}
+    constants = {**SILU, "decoder_sparse_step": 1, "use_sliding_window": False, **more}
+    keys = {**TOP_K, "model.qkv_bias": "qkv_bias"} | ({} if more else {"shared_dim": "shared_expert_intermediate_size"})
     return Architecture(
         "qwen2_moe", "Qwen2MoeForCausalLM", needs, keys, ("mlp_only_layers", "list"), constants, experts
     )
@@ -100,8 +106,8 @@ def _qwen2_moe(shared: str, experts: Any, **more: int) -> Architecture:
 
 def _glm4_moe(norm: str, shared: str, select: str) -> Architecture:
     needs = {**SIGMOID, "model.qk_norm": norm, "shared": shared, "router/select": select}
-    constants = {**SILU, **NO_BIAS, **WHOLE_HEADS, "use_qk_norm": norm == "head", "num_nextn_predict_layers": 0}
-    keys = {**GLM, "balance offset": ""}
+    constants = {**SILU, **WHOLE_HEADS, "use_qk_norm": norm == "head", "num_nextn_predict_layers": 0}
+    keys = {**GLM, "model.qkv_bias": "attention_bias", "balance offset": ""}
     if select == "top_k":
         constants |= {"n_group": 1, "topk_group": 1}
     else:
@@ -140,6 +146,11 @@ ARCHITECTURES = (
                  {**SIGMOID, "model.qk_norm": "all", "router/select": "top_k", "router.weigh.normalize": True,
                   "router.weigh.scale": 1.0, "shared": "none"}, {**LOCAL, "balance offset": ""},
                  constants={**SILU, **WHOLE_HEADS}, experts=_minimax),
+    # not of transformers: the code of DeepSeekMoE lies beside its weights
+    Architecture("deepseek", "DeepseekForCausalLM", {**SOFTMAX, "model.qk_norm": "none", "shared": "plain"},
+                 {**TOP_K, "num_experts": "n_routed_experts", "num_shared": "n_shared_experts"},
+                 ("first_k_dense_replace", "first"),
+                 {**SILU, **NO_BIAS, "moe_layer_freq": 1, "scoring_func": "softmax", "rope_scaling": None}, _deepseek),
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def facts_of(config: Mapping[str, Any], model: Transformer) -> Facts:
     """Of a config and its model; names are those of the config where it has them."""
     sizes = model.config
     own = {name: getattr(sizes, name) for name in ("dim", "num_layers", "num_heads", "num_kv_heads", "norm_eps",
-                                                   "rope_theta", "qk_norm", "tie_embeddings")}  # fmt: skip
+                                                   "rope_theta", "qk_norm", "qkv_bias", "tie_embeddings")}  # fmt: skip
     facts = {f"model.{name}": value for name, value in own.items()}
     facts |= {"model.head_dim": sizes.head_width, "model.vocab_size": model.embedding.num_embeddings}
     facts |= {"model.attention_scale": sizes.head_width**-0.5}

@@ -36,11 +36,12 @@ from app.training.files import read_whole
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 LONGEST = 2048  # tokens of a row, where the model would take more
-LAYOUTS = {"none": "coarse", "gated": "shared_gated", "plain": "residual"}  # by their shared expert
 
 
-def import_run(place: str, name: str, typed: Sequence[str]) -> tuple[Path, float]:
+def import_run(place: str, name: str, typed: Sequence[str]) -> tuple[Path, float | None]:
     """Makes runs/NAME of a model of theirs; returns it and the largest difference of two logits.
+
+    None instead where transformers has no code for the model.
 
     Raises:
         UserError: ours cannot compute the model, a file is damaged, the name is taken, or the text cannot be read.
@@ -55,7 +56,8 @@ def import_run(place: str, name: str, typed: Sequence[str]) -> tuple[Path, float
     tensors = tensors_of(folder)
     data.prepare()
     model = model_of(folder, architecture, config, data.vocab_size, tensors)
-    apart = difference(model, random_tokens(data.tokenizer.vocab_size), folder)
+    known = _is_known(architecture.name)
+    apart = difference(model, random_tokens(data.tokenizer.vocab_size), folder) if known else None
     config = config | {"data": config["data"] | data.source.pinned}
     files = {OUR_CONFIG: dumped(config), OVERRIDES: listed([*typed])} | text_files(data)
     state = {f"{PREFIX}{key}": tensor for key, tensor in model.state_dict().items()}
@@ -117,17 +119,24 @@ def their_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / CONFIG}: is damaged: {first_line(error)}") from error
     if not isinstance(plain, dict):
         raise UserError(f"{folder / CONFIG}: is no config of a model")
-    from transformers import CONFIG_MAPPING  # seconds to import
-
     kind = str(plain.get("model_type"))
-    if kind not in CONFIG_MAPPING:
+    if not _is_known(kind):
         return plain
+    from transformers import CONFIG_MAPPING
+
     try:
         read = CONFIG_MAPPING[kind].from_dict(plain)
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder / CONFIG}: is refused by transformers: {first_line(error)}") from error
     values = read.to_dict()
     return {name: values.get(other) for name, other in read.attribute_map.items()} | values
+
+
+def _is_known(kind: str) -> bool:
+    """Whether transformers has code for it."""
+    from transformers import CONFIG_MAPPING  # seconds to import
+
+    return kind in CONFIG_MAPPING
 
 
 def model_overrides(facts: Facts) -> list[str]:
@@ -140,15 +149,26 @@ def model_overrides(facts: Facts) -> list[str]:
     dense = facts["dense_layers"]
     if dense:
         sizes["model.moe_layers"] = [i for i in range(facts["model.num_layers"]) if i not in dense]
-    shared_dim = facts.get("shared_dim") or facts.get("num_shared", 0) * facts["expert_dim"]
-    layout = LAYOUTS[facts["shared"] if shared_dim else "none"]
-    experts = {"experts": layout, "experts.num_experts": facts["num_experts"], "experts.top_k": facts["top_k"],
-               "experts.hidden_dim": facts["expert_dim"]}  # fmt: skip
-    experts |= {"shared_gated": {"experts.shared_dim": shared_dim}, "coarse": {},
-                "residual": {"experts.dense_dim": shared_dim, "experts.coefficient": False}}[layout]  # fmt: skip
     parts = {key: value for key, value in facts.items() if key.startswith(("router/", "router."))}
     balance = {"balance": "loss_free"} if facts["balance offset"] else {}
-    return _words({"router": "topk", **experts, **parts, **sizes, **balance})
+    return _words({"router": "topk", **_layout(facts), **parts, **sizes, **balance})
+
+
+def _layout(facts: Facts) -> Facts:
+    """By the shared experts: none, counted, behind a gate, of any width."""
+    pool = {"num_experts": facts["num_experts"], "top_k": facts["top_k"], "hidden_dim": facts["expert_dim"]}
+    count, width = facts.get("num_shared") or 0, facts.get("shared_dim") or 0
+    if count:
+        own = {"name": "deepseek", "segments": 1, "num_shared": count}
+        own |= {key: pool[key] + count for key in ("num_experts", "top_k")}
+    elif not width:
+        own = {"name": "coarse"}
+    elif facts["shared"] == "gated":
+        own = {"name": "shared_gated", "shared_dim": width}
+    else:
+        own = {"name": "residual", "dense_dim": width, "coefficient": False}
+    values = pool | own
+    return {"experts": values.pop("name")} | {f"experts.{key}": value for key, value in values.items()}
 
 
 def _words(values: Mapping[str, Any]) -> list[str]:

@@ -31,6 +31,9 @@ def views(model: Transformer, architecture: "Architecture") -> "Views":
                  "self_attn.k_norm": attention.key_norm}  # fmt: skip
         inner = {f"{n}.weight": m.weight for n, m in layer.items() if not isinstance(m, nn.Identity)}
         inner |= {f"self_attn.{n}_proj.weight": w for n, w in (("q", query), ("k", key), ("v", value))}
+        if attention.qkv.bias is not None:
+            biases = attention.qkv.bias.split(attention.sizes)
+            inner |= {f"self_attn.{n}_proj.bias": b for n, b in zip("qkv", biases, strict=True)}
         if isinstance(ffn, MoE):
             assert architecture.experts is not None
             inner |= architecture.experts(ffn, None if offset is None else offset[routed])

@@ -39,7 +39,9 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_width
         self.sizes = [heads * self.head_dim for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
-        self.qkv = nn.Linear(config.dim, sum(self.sizes), bias=False)
+        self.qkv = nn.Linear(config.dim, sum(self.sizes), bias=config.qkv_bias)
+        if self.qkv.bias is not None:
+            nn.init.zeros_(self.qkv.bias)
         self.out = nn.Linear(self.sizes[0], config.dim, bias=False)
         self.norm_heads = config.qk_norm == "head"
         widths = [self.head_dim] * 2 if self.norm_heads else self.sizes[:2]

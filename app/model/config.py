@@ -20,6 +20,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int | None
     qk_norm: Literal["none", "head", "all"]
+    qkv_bias: bool
     hidden_dim: int
     first_dense: int
     moe_every: int

@@ -10,7 +10,7 @@ from typing import Any
 
 from app.config.compose import Config, composed
 from app.config.errors import MISTAKES, one_line
-from app.config.saved import RUNS
+from app.config.saved import LATER, RUNS
 from app.cost.match import CLOSE, COSTS, brought_to, budget
 from app.races.race import START, Race
 from app.registry import UserError
@@ -100,10 +100,12 @@ def _has_effect(name: str, value: Any) -> bool:
 
 
 def _of_effect(name: str, value: Any) -> Any:
-    """A part of the config without those of its values that change nothing."""
+    """A part of the config without those of its values that change nothing, or are what they were before they were."""
     if not isinstance(value, Mapping):
         return value
-    return {key: inner for key, inner in value.items() if f"{name}.{key}" not in WITHOUT_EFFECT}
+    later = LATER.get(name, {}).items()
+    return {key: inner for key, inner in value.items()
+            if f"{name}.{key}" not in WITHOUT_EFFECT and (key, inner) not in later}  # fmt: skip
 
 
 class Plan:

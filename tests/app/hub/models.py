@@ -31,6 +31,7 @@ CASES = {
     "qwen2_moe": ("router=topk", "experts=fine_grained", GQA, "model.first_dense=1"),
     "qwen2_moe, normalised": ("router=mixtral", *ROUTED, "model.moe_layers=[0,2]"),
     "qwen2_moe, gated": ("router=topk", "experts=shared_gated", "experts.shared_dim=20"),
+    "qwen2_moe, biased": ("router=topk", "experts=shared_gated", "experts.shared_dim=20", GQA, "model.qkv_bias=true"),
     "olmoe": ("router=olmoe", *ROUTED, "model.qk_norm=all"),
     "olmoe, normalised": ("router=mixtral", *ROUTED, "model.qk_norm=all", GQA),
     "qwen3_moe": ("router=topk", *ROUTED, "model.qk_norm=head", GQA, HEAD, "model.moe_every=2"),
@@ -41,6 +42,7 @@ CASES = {
     "glm4_moe, groups": (*GROUPS, *ROUTED, "model.qk_norm=head"),
     "glm4_moe, groups and shared": (*GROUPS, *SHARED),
     "glm4_moe, no bias": ("router=sigmoid", "balance=aux", *ROUTED, "router.weigh.normalize=false"),
+    "glm4_moe, biased": (*BIAS, *ROUTED, "model.qk_norm=head", GQA, "model.qkv_bias=true"),
     "minimax_m2": (*BIAS, *ROUTED, "model.qk_norm=all", GQA),
 }  # fmt: skip
 

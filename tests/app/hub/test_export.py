@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from app.hub.architectures import fitting
+from app.hub.facts import facts_of
 from app.hub.weights import views
+from app.registry import UserError
 from tests.app.hub.models import CASES, DOUBLED, VOCAB, config_of, model_of, written
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
@@ -42,6 +45,13 @@ def test_transformers_gives_our_logits(case: str, tmp_path: Path) -> None:
     mask[1, :4] = 0  # padding on the left
     padded = theirs(tokens.masked_fill(mask == 0, 0), attention_mask=mask).logits
     torch.testing.assert_close(padded[1, 4:], ours.logits(tokens[1:, 4:])[0], **close)
+
+
+@pytest.mark.parametrize("balance", ["loss_free", "pid"])
+def test_a_bias_that_the_architecture_has_no_place_for_is_refused_by_name(balance: str) -> None:
+    config = config_of(*CASES["mixtral"], f"balance={balance}")
+    with pytest.raises(UserError, match=r"balance offset=True \(False there\)"):
+        fitting(facts_of(config, model_of(config)))
 
 
 @pytest.mark.parametrize("case", CASES)

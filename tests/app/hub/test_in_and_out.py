@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from app.hub.write import difference, write_folder
+from app.model.assemble import build_model
 from app.registry import UserError
 from app.runs.read import read_run
 from app.training.checkpoints import read_checkpoint
@@ -95,6 +96,21 @@ def test_a_run_begins_with_the_weights_of_another(place: Path) -> None:
                      for path in ("one/checkpoints/step_30", "frozen/checkpoints/step_4"))  # fmt: skip
     moved = {name for name in before if "blocks" in name and not bool((before[name] == after[name]).all())}
     assert moved and not any(".attention." in name for name in moved)
+
+
+def test_experts_start_from_a_dense_model_that_came_in(place: Path) -> None:
+    config = config_of(*CASES["llama"])
+    torch.manual_seed(0)
+    written(place / "llama", config, build_model(config, 257))
+    text = "tokenizer=bytes data=text data.path=t.txt data.val_rows=4 data.seq_len=32 callbacks=off"
+    made = run(place, f"-m app.import_hf llama run=dense {text} data.batch_size=4")
+    assert made.returncode == 0, made.stderr
+    same = "model.num_layers=3 model.num_kv_heads=1 model.head_dim=12"
+    words = f"{SMALL} {same} router=mixtral experts=coarse run=moe upcycle.checkpoint=runs/dense optimizer.lr=1e-9"
+    done = run(place, f"train {words} trainer.max_steps=1 trainer.val_every=1")
+    assert done.returncode == 0, done.stderr
+    dense, moe = (json.loads(run(place, f"-m app.evaluate runs/{name} --json").stdout) for name in ("dense", "moe"))
+    assert dense["nats"] == pytest.approx(moe["nats"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,9 @@ def test_a_part_of_the_config_that_is_new_and_unset_leaves_the_keys_of_what_has_
     trainer = member.entry.config["trainer"]
     kept = {name: value for name, value in trainer.items() if name != "export_weights"}
     assert key(trainer=kept) == key(trainer=trainer | {"export_weights": "last"}) == key()
+    model = member.entry.config["model"]
+    older = {name: value for name, value in model.items() if name != "qkv_bias"}
+    assert key(model=older) == key(model=older | {"qkv_bias": False}) == key() != key(model=older | {"qkv_bias": True})
 
 
 def test_equal_contestants_run_once_and_are_told_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

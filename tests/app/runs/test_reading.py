@@ -55,6 +55,14 @@ def test_a_run_says_the_same_when_its_text_and_the_cache_have_gone(
     assert everything() == before
 
 
+def test_a_run_from_before_a_key_of_the_config_is_read_as_it_was(run: Path, capsys: Captured) -> None:
+    figures = said(evaluate.main, capsys, run, "--json")
+    config = (run / "config.yaml").read_text()
+    assert "  qkv_bias: false\n" in config
+    (run / "config.yaml").write_text(config.replace("  qkv_bias: false\n", ""))
+    assert said(evaluate.main, capsys, run, "--json") == figures
+
+
 def test_the_runs_own_figures_need_its_own_text(run: Path, own: Path, capsys: Captured) -> None:
     figures = json.loads(said(evaluate.main, capsys, run, "--json"))
     moved = own.rename(own.with_name("moved.txt"))
