@@ -5,6 +5,8 @@
 From Python, `lm_eval.simple_evaluate(RouterZoo("runs/NAME"), tasks=[...])`.
 """
 
+import app.config.environment  # noqa: F401  isort: skip  before torch
+
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
 from pathlib import Path
@@ -17,7 +19,6 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
-import app.config.environment  # noqa: F401  before torch
 from app.analysis.continuation import Sampling, continuations, prompt_ids, routed_alone
 from app.analysis.tasks.item import Option, padded
 from app.config.errors import exit_on_mistake

@@ -4,7 +4,7 @@ Installed packages with our entry point add the options in their folder `conf`; 
 `app.registry` through the same entry point.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -108,9 +108,11 @@ def require_groups(config: Any) -> None:
     """
     for group in {group for group in _groups() if "/" not in group} - set(OPTIONAL):
         chosen = config.get(group)
-        if chosen is None or SET_BY_OPTION.get(group, group) not in {group, *chosen}:
+        some = isinstance(chosen, Mapping)
+        if not some or SET_BY_OPTION.get(group, group) not in {group, *chosen}:
             options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-            raise UserError(f"{group}=null: a run needs one; choose one of {', '.join(options)}")
+            has = "null" if some or chosen is None else chosen
+            raise UserError(f"{group}={has}: a run needs one; choose one of {', '.join(options)}")
 
 
 def require_known_keys(config: Any) -> Config:

@@ -100,7 +100,7 @@ def _has_effect(name: str, value: Any) -> bool:
 
 
 def _of_effect(name: str, value: Any) -> Any:
-    """A part of the config without those of its values that change nothing, or are what they were before they were."""
+    """A part of the config without those of its values that change nothing, or are what runs before them had."""
     if not isinstance(value, Mapping):
         return value
     later = LATER.get(name, {}).items()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from app import evaluate, generate, report
 from app.registry import UserError
@@ -61,6 +62,13 @@ def test_a_run_from_before_a_key_of_the_config_is_read_as_it_was(run: Path, caps
     assert "  qkv_bias: false\n" in config
     (run / "config.yaml").write_text(config.replace("  qkv_bias: false\n", ""))
     assert said(evaluate.main, capsys, run, "--json") == figures
+
+
+def test_a_saved_config_whose_group_is_no_group_is_refused_in_one_line(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"model": 3}))
+    with pytest.raises(UserError, match="config.yaml: model=3: a run needs one; choose one of base, nano"):
+        evaluate.main([str(run)])
 
 
 def test_the_runs_own_figures_need_its_own_text(run: Path, own: Path, capsys: Captured) -> None:
