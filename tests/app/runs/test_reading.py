@@ -67,7 +67,7 @@ def test_a_run_from_before_a_key_of_the_config_is_read_as_it_was(run: Path, caps
 def test_a_saved_config_whose_group_is_no_group_is_refused_in_one_line(run: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"model": 3}))
-    with pytest.raises(UserError, match="config.yaml: model=3: a run needs one; choose one of base, nano"):
+    with pytest.raises(UserError, match=r"config\.yaml: model=3: a run needs one; choose one of base, nano"):
         evaluate.main([str(run)])
 
 
