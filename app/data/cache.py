@@ -7,23 +7,26 @@ import json
 import logging
 import os
 import shutil
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 from pathlib import Path
 
 from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from app.data.corpus import META, Corpus
+from app.data.corpus import Corpus
 from app.data.sources import Document, Source
 from app.data.tokenizers import Tokenizer, pieces
 from app.data.writer import CorpusWriter
 from app.registry import UserError
 
 log = logging.getLogger(__name__)
-FORMAT = 2  # increase it when the files, or how they are made, change
+SUMS = "sums.json"  # of all other files
+FORMAT = 3  # increase it when the files, or how they are made, change
 BATCH = 1 << 22  # characters or bytes that are encoded at once
 SAMPLE = 1 << 23  # characters that a tokenizer learns from, the same share out of every domain
 NO_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
@@ -46,13 +49,18 @@ def open_corpus(source: Source, tokenizer: Tokenizer, cache_dir: Path) -> Corpus
 
 
 def _complete(folder: Path) -> bool:
-    """Whether all files have their sizes, and no token lies beyond the vocabulary."""
+    """Whether all files are there with their sums: reads them, which a run will do in any case."""
     try:
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        whole = all((folder / name).stat().st_size == size for name, size in meta["sizes"].items())
-        return whole and Corpus(folder).largest_token() < meta["vocab_size"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever stands there instead
+        sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
+        return all(_sum(folder / name) == known for name, known in sums.items())
+    except (OSError, ValueError, AttributeError):  # whatever stands there instead
         return False
+
+
+def _sum(path: Path) -> int:
+    """CRC-32 of a file: against damage, not against people."""
+    with path.open("rb") as file:
+        return reduce(lambda known, block: zlib.crc32(block, known), iter(lambda: file.read(1 << 20), b""), 0)
 
 
 @contextmanager
@@ -78,6 +86,8 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
     try:
         unfinished.mkdir()
         _fill(source, tokenizer, unfinished)
+        sums = {path.name: _sum(path) for path in unfinished.iterdir()}
+        (unfinished / SUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -91,11 +91,6 @@ class Corpus:
         """Number of rows of each domain."""
         return [stream.rows(seq_len) for stream in self.streams[split]]
 
-    def largest_token(self) -> int:
-        """Reads all tokens."""
-        streams = [stream for split in SPLITS for stream in self.streams[split]]
-        return max(int(stream.tokens.max(initial=0)) for stream in streams)
-
     def batch(self, split: Split, rows: Sequence[Row], seq_len: int) -> Batch:
         """The rows as tensors, one above the other."""
         size = (len(rows), seq_len)

@@ -80,11 +80,9 @@ class CorpusWriter:
             "corpus_fingerprint": hashlib.sha256(b"".join(sorted(self._hashes))).hexdigest(),
             "domains": self._domains,
             "topics": list(self._topics),
-            "vocab_size": self._tokenizer.vocab_size,
             "separator": self._tokenizer.separator,
             "token_type": self._token_type,
             "documents_tokens_bytes": counts,
-            "sizes": {path.name: path.stat().st_size for path in self._folder.iterdir()},
         }
         (self._folder / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
 

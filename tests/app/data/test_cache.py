@@ -69,7 +69,7 @@ def test_what_a_killed_process_left_is_not_used(tmp_path):
     assert (open_corpus(Toy(), Bytes(), tmp_path).folder / "train.0.tokens").stat().st_size > 0
 
 
-@pytest.mark.parametrize("name", ["train.0.tokens", "meta.json"])
+@pytest.mark.parametrize("name", ["train.0.tokens", "meta.json", "sums.json"])
 def test_a_damaged_cache_is_named_and_built_anew(tmp_path, caplog, name):
     folder = open_corpus(Toy(), Bytes(), tmp_path).folder
     size = (folder / name).stat().st_size
@@ -79,13 +79,20 @@ def test_a_damaged_cache_is_named_and_built_anew(tmp_path, caplog, name):
     assert "damaged" in caplog.text
 
 
-def test_a_token_beyond_the_vocabulary_is_damage(tmp_path, caplog):
-    folder = open_corpus(Toy(), Bytes(), tmp_path).folder
-    before = (folder / "val.1.tokens").read_bytes()
-    (folder / "val.1.tokens").write_bytes(before[:100] + b"\xff\xff" + before[102:])
-    open_corpus(Toy(), Bytes(), tmp_path)
-    assert (folder / "val.1.tokens").read_bytes() == before
-    assert "damaged" in caplog.text
+@pytest.mark.parametrize("bit", [0, 1, 7])
+def test_one_flipped_bit_in_any_file_is_damage(tmp_path, caplog, bit):
+    folder = open_corpus(Toy(), Bpe(vocab_size=300), tmp_path).folder
+    files = {path: path.read_bytes() for path in folder.iterdir() if path.stat().st_size}
+    assert len(files) > 10
+    for path, before in files.items():
+        caplog.clear()
+        place = len(before) // 2
+        path.write_bytes(before[:place] + bytes([before[place] ^ 1 << bit]) + before[place + 1 :])
+        open_corpus(Toy(), Bpe(vocab_size=300), tmp_path)
+        assert path.read_bytes() == before and "damaged" in caplog.text, path
+    caplog.clear()
+    open_corpus(Toy(), Bpe(vocab_size=300), tmp_path)
+    assert "damaged" not in caplog.text
 
 
 def test_the_bar_counts_bytes(monkeypatch):
