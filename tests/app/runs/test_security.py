@@ -2,14 +2,19 @@
 
 import os
 import pickle
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from app import budget, evaluate, generate, report
+from app.config.compose import composed
+from app.data.module import build_data
 from app.registry import UserError
 from app.runs.read import read_run
 from app.training.checkpoints import AtomicCheckpointIO, checksum, digest, newest, read_checkpoint
@@ -112,6 +117,42 @@ def test_the_config_of_a_run_folder_cannot_name_what_it_likes(
         OmegaConf.save(OmegaConf.create(config), path)
         assert "must lie in" in mistake(train, capsys, "resume=true", "trainer.max_steps=3")
     assert not proof.exists()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Who was looked up or connected to; it is refused."""
+    found: list[Any] = []
+
+    def refuse(*words: Any, **_: Any) -> None:
+        found.append(words[-1] if isinstance(words[0], socket.socket) else words[0])
+        raise OSError("no network here")
+
+    for owner, name in ((socket, "getaddrinfo"), (socket, "gethostbyname"), (socket.socket, "connect"),
+                        (socket.socket, "connect_ex")):  # fmt: skip
+        monkeypatch.setattr(owner, name, refuse)
+    return found
+
+
+def test_the_guard_sees_who_is_asked(asked: list[Any]) -> None:
+    for attempt in (lambda: socket.create_connection(("example.org", 80)), lambda: urlopen("http://example.org")):
+        with pytest.raises(Exception, match=r"no network|example\.org"):
+            attempt()
+    assert len(asked) >= 2
+
+
+def test_nothing_is_fetched(train: Train, text: Path, asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    config = composed(["data=offline"])
+    assert next(iter(build_data(config["data"], config["tokenizer"], 0).source.documents())).text
+    folder = train("callbacks=full")
+    train("callbacks=full", "resume=true", "trainer.max_steps=3")
+    own = ["data=text", f"data.path={text}"]
+    evaluate.main([str(folder), *own])
+    evaluate.main([str(folder), "--tasks", "--items", "3"])
+    generate.main([str(folder), "--prompt", "def", "--max-tokens", "3"])
+    report.main([str(folder), "--quick"])
+    budget.main(["model=nano"])
+    assert asked == []
 
 
 def test_foreign_callbacks_and_optimizers_still_work(train: Train) -> None:
