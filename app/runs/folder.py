@@ -57,6 +57,8 @@ def opened(folder: Path, files: Mapping[str, str | bytes], new: bool) -> Iterato
     except Timeout:
         raise UserError(f"run={folder.name}: another process is training {folder}; wait for it, or end it") from None
     try:
+        for unfinished in (*folder.glob("*.part"), *folder.glob("checkpoints/*.part")):  # of a process that was killed
+            unfinished.unlink()
         for name, data in files.items():
             write_whole(folder / name, data)
         yield

@@ -21,7 +21,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from app.registry import UserError
-from app.training.files import write_whole
+from app.training.files import settle, write_whole
 from app.training.loggers import flush
 from app.training.messages import say
 from app.training.module import LanguageModel
@@ -143,12 +143,10 @@ class Checkpoints(lightning.Callback):
         for _, path in [known for known in steps(self.folder) if known[0] <= step][: -self.keep]:
             path.unlink(missing_ok=True)
             checksum(path).unlink(missing_ok=True)
-        for unfinished in self.folder.glob("*.part"):  # of a process that was killed
-            unfinished.unlink(missing_ok=True)
 
 
 def write_atomically(checkpoint: dict[str, Any], path: Path) -> None:
-    """Writes a file under another name and, once it is on the disk, gives it its own."""
+    """Writes a file under another name and, once it is on the disk with its sum, gives it its own, for good."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("wb") as file:
@@ -157,6 +155,7 @@ def write_atomically(checkpoint: dict[str, Any], path: Path) -> None:
         os.fsync(file.fileno())
     write_whole(checksum(path), digest(part) + "\n")
     part.replace(path)
+    settle(path.parent)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

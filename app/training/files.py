@@ -7,7 +7,7 @@ from app.registry import UserError
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
-    """Writes a file under another name and, once it is on the disk, gives it its own; leaves an equal one as it is."""
+    """Writes a file under another name and, once it is on the disk, gives it its own, for good; leaves an equal one."""
     data = data.encode() if isinstance(data, str) else data
     if path.is_file() and path.read_bytes() == data:
         return
@@ -17,6 +17,16 @@ def write_whole(path: Path, data: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+    settle(path.parent)
+
+
+def settle(folder: Path) -> None:
+    """Brings the names in a folder to the disk: a file that has got one keeps it through a power cut."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
 
 
 def read_whole(path: Path) -> str:

@@ -33,6 +33,17 @@ def test_a_finished_run_is_at_its_last_step_and_is_not_touched(
     assert "runs/run is at step 2" in capsys.readouterr().err
 
 
+def test_what_a_killed_process_had_half_written_is_cleared_away(train: Train) -> None:
+    folder = train()
+    left = [
+        folder / name for name in ("summary.json.part", "checkpoints/step_9.part", "checkpoints/step_9.sha256.part")
+    ]
+    for path in left:
+        path.write_text("half")
+    train("resume=true", "trainer.max_steps=3")
+    assert not [path for path in left if path.exists()]
+
+
 def test_a_run_in_two_parts_adds_up(train: Train) -> None:
     first = json.loads((train("trainer.max_steps=4") / "summary.json").read_text())
     second = json.loads((train("trainer.max_steps=8", "resume=true") / "summary.json").read_text())

@@ -1,6 +1,7 @@
 """Files are whole or as they were: what breaks off while one is written leaves the one before."""
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,12 @@ def test_nobody_sees_a_file_that_is_half_written(
     write: Callable[[Path, int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, seen = tmp_path / "step_1.ckpt", []
-    monkeypatch.setattr(os, "fsync", lambda _: seen.append(path.exists()))
+
+    def flushed(place: int) -> None:
+        seen.append((stat.S_ISDIR(os.fstat(place).st_mode), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", flushed)
     write(path, 1)
-    assert seen and not any(seen) and path.exists()
+    contents = [there for is_folder, there in seen if not is_folder]
+    assert contents and not any(contents)
+    assert seen[-1] == (True, True)  # its name is on the disk, too
