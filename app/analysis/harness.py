@@ -45,12 +45,12 @@ class RouterZoo(TemplateLM):
         max_batch_size: of lm-eval's automatic choice, which is not made here.
 
     Raises:
-        UserError: there is no such run or device, or an argument is none of these.
+        UserError: no run is given, there is no such run or device, or an argument is none of these.
     """
 
     def __init__(
         self,
-        run: str,
+        run: str = "",
         checkpoint: str | None = None,
         device: str = "cpu",
         dtype: str = "float32",
@@ -61,6 +61,8 @@ class RouterZoo(TemplateLM):
         super().__init__()
         if others:
             raise UserError(unknown(f"--model_args {min(others)}", min(others), ARGUMENTS))
+        if not run:
+            raise UserError("--model_args run: missing; give run=runs/NAME")
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise UserError(f"--batch_size {batch_size}: must be a number of at least 1")
         if dtype not in ("float32", "bfloat16", "float16"):

@@ -105,12 +105,18 @@ def test_every_token_is_judged_once_behind_all_that_the_window_holds() -> None:
         ({"batch_size": "auto"}, "--batch_size auto: must be a number of at least 1"),
         ({"dtype": "int8"}, "dtype=int8: must be float32, bfloat16 or float16"),
         ({"chekpoint": "step_2"}, "did you mean 'checkpoint'"),
+        ({"run": ""}, "--model_args run: missing; give run=runs/NAME"),
         ({"checkpoint": "step_9"}, "--checkpoint step_9: unknown"),
     ],
 )
 def test_a_mistake_is_one_line(folder: Path, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words.replace("?", r"\?")):
-        RouterZoo(str(folder), **arguments)
+        RouterZoo(**{"run": str(folder)} | arguments)
+
+
+def test_a_misspelt_run_is_named() -> None:
+    with pytest.raises(UserError, match="--model_args rum: unknown; did you mean 'run'"):
+        RouterZoo(rum="runs/one")
 
 
 def test_so_is_one_in_a_task(folder: Path) -> None:
