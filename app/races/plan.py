@@ -16,7 +16,15 @@ from app.races.race import START, Race
 from app.registry import UserError
 from app.runs.folder import SUMMARY
 
-WITHOUT_EFFECT = ("run", "resume", "callbacks", "logger", "match", "trainer.export_weights")  # on what is learned
+WITHOUT_EFFECT = (
+    "run",
+    "resume",
+    "callbacks",
+    "logger",
+    "match",
+    "trainer.export_weights",
+    "trainer.checkpoint_format",
+)  # on what is learned
 Record = Mapping[str, Any]  # what is known of a member that has ended
 
 

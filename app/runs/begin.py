@@ -68,7 +68,7 @@ def take_weights(module: LanguageModel, config: Config, folder: Path, checkpoint
     chosen, skills, start = build_upcycle(config), build_skills(config), build_init(config)
     imported = newest_checkpoint(folder) if checkpoint is None else None  # its sum takes time
     if checkpoint is not None:
-        require_same_model(module, read_checkpoint(Path(checkpoint))["state_dict"], Path(checkpoint))
+        require_same_model(module, read_checkpoint(Path(checkpoint), only_shapes=True)["state_dict"], Path(checkpoint))
     elif imported is not None:
         _load(module.model, weights_of("checkpoints", str(imported)))
     elif skills.base is not None:

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 
 from app.config.overrides import last
 from app.registry import UserError
-from app.training.files import write_whole
+from app.training.files import remove, write_whole
 
 SUMMARY = "summary.json"
 NAME = r"[\w=,+@%][\w=,.+@%-]{0,199}"
@@ -58,7 +58,7 @@ def opened(folder: Path, files: Mapping[str, str | bytes], new: bool) -> Iterato
         raise UserError(f"run={folder.name}: another process is training {folder}; wait for it, or end it") from None
     try:
         for unfinished in (*folder.glob("*.part"), *folder.glob("checkpoints/*.part")):  # of a process that was killed
-            unfinished.unlink()
+            remove(unfinished)
         for name, data in files.items():
             write_whole(folder / name, data)
         yield

@@ -23,7 +23,7 @@ from app.model.transformer import Transformer
 from app.registry import UserError, knobs, unknown
 from app.runs.resume import newest_checkpoint
 from app.runs.text import RunText, read_text, tokenizer_config
-from app.training.checkpoints import read_checkpoint, steps
+from app.training.checkpoints import is_checkpoint, read_checkpoint, steps
 
 WEIGHTS, ENDING = "weights.safetensors", ".safetensors"  # of a run, without optimizer and config
 PREFIX = "model."  # of the transformer's parameters in a checkpoint
@@ -113,7 +113,7 @@ def weights_of(key: str, place: str) -> dict[str, Any]:
             return {f"{PREFIX}{name}": tensor for name, tensor in safetensors.torch.load_file(path).items()}
         except (OSError, safetensors.SafetensorError) as error:
             raise UserError(f"{key}={path}: is damaged ({first_line(error)}); restore it") from error
-    state: dict[str, Any] = read_checkpoint(located(path)[1] if path.is_dir() else path)["state_dict"]
+    state: dict[str, Any] = read_checkpoint(path if is_checkpoint(path) else located(path)[1])["state_dict"]
     return state
 
 
@@ -123,11 +123,11 @@ def located(path: Path, name: str | None = None) -> tuple[Path, Path]:
     Raises:
         UserError: it is neither the folder of a run nor a checkpoint in one.
     """
-    folder = path if path.is_dir() else path.parent.parent
+    folder = path.parent.parent if is_checkpoint(path) or not path.is_dir() else path
     if not (folder / CONFIG).exists():
         what = "the folder of a run" if path.is_dir() else "a checkpoint of a run" if path.exists() else "there"
         raise UserError(f"{path}: is not {what}: it has no {CONFIG}; give runs/NAME or runs/NAME/checkpoints/STEP.ckpt")
-    if path.is_file():
+    if is_checkpoint(path):
         return folder, path
     if name is not None:
         return folder, _named(folder, name)

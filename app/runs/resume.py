@@ -21,7 +21,8 @@ from app.training.trainer import fixed_to_machine
 PLACE = tuple(f"trainer.{key}" for key in ("accelerator", "strategy", "devices", "num_nodes", "ep_size"))
 LIMITS = tuple(f"trainer.{key}" for key in ("max_steps", "threads", "timeout_s", "skip_bad_steps", "detect_anomaly"))
 KEPT = tuple(
-    f"trainer.{key}" for key in ("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "export_weights")
+    f"trainer.{key}"
+    for key in ("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "checkpoint_format", "export_weights")
 )
 TEXT = ("data.path", "data.sources.*.path", "data.cache_dir")  # the same text, which its fingerprint shows
 READING = ("data.num_workers", "data.max_epochs")

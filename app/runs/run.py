@@ -59,10 +59,10 @@ def train(config: Config, folder: Path, checkpoint: str | None) -> None:
     if is_first_rank():
         (folder / SUMMARY).unlink(missing_ok=True)  # of a shorter run
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    last = newest_checkpoint(folder)
-    if is_first_rank() and last is not None:
-        saved = read_checkpoint(last)
-        if config["trainer"]["export_weights"]:
+    if is_first_rank() and (last := newest_checkpoint(folder)) is not None:
+        exported = config["trainer"]["export_weights"]
+        saved = read_checkpoint(last, only_shapes=not exported)
+        if exported:
             write_weights(folder, saved["state_dict"])
         write_summary(folder, config, saved)
 

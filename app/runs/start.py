@@ -123,7 +123,7 @@ def _lasting(overrides: list[str]) -> list[str]:
 
 def _nothing_to_do(config: Config, folder: Path, checkpoint: Path) -> Decision:
     """Says so; a run that was killed just before its summary gets it."""
-    saved = read_checkpoint(checkpoint)
+    saved = read_checkpoint(checkpoint, only_shapes=True)
     if not (folder / SUMMARY).exists() and is_finished(saved):
         write_summary(folder, config, saved)
     say(

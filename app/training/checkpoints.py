@@ -1,36 +1,48 @@
-"""Checkpoints that survive: complete or absent, checked by their sum, the newest few, also on SIGTERM.
+"""Checkpoints that survive: complete or absent, and checked by their sum.
 
-A training batch is an optimizer step, so every save lies between two steps. A file is written under another name,
-flushed to the disk and renamed; its SHA-256 stands beside it. A damaged file is skipped for the one before. Files
-are read as tensors and plain values only: what would run code on loading is refused.
+A file is written under another name, flushed to the disk and renamed; its SHA-256 stands beside it. A damaged file is
+skipped for the one before. Files are read as tensors and plain values only: what would run code on loading is refused.
+A checkpoint may also be a folder (app.training.shards), of which the same holds.
 """
 
-import hashlib
 import os
 import pickle
 import re
-import signal
-import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed import ProcessGroup
 
 from app.registry import UserError
-from app.training.files import settle, write_whole
-from app.training.loggers import flush
-from app.training.messages import say
-from app.training.module import LanguageModel
+from app.training.files import checksum, digest, settle, write_whole
+from app.training.shards import PLAIN, read_shards, write_shards
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """How Lightning writes and reads one file; `failure` says why the last one could not be written."""
+class CheckpointFiles(TorchCheckpointIO):
+    """How Lightning writes and reads checkpoints; `failure` says why the last one could not be written."""
 
     failure: str | None = None
+    pending: tuple[Path, Callable[[], None]] | None = None  # of which the ranks still write their parts
+
+    def save_parts(self, checkpoint: dict[str, Any], path: Path, background: ProcessGroup | None) -> None:
+        """Called on all ranks, each of which writes its part, the ranks of `background` while training goes on."""
+        self.wait()
+        if self.failure is None:
+            self.pending = path, write_shards(checkpoint, path, background)
+        if background is None:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until nothing is written any more; all ranks hear of a failure, so it raises nothing either."""
+        if self.pending is not None:
+            (path, finish), self.pending = self.pending, None
+            try:
+                finish()
+            except OSError as error:
+                self.failure = f"{path}: cannot be written ({error.strerror})"
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Called on the first rank only, so it raises nothing: the other ranks would wait for it."""
@@ -42,107 +54,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if not isinstance(cause, OSError):
                 raise
             Path(path).with_suffix(".part").unlink(missing_ok=True)
-            self.failure = cause.strerror
+            self.failure = f"{path}: cannot be written ({cause.strerror})"
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        return super().load_checkpoint(path, map_location, weights_only=True)
-
-
-class Checkpoints(lightning.Callback):
-    """Saves every `every` steps and every `minutes`, after the last step, and when the process is asked to end.
-
-    A save lies between two steps: after all that a step has logged and, unless the process is asked to end, after its
-    validation. SIGTERM and Ctrl-C end the run there, with status 143 and 130; a second Ctrl-C ends it at once.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written; older checkpoints are undamaged.
-    """
-
-    def __init__(self, folder: Path, every: int, minutes: float | None, keep: int, timeout_s: int) -> None:
-        self.folder, self.every, self.minutes, self.keep, self.timeout_s = folder, every, minutes, keep, timeout_s
-        self.asked_by: int | None = None  # the signal that asked this process to end
-        self.last_resort: threading.Timer | None = None
-
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        self._previous = {signal.SIGINT: signal.signal(signal.SIGINT, self._ask_to_end)}
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.last_step, self.last_time = trainer.global_step, time.monotonic()
-        self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask_to_end)  # in the place of Lightning's
-        # which Lightning would broadcast, and wait for, in every step
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any
-    ) -> None:
-        loop = trainer.fit_loop.epoch_loop  # which counts one too many after a restart: its points and validations move
-        loop._batches_that_stepped, loop.batch_progress.total.ready = trainer.global_step, trainer.global_step + 1
-        timed = self.minutes is not None and time.monotonic() - self.last_time > 60 * self.minutes
-        wish = timed or self.asked_by is not None
-        # ranks hear of time and signals at different moments: they agree in the sums of the step that begins
-        assert isinstance(pl_module, LanguageModel)
-        pl_module.wish = wish
-        if wish if trainer.world_size == 1 else pl_module.wished:
-            self._save(trainer)
-            self._end_if_asked(trainer)
-        if trainer.global_step % self.every == 0:
-            self._save(trainer)
-
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._end_if_asked(trainer)
-
-    def on_validation_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
-        self._end_if_asked(trainer)
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._save(trainer)
-
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        if self.last_resort is not None:
-            self.last_resort.cancel()
-
-    def _ask_to_end(self, number: int, *args: Any) -> None:
-        """A process that hangs comes to no step's end: it ends after the time-out all the same."""
-        if self.asked_by == number == signal.SIGINT:
-            os._exit(128 + number)
-        if self.asked_by is None:
-            self.last_resort = threading.Timer(self.timeout_s, os._exit, (128 + number,))
-            self.last_resort.daemon = True
-            self.last_resort.start()
-        self.asked_by = number
-
-    def _end_if_asked(self, trainer: lightning.Trainer) -> None:
-        """The last validation is not broken off: nothing would be left to go on with."""
-        if trainer.global_step >= trainer.max_steps:
-            return
-        if trainer.strategy.reduce_boolean_decision(self.asked_by is not None, all=False):
-            self._save(trainer)
-            again = f"python train.py run={self.folder.parent.name} resume=true"
-            say(f"ended at step {trainer.global_step}, which is saved; go on with {again}")
-            raise SystemExit(128 + (self.asked_by or signal.SIGTERM) if trainer.is_global_zero else 0)
-
-    def _save(self, trainer: lightning.Trainer) -> None:
-        if self.last_step == trainer.global_step:
-            return
-        self.last_step, self.last_time = trainer.global_step, time.monotonic()
-        path = self.folder / f"step_{trainer.global_step}.ckpt"
-        flush(trainer.loggers)  # a killed process leaves no point behind that is older than its checkpoint
-        trainer.save_checkpoint(path, weights_only=False)
-        failure = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failure", None))
-        if failure:
-            raise UserError(
-                f"{path}: cannot be written ({failure}); older checkpoints are undamaged, resume=true goes on from them"
-            )
-        self._prune(trainer.global_step)
-
-    @rank_zero_only
-    def _prune(self, step: int) -> None:
-        """Keeps the newest up to this step, which is good; what lies behind it may be damaged."""
-        for _, path in [known for known in steps(self.folder) if known[0] <= step][: -self.keep]:
-            path.unlink(missing_ok=True)
-            checksum(path).unlink(missing_ok=True)
+        return read_checkpoint(Path(path))
 
 
 def write_atomically(checkpoint: dict[str, Any], path: Path) -> None:
@@ -158,12 +73,23 @@ def write_atomically(checkpoint: dict[str, Any], path: Path) -> None:
     settle(path.parent)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def is_checkpoint(path: Path) -> bool:
+    """Whether there is one, a file or a folder; a file may turn out to be something else."""
+    return path.is_file() or (path / PLAIN).is_file()
+
+
+def read_checkpoint(path: Path, only_shapes: bool = False) -> dict[str, Any]:
     """A checkpoint: tensors and plain values.
+
+    Args:
+        path: a file, whose tensors are read when they are used, or a folder.
+        only_shapes: the tensors of the model and its optimizers are not looked at; those of a folder are not read.
 
     Raises:
         UserError: it holds anything else, which may be a program, or is none of ours.
     """
+    if path.is_dir():
+        return read_shards(path, only_shapes)
     try:
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except OSError as error:
@@ -180,13 +106,14 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The undamaged checkpoint of the highest step, and a line for every damaged one above it."""
     damaged: list[str] = []
     for _, path in reversed(steps(folder)):
-        if _is_whole(path):
+        if is_whole(path):
             return path, damaged
         damaged.append(f"{path} is damaged (its checksum differs)")
     return None, damaged
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint has the sum that stands beside it."""
     try:
         return checksum(path).read_text(encoding="utf-8").strip() == digest(path)
     except (OSError, UnicodeDecodeError):  # none, a folder, no text
@@ -201,14 +128,3 @@ def steps(folder: Path) -> list[tuple[int, Path]]:
 def step_of(path: Path) -> int:
     """After how many steps a checkpoint was saved, by its name."""
     return int(path.stem.removeprefix("step_"))
-
-
-def checksum(path: Path) -> Path:
-    """Where the sum of a checkpoint stands."""
-    return path.with_suffix(".sha256")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,9 @@
-"""The small files of a run: whole or absent whatever happens, and read back with one line if they are damaged."""
+"""The files of a run: whole or absent whatever happens, and small ones read back with one line if they are damaged."""
 
+import hashlib
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from app.registry import UserError
@@ -27,6 +30,32 @@ def settle(folder: Path) -> None:
         os.fsync(place)
     finally:
         os.close(place)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, where there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def checksum(path: Path) -> Path:
+    """Where the sum of a file stands, or those of the files of a folder."""
+    return path.with_suffix(".sha256")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder that of each file, as `sums` lists them."""
+    if path.is_dir():
+        return sums({file.name: digest(file) for file in path.iterdir()})
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sums(known: Mapping[str, str]) -> str:
+    """Sums by name, as `sha256sum --check` reads them inside of the folder."""
+    return "\n".join(f"{known[name]}  {name}" for name in sorted(known))
 
 
 def read_whole(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +10,12 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from app.registry import UserError, require
-from app.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from app.training.checkpoints import CheckpointFiles
 from app.training.processes import environment
+from app.training.saving import Checkpoints
+from app.training.strategy import Format, make_strategy
 from app.training.usage import Usage
 from app.training.validation import Validations
 
@@ -42,6 +42,7 @@ class TrainerConfig:
     checkpoint_every: int
     checkpoint_minutes: float | None
     keep_checkpoints: int
+    checkpoint_format: Format
     export_weights: str | None
     gradient_clip_val: float | None
     deterministic: bool | None
@@ -86,21 +87,6 @@ def fixed_to_machine(trainer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def make_strategy(config: TrainerConfig) -> Strategy | str:
-    """Lightning's strategy for a word; a rank that waits longer than `timeout_s` for another ends the run."""
-    timeout = timedelta(seconds=config.timeout_s)
-    if config.strategy == "ddp":
-        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
-    if config.strategy in ("fsdp2", "ep"):
-        return ModelParallelStrategy(
-            data_parallel_size=config.devices * config.num_nodes,
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=False,  # one file, which any strategy can resume
-            timeout=timeout,
-        )
-    return "auto"
-
-
 def make_trainer(
     config: TrainerConfig, folder: Path, loggers: list[Logger], callbacks: list[lightning.Callback]
 ) -> lightning.Trainer:
@@ -117,10 +103,11 @@ def make_trainer(
 def _trainer(
     config: TrainerConfig, folder: Path, loggers: list[Logger], callbacks: list[lightning.Callback]
 ) -> lightning.Trainer:
+    ranks = config.devices * config.num_nodes
     on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
     return lightning.Trainer(
         accelerator=config.accelerator,
-        strategy=make_strategy(config),
+        strategy=make_strategy(config.strategy, ranks, config.timeout_s, config.checkpoint_format),
         devices=config.devices,
         num_nodes=config.num_nodes,
         precision=config.precision,  # type: ignore[arg-type]
@@ -137,7 +124,7 @@ def _trainer(
         logger=loggers or False,
         callbacks=callbacks,
         enable_checkpointing=False,  # app.training.checkpoints
-        plugins=[AtomicCheckpointIO(), environment()],
+        plugins=[CheckpointFiles(), environment()],
         default_root_dir=folder,
     )
 

@@ -14,9 +14,8 @@ from pkgutil import resolve_name
 from typing import Any
 
 import pytest
-import torch
 
-from app.training.checkpoints import steps
+from app.training.checkpoints import read_checkpoint, steps
 from tests.app.runs.conftest import SMALL, shown, write_text
 from tests.app.training.test_faults import before, same
 from tests.conftest import ROOT, become_rank, free_port
@@ -30,6 +29,7 @@ LINE = (
 ).split()
 FEWER = [*LINE, *(f"callbacks.{name}=null" for name in ("co_activation", "domain_pictures", "layer_information"))]
 Moment = tuple[str, str, int]  # where a function is, its name, and which of its calls
+SPLIT = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2")
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 CLOCK = ("wall_s", "tokens_per_s", "peak_memory_bytes")
 
@@ -63,12 +63,15 @@ def train(folder: Path, words: list[str], moment: Moment | None = None, *numbers
 
 
 def train_two(
-    folder: Path, words: list[str], moment: Moment | None = None, how: Sequence[str] = TWO
+    folder: Path, words: list[str], moment: Moment | None = None, how: Sequence[str] = TWO, killed: int = 1
 ) -> list[int | None]:
-    """On two processes, the second of which gets the signal."""
-    moments, port = (None, moment), free_port()
+    """On two processes, one of which gets the signal."""
+    port = free_port()
     two = [
-        FRESH.Process(target=_train_rank, args=(rank, port, folder, [*words, *how], moments[rank], signal.SIGKILL))
+        FRESH.Process(
+            target=_train_rank,
+            args=(rank, port, folder, [*words, *how], moment if rank == killed else None, signal.SIGKILL),
+        )
         for rank in range(2)
     ]
     for process in two:
@@ -94,7 +97,7 @@ def table(run: Path) -> list[dict[str, str]]:
 
 def state(run: Path) -> dict[str, Any]:
     """The last checkpoint, but what the clock says and Lightning's count of validation batches."""
-    saved = torch.load(run / "checkpoints/step_4.ckpt", weights_only=True)
+    saved = read_checkpoint(run / "checkpoints/step_4.ckpt")
     del saved["callbacks"]["Usage"], saved["loops"]
     return saved
 
@@ -175,3 +178,39 @@ def test_a_run_on_two_processes_goes_on_to_what_a_straight_one_shows(folder: Pat
     assert train_two(folder, [*LINE, "run=cut"], inside_the_second_step) == [2, -signal.SIGKILL]
     assert train_two(folder, [*LINE, "run=cut", "resume=true"]) == [0, 0]
     assert_same(folder / "runs/cut", folder / "runs/whole")
+
+
+PARTS = {  # of a checkpoint that two ranks write, and which of them is killed
+    "before it writes its part": ("app.training.shards:ShardWriter", "write_data", 2, 1),
+    "its part has no sum yet": ("app.training.shards", "digest", 2, 1),
+    "all parts are there, and nothing says what lies where": ("app.training.shards:ShardWriter", "finish", 2, 0),
+    "the sums are there, and the folder has another name": ("app.training.shards", "settle", 3, 0),
+    "the folder has its name, but perhaps not for good": ("app.training.shards", "settle", 4, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def straight_in_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    write_text(folder)
+    assert train_two(folder, [*FEWER, "run=whole", "trainer.checkpoint_format=sharded"], how=SPLIT) == [0, 0]
+    return folder / "runs/whole"
+
+
+@pytest.mark.parametrize(
+    ("moment", "written"),
+    [
+        pytest.param(moment, written, marks=[] if (number + (written == "async")) % 3 == 0 else pytest.mark.slow)
+        for number, moment in enumerate(PARTS)
+        for written in ("sharded", "async")
+    ],
+)
+def test_a_rank_killed_while_parts_are_written_leaves_the_checkpoint_before(
+    straight_in_parts: Path, folder: Path, moment: str, written: str
+) -> None:
+    *place, killed = PARTS[moment]
+    words = [*FEWER, "run=cut", f"trainer.checkpoint_format={written}", "trainer.timeout_s=20"]
+    statuses = train_two(folder, words, tuple(place), SPLIT, killed)
+    assert statuses[killed] == -signal.SIGKILL and statuses[1 - killed] == 2
+    assert train_two(folder, [*words, "resume=true"], how=SPLIT) == [0, 0]
+    assert_same(folder / "runs/cut", straight_in_parts)

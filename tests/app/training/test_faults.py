@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -246,18 +246,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
     assert path == tmp_path / "step_2.ckpt"
     assert len(messages) == 1
     assert "step_4.ckpt" in messages[0]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MB where the runs lie."""
-    runs = tmp_path / "runs"
-    runs.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(runs)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("needs the right to mount")
-    yield runs
-    subprocess.run(["umount", "-l", str(runs)], check=True)
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_older_checkpoint(
