@@ -29,6 +29,7 @@ from app.model.block import Block
 from app.model.moe import MoE
 from app.model.transformer import Transformer
 from app.registry import UserError, find
+from app.training.trainer import fixed_to_machine
 from experts.contract import FeedForward, Stack
 from experts.low_rank import skilled
 from experts.mixture import Mixture
@@ -189,7 +190,7 @@ def budget_of(config: dict[str, Any], convention: Convention = "real") -> tuple[
     Raises:
         UserError: the config is wrong, or the number of tokens is known only when the tokenizer's file is read.
     """
-    data, trainer, model = config["data"], config["trainer"], on_meta(config)
+    data, trainer, model = config["data"], fixed_to_machine(config["trainer"]), on_meta(config)
     states = optimizer_states(build_optimizer(config))
     rows = micro_batch_size(data, trainer["devices"] * trainer["num_nodes"])
     memory = Memory.of(model, data["seq_len"], rows, trainer["precision"], states)

@@ -39,7 +39,8 @@ def saved_config(folder: Path, composed: Config, overrides: list[str]) -> tuple[
     known = read_list(folder / OVERRIDES) if (folder / OVERRIDES).exists() else []
     before = saved["trainer"].get("threads")
     saved["trainer"] = composed["trainer"] | saved["trainer"]  # what an older version did not know
-    config, kept = _merged(composed | saved, composed, [override for override in overrides if override not in known])
+    new = [word for word in overrides if word not in known or key_of(word) in ("trainer", *PLACE)]  # auto is anew
+    config, kept = _merged(composed | saved, composed, new)
     messages = list(kept.values())
     threads = fixed_to_machine(config["trainer"])["threads"]
     if before not in (None, threads):

@@ -4,8 +4,11 @@ The first process decides everything (config, folder, text) and the others recei
 composed differently on two ranks. Lightning starts the others of this machine; torchrun and Slurm start all of them.
 """
 
+import ctypes
 import json
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,6 +28,7 @@ from torch import distributed
 from app.registry import UserError
 
 Decision = dict[str, Any]  # plain values
+PR_SET_PDEATHSIG = 1  # of Linux
 UNBOUNDED = timedelta(days=30)  # for the first process may tokenise for hours
 
 
@@ -54,6 +58,23 @@ def environment() -> ClusterEnvironment:
     return LightningEnvironment()
 
 
+def started() -> tuple[int, int]:
+    """Processes of a node, and nodes, as torchrun or Slurm has started them; else one node, a process for each GPU."""
+    starter = environment()
+    if isinstance(starter, TorchElasticEnvironment):
+        return int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+    if isinstance(starter, SLURMEnvironment):
+        nodes = int(os.environ["SLURM_NNODES"])
+        return starter.world_size() // nodes, nodes
+    return max(1, torch.cuda.device_count()), 1
+
+
+def _end_with_torchrun() -> None:
+    """Asks this process to end, as SIGTERM does, when torchrun itself is killed: nobody would end it then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 @contextmanager
 def agreed(decide: Callable[[], Decision], size: Callable[[Decision], int], timeout_s: int) -> Iterator[Decision]:
     """What the first process of the run decides, on all of them, which have met inside.
@@ -66,9 +87,11 @@ def agreed(decide: Callable[[], Decision], size: Callable[[Decision], int], time
     Raises:
         UserError: a process is missing, or there are more or fewer than the decision needs.
     """
-    started = environment()
-    if started.creates_processes_externally:
-        yield _shared(started, lambda: _fitting(decide(), size, _world(started)), timeout_s)
+    starter = environment()
+    if isinstance(starter, TorchElasticEnvironment):
+        _end_with_torchrun()
+    if starter.creates_processes_externally:
+        yield _shared(starter, lambda: _fitting(decide(), size, _world(starter)), timeout_s)
         return
     decision = decide()
     if size(decision) <= 1:
@@ -76,8 +99,8 @@ def agreed(decide: Callable[[], Decision], size: Callable[[Decision], int], time
         return
     before = dict(os.environ)
     try:
-        _SubprocessScriptLauncher(started, size(decision), num_nodes=1).launch(lambda: None)
-        yield _shared(started, lambda: decision, timeout_s)
+        _SubprocessScriptLauncher(starter, size(decision), num_nodes=1).launch(lambda: None)
+        yield _shared(starter, lambda: decision, timeout_s)
     finally:  # the next run of this Python process starts its own
         if distributed.is_initialized():
             distributed.destroy_process_group()
@@ -89,7 +112,8 @@ def _fitting(decision: Decision, size: Callable[[Decision], int], world: int) ->
     needed = size(decision)
     if needed not in (0, world):
         raise UserError(
-            f"trainer.devices times trainer.num_nodes is {needed}, but {world} processes were started; make them equal"
+            f"trainer.devices times trainer.num_nodes is {needed}, but {world} processes were started; make them "
+            "equal, or auto"
         )
     return decision
 
@@ -128,13 +152,22 @@ def _met(started: ClusterEnvironment, rank: int, size: int, timeout_s: int) -> d
         timeout = timedelta(seconds=timeout_s)
         try:
             store, *_ = next(distributed.rendezvous("env://", rank, size, timeout=timeout))
-            distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+            distributed.init_process_group(backend, store=_anew(store), rank=rank, world_size=size, timeout=timeout)
         except RuntimeError as error:
             raise UserError(
                 f"trainer.timeout_s={timeout_s}: after that long not all {size} processes of the run were there "
                 f"(this is number {rank}); look at why one did not start, or wait longer"
             ) from error
     return distributed.distributed_c10d._get_default_store()
+
+
+def _anew(store: distributed.Store) -> distributed.Store:
+    """The store of this attempt: a lone torchrun keeps one for all of them, with the places of processes that are gone.
+
+    Those of several nodes begin a new one each time, and count their attempts differently.
+    """
+    alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return distributed.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store) if alone else store
 
 
 def _rank(started: ClusterEnvironment) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
 from app.registry import UserError
@@ -19,6 +20,7 @@ from app.training.files import checksum, remove
 from app.training.loggers import flush
 from app.training.messages import say
 from app.training.module import LanguageModel
+from app.training.processes import environment
 
 
 class Checkpoints(lightning.Callback):
@@ -96,7 +98,10 @@ class Checkpoints(lightning.Callback):
             self._finish(trainer)
             again = f"python train.py run={self.folder.parent.name} resume=true"
             say(f"ended at step {trainer.global_step}, which is saved; go on with {again}")
-            raise SystemExit(128 + (self.asked_by or signal.SIGTERM) if trainer.is_global_zero else 0)
+            told = trainer.is_global_zero or not isinstance(
+                environment(), LightningEnvironment
+            )  # which kills the first
+            raise SystemExit(128 + (self.asked_by or signal.SIGTERM) if told else 0)
 
     def _save(self, trainer: lightning.Trainer) -> None:
         if self.last_step == trainer.global_step:

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 
 from app.registry import UserError, require
 from app.training.checkpoints import CheckpointFiles
-from app.training.processes import environment
+from app.training.processes import environment, started
 from app.training.saving import Checkpoints
 from app.training.strategy import Format, make_strategy
 from app.training.usage import Usage
@@ -81,6 +81,8 @@ def native_precision(accelerator: str) -> Literal["32-true", "bf16-mixed"]:
 def fixed_to_machine(trainer: dict[str, Any]) -> dict[str, Any]:
     """The group `trainer` with what `auto` and null mean on this machine; decided once, a resumed run keeps it."""
     precision, threads = trainer["precision"], trainer["threads"]
+    there = dict(zip(("devices", "num_nodes"), started(), strict=True))
+    trainer = trainer | {key: there[key] for key in there if trainer[key] == "auto"}
     return trainer | {
         "precision": native_precision(trainer["accelerator"]) if precision == "auto" else precision,
         "threads": threads_per_process(trainer["devices"]) if threads is None else threads,  # sums depend on it

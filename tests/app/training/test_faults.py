@@ -3,6 +3,7 @@
 Runs are forked off this process and die of real signals, at places that are chosen exactly.
 """
 
+import itertools
 import math
 import os
 import random
@@ -21,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.training.checkpoints import checksum, digest, newest, steps, write_atomically
+from app.training.expert_parallel import AllToAll
 from app.training.module import LanguageModel
 from callbacks.warnings import Warnings
 from tests.conftest import NANO, ROOT, become_rank, free_port
@@ -178,9 +180,19 @@ def test_a_run_ends_when_one_of_its_processes_is_killed_and_goes_on_alone(train:
     assert (folder / f"checkpoints/step_{LAST}.ckpt").exists()
 
 
-def test_a_process_that_hangs_ends_the_run_within_the_time_out(train: Train, tmp_path: Path) -> None:
-    hang = at_step(3, lambda: time.sleep(100))
-    well, ill = on_two(train, tmp_path, lambda: before(LanguageModel, "training_step", hang), "trainer.timeout_s=4")
+def hang(owner: type, name: str, call: int) -> None:
+    calls = itertools.count(1)
+    before(owner, name, lambda *args: time.sleep(100) if next(calls) == call else None)
+
+
+HANGS = {"in a step": ("ddp", LanguageModel, "training_step", 4), "in an exchange": ("ep", AllToAll, "__call__", 8)}
+
+
+@pytest.mark.parametrize(("strategy", "owner", "name", "call"), HANGS.values(), ids=HANGS)
+def test_a_process_that_hangs_ends_the_run_within_the_time_out(
+    train: Train, tmp_path: Path, strategy: str, owner: type, name: str, call: int
+) -> None:
+    well, ill = on_two(train, tmp_path, lambda: hang(owner, name, call), "trainer.timeout_s=4", strategy=strategy)
     assert ended(well, 40) == 2
     assert "another process of the run has ended, or has not answered" in one_line(tmp_path / "said0")
     os.kill(ill, signal.SIGTERM)  # as the launcher does
