@@ -15,7 +15,7 @@ from app.config.saved import read_config
 from app.registry import register
 from app.training.metrics import STATISTICS
 from callbacks.writing import event_writer, labels_of
-from routers.contract import PARTS as PARTS_OF_ROUTER
+from routers.noise import PARTS as PARTS_OF_ROUTER
 
 FINAL = ("Loss/val_bpb", "experts/maxvio", "speed/tokens_per_s", "Loss/val_nats", "Loss/train", "experts/dead")
 BY_LAYER = ("load_max", "load_min", "maxvio", "effective_experts", "dead", "drop_rate")  # of `experts_by_layer`

@@ -5,7 +5,7 @@ token, A assignments (token, expert), L MoE layers, P width of the state between
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, NamedTuple, Self, get_args
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from app.registry import require
 from routers.assignments import assigned, expert_load, softmax_per_token
 from routers.distributions import normalized
+from routers.noise import Part, rows_of_noise
 
 Causal = Literal["always", "eval", "never"]
 Scope = Literal["token", "sequence", "batch"]
-Part = Literal["score", "weigh", "select", "drop"]  # of a router
-PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class Sizes(NamedTuple):
@@ -41,14 +40,15 @@ class Context(NamedTuple):
     state: Tensor | None = None  # (T, P) float32, from the score of the MoE layer below; None in the first
     offset: Tensor | float = 0.0  # (E,) float32, added to the scores for the choice only
     shared: nn.Module | None = None  # the part of the score that all layers share
-    seed: int = 0  # of this step and layer: noise drawn from it does not depend on ranks or recomputation
+    seed: int = 0  # of this step and layer
+    row: int = 0  # which row of the whole step the first one here is
     step: int = 0  # optimizer steps made so far; only what happens in training may hang on it
     domain: Tensor | None = None  # (T,) int64, which text a token is from; None where nobody knows, as of a prompt
     alone: int | None = None  # the expert that acts whatever the router says, with gate 1; E: none does
 
-    def generator(self, part: Part, device: torch.device) -> torch.Generator:
-        """A new source of this layer's noise, another one for each part: whoever asks again gets the same noise."""
-        return torch.Generator(device).manual_seed((self.seed * len(PARTS) + PARTS.index(part)) % 2**63)
+    def drawn(self, part: Part, columns: int, draw: Callable[..., Tensor] = torch.rand) -> Tensor:
+        """This layer's noise at every position (T, columns) float32, other noise for each part."""
+        return rows_of_noise(part, self.seed, self.row, (*self.valid.shape, columns), self.valid.device, draw)
 
 
 class Routing(NamedTuple):

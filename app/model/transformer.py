@@ -94,6 +94,7 @@ class Transformer(nn.Module):
         seed: int = 0,
         step: int = 0,
         domain: Tensor | None = None,
+        row: int = 0,
     ) -> tuple[Tensor, list[Routing]]:
         """Negative log-likelihood in nats of every target (B, S) float32, and the routings of the MoE layers.
 
@@ -102,11 +103,12 @@ class Transformer(nn.Module):
             targets: (B, S) int64, -100 where nothing is to be predicted; the likelihood is 0 there.
             valid: (B, S) bool, False on padding.
             document: (B, S) int64; positions with different numbers do not see each other.
-            seed: of this micro-batch; noise in layer l is drawn from (seed, l).
+            seed: of this step; noise in layer l is drawn from (seed, l) and the number of the row.
             step: optimizer steps made so far, for parts that change in the course of a training.
             domain: (B, S) int64, which text a position is from; None where nobody knows.
+            row: which row of the whole step the first one is.
         """
-        hidden, routings = self.hidden(tokens, valid, document, seed, step, domain)
+        hidden, routings = self.hidden(tokens, valid, document, seed, step, domain, row)
         return token_nll(hidden, self.head.weight, targets), routings
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -127,13 +129,16 @@ class Transformer(nn.Module):
         seed: int = 0,
         step: int = 0,
         domain: Tensor | None = None,
+        row: int = 0,
         alone: int | None = None,  # as in `Context`
         past: Past | None = None,  # its last positions are these; None: the first ones are
     ) -> tuple[Tensor, list[Routing]]:
         """The normed output of the last block (B, S, D), and the routings; without `document` a row is one document."""
         x, (mask, cos, sin) = self.embedding(tokens), self._places(tokens, document, past)
         known = None if domain is None else domain.flatten()
-        context = Context(valid, tokens.flatten(), shared=self.shared_score, step=step, domain=known, alone=alone)
+        context = Context(
+            valid, tokens.flatten(), shared=self.shared_score, row=row, step=step, domain=known, alone=alone
+        )
         offset = self.balancer.offset()
         routings: list[Routing] = []
         for number, block in enumerate(self.blocks):

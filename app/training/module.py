@@ -204,9 +204,9 @@ class LanguageModel(lightning.LightningModule):
 
     def _forward_without_hooks(self, batch: Batch, micro: int) -> tuple[Tensor, list[Routing]]:
         place = micro * num_ranks() + self.global_rank  # of this micro-batch in the global batch
-        seed = (self.seed * 1_000_003 + self.global_step) * 1_000_003 + place
+        seed, row = self.seed * 1_000_003 + self.global_step, place * self.micro_batch_size
         inputs = (batch["tokens"], batch["targets"], batch["valid"], batch["document"])
-        return self.model(*inputs, seed, self.global_step, batch["domain"])
+        return self.model(*inputs, seed, self.global_step, batch["domain"], row)
 
     def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
         parts = {name: value.split(self.micro_batch_size) for name, value in batch.items()}

@@ -82,7 +82,6 @@ class Capacity(Drop):
         """Which assignments belong to a sequence that is never dropped: (A,)."""
         if not (self.exempt and self.training):
             return torch.zeros_like(token, dtype=torch.bool)
-        num_sequences, length = context.valid.shape
-        generator = context.generator("drop", token.device)
-        drawn = torch.rand(num_sequences, generator=generator, device=token.device)
+        length = context.valid.size(1)
+        drawn = context.drawn("drop", 1)[::length, 0]  # of each sequence
         return (drawn < self.exempt)[token // length]

@@ -7,7 +7,6 @@ Lepikhin et al. 2020, arXiv 2006.16668, section 2.2 and algorithm 1 (C = 2 N / E
 takes no place and counts as dropped; the gate of the first expert stays g_1. In evaluation nothing is dropped.
 """
 
-import torch
 from torch import Tensor
 
 from app.registry import register
@@ -33,10 +32,9 @@ class GShard(Capacity):
     def forward(self, selected: Selected, context: Context) -> Tensor:
         if not self.training:
             return super().forward(selected, context)
-        token, device = selected.token, selected.token.device
+        token, num_experts = selected.token, selected.scores.size(1)
         score = assigned(selected.scores, token, selected.expert)
         first = rank_in_token(score, token, len(selected.scores)) == 0  # (A,)
-        drawn = torch.rand(len(token), generator=context.generator("drop", device), device=device)
+        drawn = context.drawn("drop", num_experts)[token, selected.expert.clamp(max=num_experts - 1)]  # (A,)
         used = first | (2 * selected.gate > drawn)
-        num_experts = selected.scores.size(1)
         return super().forward(selected._replace(expert=selected.expert.masked_fill(~used, num_experts)), context)

@@ -6,7 +6,6 @@ Fedus et al. 2021 (Switch), arXiv 2101.03961, section 2.4 and appendix C (there 
 jitter; in the released code, too, the experts get x itself.
 """
 
-import torch
 from torch import Tensor
 
 from app.registry import register, require
@@ -33,6 +32,6 @@ class Jitter(Linear):
 
     def forward(self, x: Tensor, context: Context) -> Scored:
         if self.training:
-            draws = torch.rand(x.shape, generator=context.generator("score", x.device), device=x.device)  # (T, D)
+            draws = context.drawn("score", x.size(1))  # (T, D)
             x = x * (1 + self.eps * (2 * draws - 1))
         return super().forward(x, context)

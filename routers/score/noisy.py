@@ -42,7 +42,7 @@ class Noisy(Score):
         if not self.training:
             return Scored(clean)
         std = softplus(self.noise(x)) + self.min_std  # (T, E)
-        draws = torch.randn(clean.shape, generator=context.generator("score", x.device), device=x.device)
+        draws = context.drawn("score", clean.size(1), torch.randn)
         return Scored(clean + draws * std, None, clean, std)
 
     def directions(self) -> Tensor:

@@ -8,6 +8,8 @@ GRIN (Liu et al. 2024, arXiv 2409.12136, section 2) as its released code has it,
 the logits. With the weighing `sparsemixer` the router learns from what was drawn and what was not.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,19 +39,21 @@ class SparseMixer(Select):
         self.k, self.max_k, self.eps = k, k, eps
 
     def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        generator = context.generator("select", choice.device)
         left, chosen = choice, []
-        for _ in range(self.k):
-            drawn = left
-            if self.training:
-                wait = torch.empty_like(left).exponential_(generator=generator)  # -log of it is Gumbel noise
-                drawn = left.masked_fill(~candidates(left, self.eps), -torch.inf) - wait.log()
+        for wait in self._waits(choice, context):
+            drawn = left if wait is None else left.masked_fill(~candidates(left, self.eps), -torch.inf) - wait.log()
             expert = drawn.argmax(-1, keepdim=True)  # (T, 1)
             nobody = left.gather(1, expert) == -torch.inf
             chosen.append(expert.masked_fill(nobody, choice.size(1)))
             left = left.scatter(1, expert, -torch.inf)
         token = torch.arange(len(choice), device=choice.device).repeat_interleave(self.k)
         return token, torch.cat(chosen, 1).flatten()  # (T*K,), token-major, in the order of the draws
+
+    def _waits(self, choice: Tensor, context: Context) -> Sequence[Tensor | None]:
+        """For each draw exponential variables (T, E), of which -log is Gumbel noise; None at evaluation."""
+        if not self.training:
+            return [None] * self.k
+        return (-torch.log1p(-context.drawn("select", self.k * choice.size(1)))).chunk(self.k, 1)
 
 
 def candidates(logits: Tensor, eps: float) -> Tensor:

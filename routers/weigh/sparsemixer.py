@@ -56,7 +56,7 @@ class SparseMixer(Weigh):
         p = probability.gather(1, here).squeeze(1)  # (A,)
         full = p >= probability.amax(-1)  # the likeliest
         if self.training:
-            drawn = torch.rand(p.shape, generator=context.generator("weigh", p.device), device=p.device)
+            drawn = context.drawn("weigh", num_experts)[token, here.squeeze(1)]  # (A,)
             full = full | (drawn > 0.75)
             p = torch.where(full, p, p - 2 / 3 * p.detach())
         return p.masked_fill(nobody, 0) * self.scale

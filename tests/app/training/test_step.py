@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from app.config.build import build_module
 from app.training.metrics import Total, routing_sums
 from app.training.module import LanguageModel
-from routers.contract import PARTS, Context
+from routers.contract import Context
+from routers.noise import PARTS
 from tests.app.training.ranks import each
 from tests.app.training.test_sharding import CLIP, VOCAB, bare_trainer, gradients, ragged_batch
 
@@ -67,35 +68,37 @@ def test_the_global_scope_has_one_gradient_in_one_process_and_on_two_ranks(
     assert not torch.allclose(other["norm"], one["norm"], rtol=1e-3), "the scope makes a difference"
 
 
-def draws(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> list[int]:
-    """The first number of every source of noise that the router asks for in two steps."""
-    asked: list[int] = []
-    made = Context.generator
+def draws(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> list[float]:
+    """The first number of the noise that the router draws for every row in two steps."""
+    asked: list[float] = []
+    made = Context.drawn
 
-    def watched(self: Context, part: Any, device: torch.device) -> torch.Generator:
-        asked.append(made(self, part, device).initial_seed())
-        return made(self, part, device)
+    def watched(self: Context, *args: Any) -> Tensor:
+        noise = made(self, *args)
+        asked.extend(noise[:: self.valid.size(1), 0].tolist())
+        return noise
 
-    Context.generator = watched  # type: ignore[method-assign]
+    Context.drawn = watched  # type: ignore[method-assign]
     try:
         trained(config, rank, ranks)
     finally:
-        Context.generator = made  # type: ignore[method-assign]
+        Context.drawn = made  # type: ignore[method-assign]
     return asked
 
 
-def test_noise_is_another_one_in_every_layer_micro_batch_rank_and_step(compose: Compose, tmp_path: Path) -> None:
+def test_noise_is_another_one_in_every_layer_row_and_step_whoever_draws_it(compose: Compose, tmp_path: Path) -> None:
     parts = (*CLIP, "router=topk", "router/score=jitter", "balance=none")
     one = draws(compose(*parts))
-    assert len(one) == len(set(one)) == 2 * 4 * 2  # steps, micro-batches, layers
+    assert len(one) == len(set(one)) == 2 * 4 * 2  # steps, rows, layers
+    assert sorted(draws(compose(*parts, "data.micro_batch_size=4"))) == sorted(one), "micro-batches change nothing"
     two = each(lambda rank: draws(compose(*parts, "trainer=ddp"), rank, 2), 2, tmp_path)
     assert sorted(two[0] + two[1]) == sorted(one), "two ranks draw what one process does"
     assert not set(one) & set(draws(compose(*parts, "seed=1"))), "another seed draws other noise"
 
 
 def test_noise_is_another_one_in_every_part_of_a_router() -> None:
-    context, device = Context(torch.ones(1, 1, dtype=torch.bool), seed=5), torch.device("cpu")
-    numbers = [torch.rand((), generator=context.generator(part, device)).item() for part in PARTS]
+    context = Context(torch.ones(1, 1, dtype=torch.bool), seed=5)
+    numbers = [context.drawn(part, 1).item() for part in PARTS]
     assert len(set(numbers)) == len(PARTS)
 
 

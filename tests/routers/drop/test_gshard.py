@@ -38,7 +38,7 @@ def test_what_is_used_equals_the_algorithm_and_evaluation_drops_nothing():
     drop = GShard(SIZES._replace(num_experts=E), factor=1.0)
     for seed in range(5):
         made, context = case(seed)
-        drawn = torch.rand(2 * T, generator=context.generator("drop", torch.device("cpu")))
+        drawn = context.drawn("drop", E)[made.token, made.expert]
         kept = drop.train()(made, context)
         assert torch.equal(kept, algorithm(made, 2 * T // E, drawn))
         assert drop.eval()(made, context).all()

@@ -26,7 +26,7 @@ def test_noise_has_the_learned_width_in_training_and_is_absent_in_evaluation() -
     score, x, where = trained(), tokens(4), context(4)
     clean, raw = array(x) @ array(score.proj.weight).T, array(x) @ array(score.noise.weight).T
     std = np.log1p(np.exp(raw)) + 0.01
-    draws = torch.randn(4, 5, generator=where.generator("score", x.device))
+    draws = where.drawn("score", 5, torch.randn)
     scored = score(x, where)
     assert_equal(scored.logits, clean + array(draws) * std)
     assert_equal(scored.clean, clean)
@@ -56,6 +56,5 @@ def test_it_starts_without_a_signal() -> None:
 
 def test_any_seed_of_a_run_gives_noise():
     far = (2**32 * 1_000_003 + 10**6) * 1_000_003 * 1_000
-    sources = [Context(torch.ones(1, 4), seed=far + i).generator("score", torch.device("cpu")) for i in range(2)]
-    one, two = (torch.rand(4, generator=source) for source in sources)
+    one, two = (Context(torch.ones(1, 4), seed=far + i).drawn("score", 1) for i in range(2))
     assert not one.equal(two)

@@ -29,7 +29,7 @@ def test_linear_is_a_product_with_the_router_matrix() -> None:
 def test_jitter_multiplies_the_input_by_at_most_eps_and_only_in_training() -> None:
     score, x = Jitter(SIZES, bias=False, eps=0.1), tokens(4)
     where, weight = context(4), array(score.proj.weight)
-    draws = torch.rand(x.shape, generator=where.generator("score", x.device))
+    draws = where.drawn("score", x.size(1))
     assert_equal(score(x, where).logits, (array(x) * (0.9 + 0.2 * array(draws))) @ weight.T)
     assert not torch.equal(score(x, where).logits, score(x, where._replace(seed=8)).logits)
     assert_equal(score.eval()(x, where).logits, array(x) @ weight.T)

@@ -88,9 +88,8 @@ def test_experts_gates_and_gradients_equal_phi_moe_with_the_same_noise(training,
     logits = (2 + spread * torch.randn(400, 8)).requires_grad_()
     context = Context(torch.ones(1, 400, dtype=torch.bool), seed=5)
     gate, expert = route(logits, training=training, seed=5)
-    select, weigh = (context.generator(part, logits.device) for part in ("select", "weigh"))
-    waits = [Drawn(torch.empty(400, 8).exponential_(generator=select)) for _ in range(2)]
-    coins = [Drawn(coin[:, None]) for coin in torch.rand(800, generator=weigh).view(400, 2).unbind(1)]
+    waits = [Drawn(-torch.log1p(-drawn)) for drawn in context.drawn("select", 16).chunk(2, 1)]
+    coins = [Drawn(coin[:, None]) for coin in context.drawn("weigh", 8).gather(1, expert).unbind(1)]
     monkeypatch.setattr(torch, "empty_like", lambda *_, **__: waits.pop(0))
     monkeypatch.setattr(torch, "rand_like", lambda *_, **__: coins.pop(0))
     theirs, chosen = modeling.sparsemixer(logits, 0.01, training)
