@@ -136,9 +136,7 @@ class Transformer(nn.Module):
         """The normed output of the last block (B, S, D), and the routings; without `document` a row is one document."""
         x, (mask, cos, sin) = self.embedding(tokens), self._places(tokens, document, past)
         known = None if domain is None else domain.flatten()
-        context = Context(
-            valid, tokens.flatten(), shared=self.shared_score, row=row, step=step, domain=known, alone=alone
-        )
+        context = Context(valid, tokens.flatten(), None, 0.0, self.shared_score, 0, row, step, known, alone)
         offset = self.balancer.offset()
         routings: list[Routing] = []
         for number, block in enumerate(self.blocks):
@@ -150,8 +148,7 @@ class Transformer(nn.Module):
             )
             extended = None if past is None else partial(past.extended, number)
             x, routing = self._run(block, x, Positions(context, mask, cos, sin, extended))
-            if routing is not None:
-                routings.append(routing)
+            routings += [] if routing is None else [routing]
         return self.norm(x), routings
 
     def _places(self, tokens: Tensor, document: Tensor | None, past: Past | None) -> tuple[Mask, Tensor, Tensor]:
