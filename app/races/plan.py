@@ -24,6 +24,7 @@ WITHOUT_EFFECT = (
     "match",
     "trainer.export_weights",
     "trainer.checkpoint_format",
+    "trainer.accumulate",
 )  # on what is learned
 Record = Mapping[str, Any]  # what is known of a member that has ended
 

@@ -18,7 +18,7 @@ from app.training.messages import say
 from app.training.module import LanguageModel
 from app.training.trainer import fixed_to_machine
 
-PLACE = tuple(f"trainer.{key}" for key in ("accelerator", "strategy", "devices", "num_nodes", "ep_size"))
+PLACE = tuple(f"trainer.{key}" for key in ("accelerator", "strategy", "devices", "num_nodes", "ep_size", "accumulate"))
 LIMITS = tuple(f"trainer.{key}" for key in ("max_steps", "threads", "timeout_s", "skip_bad_steps", "detect_anomaly"))
 KEPT = tuple(
     f"trainer.{key}"

@@ -8,12 +8,12 @@ divides already. DDP takes means; `averaged_ranks` is the one place that knows.
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -50,7 +50,15 @@ def shard(model: Transformer, mesh: DeviceMesh, ep_size: int, low: torch.dtype |
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    _prefetch(list(model.blocks))
     torch.distributed.fsdp.register_fsdp_forward_method(model, "logits_of_next")
+
+
+def _prefetch(blocks: list[Any]) -> None:
+    """The next block is gathered while this one computes: experts wait for the host, which gets no further ahead."""
+    for block, after in pairwise(blocks):
+        block.set_modules_to_forward_prefetch([after])
+        after.set_modules_to_backward_prefetch([block])
 
 
 def _multiplied(block: nn.Module) -> list[nn.Module]:
@@ -75,10 +83,7 @@ def averaged_ranks(model: nn.Module) -> int:
 def hold_gradients(module: lightning.LightningModule) -> Iterator[None]:
     """Adds up gradients on this rank only, for all micro-batches of a step but the last."""
     strategy: Any = module.trainer.strategy
-    if isinstance(strategy, DDPStrategy):
-        with strategy.block_backward_sync():
-            yield
-    else:
+    with strategy.block_backward_sync() if hasattr(strategy, "block_backward_sync") else nullcontext():
         yield
 
 

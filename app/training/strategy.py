@@ -1,5 +1,7 @@
 """From the words of `trainer=...` to Lightning's strategy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -7,21 +9,23 @@ from typing import Any, Literal
 import lightning
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import distributed
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from app.training.checkpoints import CheckpointFiles
 from app.training.shards import load_shards
 
 Format = Literal["auto", "file", "sharded", "async"]
+Accumulate = Literal["sharded", "whole"]
 MANY = 10**9  # parameters from which on `auto` is `sharded`: a file of 16 GB, which the first rank would hold
 
 
 class FullySharded(ModelParallelStrategy):
     """FSDP2; a checkpoint is one file, or a folder of which every rank writes its part, perhaps while it trains on."""
 
-    def __init__(self, checkpoint_format: Format, ranks: int, timeout: timedelta) -> None:
+    def __init__(self, checkpoint_format: Format, accumulate: Accumulate, ranks: int, timeout: timedelta) -> None:
         super().__init__(data_parallel_size=ranks, tensor_parallel_size=1, timeout=timeout)
-        self.checkpoint_format, self.background = checkpoint_format, None
+        self.checkpoint_format, self.accumulate, self.background = checkpoint_format, accumulate, None
         self.wait_at_most = timeout
 
     def setup(self, trainer: lightning.Trainer) -> None:
@@ -32,6 +36,17 @@ class FullySharded(ModelParallelStrategy):
         self._save_distributed_checkpoint = parted
         if self.checkpoint_format == "async":
             self.background = distributed.new_group(backend="gloo", timeout=self.wait_at_most)
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Leaves the gradients of a micro-batch whole on this rank if that was chosen; else they are split as usual."""
+        assert self.lightning_module is not None
+        parts = [module for module in self.lightning_module.modules() if isinstance(module, FSDPModule)]
+        for part in parts:
+            part.set_requires_gradient_sync(self.accumulate == "sharded", recurse=False)
+        yield
+        for part in parts:
+            part.set_requires_gradient_sync(True, recurse=False)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         if not self._save_distributed_checkpoint:
@@ -59,12 +74,16 @@ class FullySharded(ModelParallelStrategy):
 
 
 def make_strategy(
-    name: Literal["auto", "ddp", "fsdp2", "ep"], ranks: int, timeout_s: int, checkpoint_format: Format
+    name: Literal["auto", "ddp", "fsdp2", "ep"],
+    ranks: int,
+    timeout_s: int,
+    checkpoint_format: Format,
+    accumulate: Accumulate,
 ) -> Strategy | str:
     """Lightning's strategy for a word; a rank that waits longer than `timeout_s` for another ends the run."""
     timeout = timedelta(seconds=timeout_s)
     if name == "ddp":
         return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
     if name in ("fsdp2", "ep"):
-        return FullySharded(checkpoint_format, ranks, timeout)
+        return FullySharded(checkpoint_format, accumulate, ranks, timeout)
     return "auto"

@@ -15,7 +15,7 @@ from app.registry import UserError, require
 from app.training.checkpoints import CheckpointFiles
 from app.training.processes import environment, started
 from app.training.saving import Checkpoints
-from app.training.strategy import Format, make_strategy
+from app.training.strategy import Accumulate, Format, make_strategy
 from app.training.usage import Usage
 from app.training.validation import Validations
 
@@ -43,6 +43,7 @@ class TrainerConfig:
     checkpoint_minutes: float | None
     keep_checkpoints: int
     checkpoint_format: Format
+    accumulate: Accumulate
     export_weights: str | None
     gradient_clip_val: float | None
     deterministic: bool | None
@@ -109,7 +110,7 @@ def _trainer(
     on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
     return lightning.Trainer(
         accelerator=config.accelerator,
-        strategy=make_strategy(config.strategy, ranks, config.timeout_s, config.checkpoint_format),
+        strategy=make_strategy(config.strategy, ranks, config.timeout_s, config.checkpoint_format, config.accumulate),
         devices=config.devices,
         num_nodes=config.num_nodes,
         precision=config.precision,  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -19,6 +20,7 @@ from app.training.sharding import full_tensor
 from app.training.strategy import make_strategy
 from experts.grouped.device import is_native
 from tests.app.training.ranks import each, fork
+from tests.conftest import ROOT
 
 Gradients = dict[str, Tensor]
 ROWS, LENGTH, VOCAB = 4, 16, 64
@@ -42,6 +44,15 @@ SHARDED = {
     "biases": (*EVEN, "experts/activation=clamped_swiglu", "experts.activation.bias=true", "balance=none"),
     "longcat, recomputed": ("experts=longcat", "balance=none", "model.activation_checkpointing=true"),
 }  # fmt: skip
+LAYOUTS = {  # all others that have stacks
+    "heterogeneous": ("experts=heterogeneous", "experts.hidden_dims=[8,8,8,8,16,16,16,16]", "balance=none"),
+    "latent": ("experts=latent", "experts.shared_dim=16", "balance=none"),
+    "moepp": ("experts=moepp", "router=moepp"),
+    "residual": ("experts=residual", "balance=none"),
+    "shared_gated": ("experts=shared_gated", "balance=none"),
+    "relu": (*EVEN, "router=relu"),
+    "top_p, clipped": (*EVEN, "router=top_p", "trainer.gradient_clip_val=0.1"),
+}
 
 
 def ragged_batch() -> dict[str, Tensor]:
@@ -84,7 +95,7 @@ def bare_trainer(config: dict[str, Any], ranks: int, steps: int) -> lightning.Tr
     return lightning.Trainer(
         accelerator="cpu",
         devices=ranks,
-        strategy=make_strategy(chosen.strategy, ranks, chosen.timeout_s, chosen.checkpoint_format),
+        strategy=make_strategy(chosen.strategy, ranks, chosen.timeout_s, chosen.checkpoint_format, chosen.accumulate),
         precision=config["trainer"]["precision"],
         max_steps=steps,
         logger=False,
@@ -162,6 +173,29 @@ def test_experts_sharded_over_ranks_have_the_gradient_of_one_process(
     assert_equal(gradients(compose(*CLIP, *parts)), on_ranks(compose(*CLIP, *parts, *sharded), ranks, tmp_path))
 
 
+@pytest.mark.parametrize("parts", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_experts_of_every_layout_can_be_sharded(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path, parts: tuple[str, ...]
+) -> None:
+    sharded = ("trainer=ep", "trainer.devices=4", "trainer.ep_size=2", "trainer.precision=32-true")
+    assert_equal(gradients(compose(*CLIP, *parts)), on_ranks(compose(*CLIP, *parts, *sharded), 4, tmp_path))
+
+
+ZOO = yaml.safe_load((ROOT / "conf/race/zoo.yaml").read_text())["contestants"]  # every preset of a router
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", [("fsdp", 1), ("ep", 2)], ids=["fsdp", "ep"])
+@pytest.mark.parametrize("name", [name for name in ZOO if "dense" not in name])
+def test_every_router_has_the_gradient_of_one_process_on_four_ranks(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path, name: str, where: tuple[str, int]
+) -> None:
+    strategy, ep_size = where
+    parts = (*CLIP, "experts=coarse", "experts.num_experts=16", *ZOO[name])
+    sharded = (f"trainer={strategy}", "trainer.devices=4", f"trainer.ep_size={ep_size}", "trainer.precision=32-true")
+    assert_equal(gradients(compose(*parts)), on_ranks(compose(*parts, *sharded), 4, tmp_path))
+
+
 CHANGES = {
     "ep to one": (("ep", 2, 2), ("cpu", 1, 1)),
     "parts of ep to one": (("ep", 2, 2, "sharded"), ("cpu", 1, 1)),
@@ -237,6 +271,30 @@ def test_every_rank_holds_its_share_of_the_bytes(
         assert mine["experts"] * experts == whole_run["experts"]
         for what in ("parameters", "optimizer"):
             assert mine[what] == pytest.approx(whole_run[what] / ranks, rel=0.05)
+
+
+@pytest.mark.parametrize(("strategy", "ep_size"), [("fsdp2", 1), ("ep", 2)])
+def test_gradients_kept_whole_until_the_last_micro_batch_are_those_of_one_process(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path, strategy: str, ep_size: int
+) -> None:
+    parts = (*CLIP, *EVEN, "balance=none", "trainer.precision=32-true")
+    sharded = compose(*parts, f"trainer={strategy}", f"trainer.ep_size={ep_size}", "trainer.accumulate=whole")
+    assert_equal(gradients(compose(*parts)), on_ranks(sharded, 2, tmp_path))
+    assert each(lambda rank: reduced(sharded, rank), 2, tmp_path)[0] == 0
+    assert each(lambda rank: reduced(sharded | {"trainer": sharded["trainer"] | {"accumulate": "sharded"}}, rank), 2,
+                tmp_path)[0] > 5  # fmt: skip
+
+
+def reduced(config: dict[str, Any], rank: int) -> int:
+    """How many parameters of the blocks have a gradient, which is reduced, before the last micro-batch of a step."""
+    module = build_module(config, VOCAB, ["text"], 1)
+    counts: list[int] = []
+    module.routing_hooks.append(
+        lambda *_: counts.append(sum(p.grad is not None for p in module.model.blocks.parameters()))
+    )
+    batch = {name: value[rank::2] for name, value in ragged_batch().items()}
+    bare_trainer(config, 2, 1).fit(module, DataLoader([batch], batch_size=None))
+    return counts[-1]
 
 
 BF16 = (*CLIP, *EVEN, "trainer.precision=bf16-mixed", "balance=none")
