@@ -1,5 +1,6 @@
 """What README and CONTRIBUTING tell a newcomer to type works as it stands there."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -52,6 +53,22 @@ def test_the_files_and_tests_that_a_page_names_exist(page: str) -> None:
     tests = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
     named = re.findall(r"(test_\w+\.py)::(test_\w+?)_?(?:\.\.\.|`)", text)
     assert [(file, name) for file, name in named if f"def {name}" not in tests.get(file, "")] == []
+
+
+def test_every_fault_of_the_table_has_a_test_that_is_not_skipped() -> None:
+    text = section((ROOT / "docs/scale.md").read_text(), "What can go wrong")
+    rows = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 25
+    modules = {path.name: ast.parse(path.read_text()) for path in (ROOT / "tests").rglob("test_*.py")}
+    for fault, _, shown in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+?)_?(?:\.\.\.|`)", shown)
+        assert named, f"{fault} names no test"
+        for file, name in named:
+            functions = [n for n in modules[file].body if isinstance(n, ast.FunctionDef) and n.name.startswith(name)]
+            assert functions, (fault, file, name)
+            for function in functions:
+                marks = " ".join(map(ast.unparse, function.decorator_list))
+                assert "skip" not in marks and "xfail" not in marks, (fault, function.name)
 
 
 @pytest.fixture(scope="module")

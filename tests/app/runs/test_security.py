@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from app.config.compose import composed
 from app.data.module import build_data
 from app.registry import UserError
 from app.runs.read import read_run
-from app.training.checkpoints import AtomicCheckpointIO, checksum, digest, newest, read_checkpoint
+from app.training.checkpoints import CheckpointFiles, checksum, digest, newest, read_checkpoint
 from tests.test_train import mistake
 
 Train = Callable[..., Path]
@@ -61,7 +62,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(
 ) -> None:
     path = spoil(train(), proof, how)
     assert "is refused" in mistake(train, capsys, "resume=true", "trainer.max_steps=3")
-    for read in (read_checkpoint, AtomicCheckpointIO().load_checkpoint):
+    for read in (read_checkpoint, CheckpointFiles().load_checkpoint):
         with pytest.raises((UserError, pickle.UnpicklingError, RuntimeError)):
             read(path)
     with pytest.raises(UserError, match="is refused"):
@@ -117,6 +118,20 @@ def test_the_config_of_a_run_folder_cannot_name_what_it_likes(
         OmegaConf.save(OmegaConf.create(config), path)
         assert "must lie in" in mistake(train, capsys, "resume=true", "trainer.max_steps=3")
     assert not proof.exists()
+
+
+def test_no_name_in_a_config_leads_out_of_the_cache(tmp_path: Path, text: Path) -> None:
+    inside = tmp_path / "a/b/cache"
+    config = composed(["data=mix", "tokenizer=bytes", f"data.cache_dir={inside}",
+                       f"data.sources={{x: {{data: text, path: {text}}}}}"])  # fmt: skip
+    for name in ("../../out", "/tmp/out", "..", "a/b"):
+        with pytest.raises(UserError, match="must be of letters"):
+            build_data(config["data"] | {"sources": {name: config["data"]["sources"]["x"]}}, config["tokenizer"], 0)
+    build_data(config["data"], config["tokenizer"], 0).prepare()
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written and all(inside in path.parents for path in written)
+    places = {path.relative_to(inside).parts[0].removesuffix(".lock") for path in written}
+    assert all(re.fullmatch("[0-9a-f]{16}", place) for place in places)
 
 
 @pytest.fixture
