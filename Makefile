@@ -16,8 +16,8 @@ test-slow: .venv/dev ## minutes, not seconds
 test-browser: .venv/dev ## needs chromium, Debian: apt-get install chromium
 	$(BIN)/python -m pytest -m browser
 
-test-gpu: .venv/dev ## needs a CUDA device
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+test-gpu: .venv/dev ## everything that has a CUDA path; writes docs/gpu.md, which can be committed
+	$(BIN)/python -m pytest -m gpu -p tests.gpu_page $(ARGS)
 
 mutants: .venv/dev ## plants one-line faults: a test must see each; half an hour on 2 cores
 	$(BIN)/python -m tests.mutants $(ARGS)

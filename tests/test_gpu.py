@@ -12,6 +12,7 @@ from torch.nn import functional
 from app.config.build import build_module
 from app.model.documents import attend, block_mask, dense_mask
 from app.registry import names
+from app.training.checkpoints import read_checkpoint
 from benchmarks.bare import Bare
 from experts import grouped
 from tests.conftest import ROOT
@@ -155,3 +156,32 @@ def test_train_py_trains_and_goes_on(train: Train, parts: tuple[str, ...]) -> No
     )
     for name, value in one["state_dict"].items():
         torch.testing.assert_close(value, two["state_dict"][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+PLACES = ("ddp", "fsdp", "ep trainer.ep_size=1", "fsdp trainer.checkpoint_format=sharded",
+          "ep trainer.ep_size=1 trainer.checkpoint_format=async")  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_strategy_trains_on_one_device_and_goes_on_without_it(train: Train, place: str) -> None:
+    words = ("trainer.devices=1", "schedule.total_steps=3", "optimizer.eps=0.01")
+    train(f"trainer={place.split()[0]}", *place.split()[1:], *words, "trainer.max_steps=2", name="cut")
+    train("trainer=gpu", *words, "trainer.max_steps=3", "resume=true", name="cut")
+    train("trainer=gpu", *words, "trainer.max_steps=3", name="straight")
+    assert_close("cut", "straight", 3)
+
+
+def test_a_run_goes_on_from_cpu_to_gpu_to_cpu(train: Train) -> None:
+    words = ("schedule.total_steps=6", "optimizer.eps=0.01")
+    for steps, trainer in ((2, "cpu"), (4, "gpu"), (6, "cpu")):
+        train(*words, f"trainer={trainer}", f"trainer.max_steps={steps}", "resume=true", name="moved")
+    train(*words, "trainer=cpu", "trainer.max_steps=6", name="straight")
+    assert_close("moved", "straight", 6)
+
+
+def assert_close(one: str, two: str, step: int) -> None:
+    ends = (read_checkpoint(Path(f"runs/{name}/checkpoints/step_{step}.ckpt"))["state_dict"] for name in (one, two))
+    there, here = ends
+    assert there.keys() == here.keys()
+    for name, value in there.items():
+        torch.testing.assert_close(value, here[name], rtol=1e-2, atol=1e-3, msg=name)

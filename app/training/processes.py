@@ -93,14 +93,11 @@ def agreed(decide: Callable[[], Decision], size: Callable[[Decision], int], time
     if starter.creates_processes_externally:
         yield _shared(starter, lambda: _fitting(decide(), size, _world(starter)), timeout_s)
         return
-    decision = decide()
-    if size(decision) <= 1:
-        yield decision
-        return
-    before = dict(os.environ)
+    decision, before = decide(), dict(os.environ)
     try:
-        _SubprocessScriptLauncher(starter, size(decision), num_nodes=1).launch(lambda: None)
-        yield _shared(starter, lambda: decision, timeout_s)
+        if size(decision) > 1:
+            _SubprocessScriptLauncher(starter, size(decision), num_nodes=1).launch(lambda: None)
+        yield _shared(starter, lambda: decision, timeout_s) if size(decision) > 1 else decision
     finally:  # the next run of this Python process starts its own
         if distributed.is_initialized():
             distributed.destroy_process_group()

@@ -43,7 +43,7 @@ class Cosine(Score):
         width = sizes.dim if proj_dim is None else proj_dim
         self.proj = nn.Linear(sizes.dim, width, bias=False) if proj_dim else nn.Identity()
         self.embedding = nn.Parameter(torch.randn(sizes.num_experts, width) * width**-0.5)
-        self.tau = None if tau is None else nn.Parameter(torch.tensor(tau))
+        self.tau = None if tau is None else nn.Parameter(torch.tensor([tau]))  # FSDP2 splits no scalar
         self.normalize_input, self.min_tau = normalize_input, min_tau
 
     def forward(self, x: Tensor, context: Context) -> Scored:
