@@ -107,6 +107,6 @@ def test_a_start_that_failed_leaves_its_name_free(
 
 
 def test_a_sweep_under_a_strategy_of_several_processes_takes_one_process_a_job(shell: Shell, folder: Path) -> None:
-    done = shell("train SMALL trainer=ddp trainer.accelerator=cpu trainer.devices=1 --multirun seed=1,2")
+    done = shell("train --multirun SMALL trainer=ddp trainer.accelerator=cpu trainer.devices=1 seed=1,2")
     assert done.returncode == 0, done.stderr
     assert len(list((folder / "runs").glob("*/summary.json"))) == 2
