@@ -58,7 +58,7 @@ def words(folder: Path, *more: str) -> list[str]:
 
 def race(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     there = environment() | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(words(folder, *more), cwd=folder, env=there, capture_output=True, text=True, timeout=250)
+    return subprocess.run(words(folder, *more), cwd=folder, env=there, capture_output=True, text=True, timeout=800)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,20 @@ def test_a_race_ends_with_a_row_for_everybody_also_for_those_who_failed(raced: R
     assert "did you mean 'topk'" in found["typo"]["failed"][0]
     assert "not finite" in found["infinite"]["failed"][0]
     assert json.loads((folder / "results/mine/result.json").read_text())["xs"]["missing"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("launcher", "package"), [("submitit_local", "submitit"), ("ray", "ray")])
+def test_the_launchers_for_other_machines_give_the_same_race(
+    raced: Raced, tmp_path: Path, launcher: str, package: str
+) -> None:
+    pytest.importorskip(package)
+    write_race(tmp_path)
+    done = race(tmp_path, f"hydra/launcher={launcher}")
+    assert done.returncode == 0, done.stderr
+    found, known = ({name: row.get("bpb") for name, row in rows(folder).items()} for folder in (tmp_path, raced[0]))
+    assert found == known
 
 
 def test_it_writes_down_what_it_is_before_it_runs_and_is_no_other_one_afterwards(raced: Raced) -> None:
