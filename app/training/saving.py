@@ -98,9 +98,8 @@ class Checkpoints(lightning.Callback):
             self._finish(trainer)
             again = f"python train.py run={self.folder.parent.name} resume=true"
             say(f"ended at step {trainer.global_step}, which is saved; go on with {again}")
-            told = trainer.is_global_zero or not isinstance(
-                environment(), LightningEnvironment
-            )  # which kills the first
+            # Lightning kills the first process where another one, that it has started, ends with a status
+            told = trainer.is_global_zero or not isinstance(environment(), LightningEnvironment)
             raise SystemExit(128 + (self.asked_by or signal.SIGTERM) if told else 0)
 
     def _save(self, trainer: lightning.Trainer) -> None:
