@@ -26,7 +26,7 @@ PLACES = {  # strategy, ranks, ep_size
     "ep 4, 4": ("ep", 4, 4),
 }
 PARTS = (*CLIP, *EVEN, "balance=loss_free", "optimizer=adamw", "optimizer.eps=0.01", "trainer.precision=32-true")
-MARGIN = 1e-4  # between the last expert that is chosen and the next one: rounding chooses no other
+MARGIN = 1e-5  # between the last expert that is chosen and the next one: rounding, which is 4e-7, chooses no other
 
 
 def first_gradient(config: dict[str, Any], before: Path, rank: int, ranks: int) -> Gradients:
