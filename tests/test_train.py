@@ -111,6 +111,7 @@ MISTAKES = {
     "upcycle.drop_share=2": ("upcycle.drop_share=2", "0..1"),
     "trainer=ddp trainer.num_nodes=2": ("trainer.num_nodes=2", "torchrun or Slurm"),
     "trainer.devices=2": ("trainer.devices=2", "trainer=ddp"),
+    "trainer.devices=all": ("trainer.devices=all", "a whole number, or auto"),
     "data.batch_size=3": ("data.batch_size=3", "micro_batch_size"),
     "data.path=/no/such/file": ("data.path=/no/such/file", "no such file"),
     "data.path=/tmp/a(b).txt": ("data.path=/tmp/a(b).txt", "'data.path=\"/tmp/a(b).txt\"'"),

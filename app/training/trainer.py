@@ -80,10 +80,17 @@ def native_precision(accelerator: str) -> Literal["32-true", "bf16-mixed"]:
 
 
 def fixed_to_machine(trainer: dict[str, Any]) -> dict[str, Any]:
-    """The group `trainer` with what `auto` and null mean on this machine; decided once, a resumed run keeps it."""
+    """The group `trainer` with what `auto` and null mean on this machine; decided once, a resumed run keeps it.
+
+    Raises:
+        UserError: a number of processes is none.
+    """
     precision, threads = trainer["precision"], trainer["threads"]
     there = dict(zip(("devices", "num_nodes"), started(), strict=True))
     trainer = trainer | {key: there[key] for key in there if trainer[key] == "auto"}
+    for key in there:
+        if not isinstance(trainer[key], int):
+            raise UserError(f"trainer.{key}={trainer[key]}: must be a whole number, or auto")
     return trainer | {
         "precision": native_precision(trainer["accelerator"]) if precision == "auto" else precision,
         "threads": threads_per_process(trainer["devices"]) if threads is None else threads,  # sums depend on it
