@@ -17,7 +17,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch.distributed import ProcessGroup
 
 from app.registry import UserError
-from app.training.files import checksum, digest, settle, write_whole
+from app.training.files import checksum, digest, remove, settle, write_whole
 from app.training.shards import PLAIN, read_shards, write_shards
 
 
@@ -69,6 +69,8 @@ def write_atomically(checkpoint: dict[str, Any], path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     write_whole(checksum(path), digest(part) + "\n")
+    if path.is_dir():  # a damaged one, from before the run went on
+        remove(path)
     part.replace(path)
     settle(path.parent)
 

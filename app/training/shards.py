@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.optim import Optimizer
 
 from app.registry import UserError
-from app.training.files import checksum, digest, settle, sums, write_whole
+from app.training.files import checksum, digest, remove, settle, sums, write_whole
 
 PLAIN, WHERE = "plain.pt", ".metadata"
 Flat = dict[str, Tensor]  # model/NAME and optimizer/NUMBER/PARAMETER/SLOT
@@ -132,6 +132,7 @@ class ShardWriter(dcp.FileSystemWriter):
             checksum(part).unlink()
         write_whole(checksum(self.target), sums(known) + "\n")
         settle(folder)
+        remove(self.target)  # a damaged one, from before the run went on
         folder.rename(self.target)
         settle(self.target.parent)
 

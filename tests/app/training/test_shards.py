@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import distributed
 
 from app.registry import UserError
 from app.runs.gather import main as gather
-from app.training.checkpoints import CheckpointFiles, newest, read_checkpoint
+from app.training.checkpoints import CheckpointFiles, newest, read_checkpoint, write_atomically
 from app.training.files import checksum, digest
 from app.training.shards import WHERE, write_shards
 from tests.app.training.ranks import each
@@ -67,6 +68,25 @@ def test_any_damaged_file_of_a_folder_makes_the_one_before_the_newest(tmp_path: 
     assert newest(tmp_path) == (before, [f"{path} is damaged (its checksum differs)"])
     with pytest.raises(UserError, match=r"is damaged|is no checkpoint"):
         gather([str(path), str(tmp_path / "one.ckpt")])
+
+
+def as_file(folder: Path, step: int) -> Path:
+    path = folder / f"step_{step}.ckpt"
+    write_atomically(STATE, path)
+    return path
+
+
+@pytest.mark.parametrize("first", [written, as_file])
+@pytest.mark.parametrize("second", [written, as_file])
+def test_a_checkpoint_takes_the_place_of_a_damaged_one_of_its_step(
+    tmp_path: Path, first: Callable[..., Path], second: Callable[..., Path]
+) -> None:
+    path = first(tmp_path, 1)
+    checksum(path).write_text("0")
+    assert newest(tmp_path)[0] is None
+    assert second(tmp_path, 1) == path
+    assert newest(tmp_path) == (path, [])
+    assert same(read_checkpoint(path), STATE)
 
 
 @pytest.mark.parametrize("name", [WHERE, "plain.pt"])
