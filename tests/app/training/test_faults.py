@@ -137,6 +137,20 @@ def test_a_run_killed_at_any_of_twenty_steps_goes_on_bit_for_bit(train: Train, t
         killed_at(train, tmp_path, step, 22)
 
 
+TIMED = ("trainer.checkpoint_every=1000", "trainer.checkpoint_minutes=1e-6", "trainer.keep_checkpoints=9")
+
+
+def test_a_run_saves_by_the_clock_too(train: Train, tmp_path: Path) -> None:
+    folder = train(*PARTS, *TIMED)
+    assert [step for step, _ in steps(folder / "checkpoints")] == [*range(1, LAST + 1)]
+
+
+def test_two_processes_agree_on_when_the_clock_says_so(train: Train, tmp_path: Path) -> None:
+    two = on_two(train, tmp_path, lambda: None, *TIMED)
+    assert [ended(pid) for pid in two] == [0, 0]
+    assert [step for step, _ in steps(tmp_path / "runs/two/checkpoints")] == [*range(1, LAST + 1)]
+
+
 def test_sigterm_saves_after_the_step_and_ends_well(train: Train, tmp_path: Path) -> None:
     def work() -> None:
         before(LanguageModel, "training_step", at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
