@@ -105,6 +105,17 @@ def test_no_process_trains_on_when_torchrun_is_killed(torchrun: Start, folder: P
     assert "which is saved" in (folder / "said0").read_text()
 
 
+def test_no_process_trains_on_when_the_first_one_is_killed(folder: Path) -> None:
+    words = f"{ROOT}/train.py {WORDS} {LONG} run=long trainer=ddp trainer.devices=2".split()
+    with (folder / "said").open("w") as said:
+        first = subprocess.Popen([sys.executable, *words], cwd=folder, env=environment(), stderr=said, stdout=said)
+    wait_for(lambda: newest_step(folder / "runs/long") >= 5)
+    assert len(workers(folder)) == 2
+    first.kill()
+    first.wait()
+    wait_for(lambda: not workers(folder), 30)
+
+
 @pytest.mark.slow
 def test_a_run_on_two_nodes_goes_on_with_the_one_that_is_left(torchrun: Start, folder: Path) -> None:
     address = f"--rdzv-backend=c10d --rdzv-endpoint=localhost:{free_port()} --rdzv-conf=last_call_timeout=10"
