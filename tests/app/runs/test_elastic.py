@@ -80,9 +80,8 @@ def newest_step(run: Path) -> int:
     return max((step for step, _ in steps(run / "checkpoints")), default=0)
 
 
-@pytest.mark.parametrize(
-    "trainer", ["fsdp trainer.checkpoint_format=async", pytest.param("ddp", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["fsdp trainer.checkpoint_format=async", "ddp"])
 def test_torchrun_starts_a_killed_rank_again_and_the_run_ends_as_a_straight_one(
     torchrun: Start, folder: Path, trainer: str
 ) -> None:
@@ -105,6 +104,7 @@ def test_no_process_trains_on_when_torchrun_is_killed(torchrun: Start, folder: P
     assert "which is saved" in (folder / "said0").read_text()
 
 
+@pytest.mark.slow
 def test_no_process_trains_on_when_the_first_one_is_killed(folder: Path) -> None:
     words = f"{ROOT}/train.py {WORDS} {LONG} run=long trainer=ddp trainer.devices=2".split()
     with (folder / "said").open("w") as said:
