@@ -68,10 +68,10 @@ class Bare:
 
     def forward(self, batch: Batch, micro: int = 0) -> Any:
         """Negative log-likelihoods and routings."""
-        seed = (self.seed * 1_000_003 + self.step) * 1_000_003 + micro
+        seed, row = self.seed * 1_000_003 + self.step, micro * self.data.micro_batch_size
         inputs = (batch["tokens"], batch["targets"], batch["valid"], batch["document"])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
-            return self.model(*inputs, seed, self.step, batch["domain"])
+            return self.model(*inputs, seed, self.step, batch["domain"], row)
 
     @torch.inference_mode()
     def bits_per_byte(self) -> float:

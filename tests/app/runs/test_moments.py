@@ -110,11 +110,11 @@ MOMENTS = {  # of the run above, which validates after steps 3 and 4 on two batc
     "a checkpoint is written": ("torch", "save", 2),
     "inside the first checkpoint": ("app.training.checkpoints", "digest", 1),
     "a checksum without its checkpoint": ("pathlib:Path", "replace", 6),
-    "after the first checkpoint": ("app.training.checkpoints:Checkpoints", "_prune", 1),
+    "after the first checkpoint": ("app.training.saving:Checkpoints", "_prune", 1),
     "inside a validation": ("app.training.module:LanguageModel", "validation_step", 2),
     "inside the last validation": ("app.training.module:LanguageModel", "validation_step", 4),
     "inside the last checkpoint": ("app.training.checkpoints", "digest", 2),
-    "after the last checkpoint": ("app.training.checkpoints:Checkpoints", "_prune", 2),
+    "after the last checkpoint": ("app.training.saving:Checkpoints", "_prune", 2),
     "before the summary": ("app.runs.run", "write_summary", 1),
     "inside the summary": ("pathlib:Path", "replace", 9),
 }
