@@ -202,8 +202,6 @@ CHANGES = {
     "ep to one": (("ep", 2, 2), ("cpu", 1, 1)),
     "parts of ep to one": (("ep", 2, 2, "sharded"), ("cpu", 1, 1)),
     "parts of ep of 4, written meanwhile, to ep of 2": (("ep", 4, 2, "async"), ("ep", 2, 2)),
-    "parts of fsdp2 to ddp": (("fsdp2", 2, 1, "sharded"), ("ddp", 2, 1)),
-    "parts of ep of 2 to ep of 4": (("ep", 2, 2, "sharded"), ("ep", 4, 4, "sharded")),
     "one to ep": (("cpu", 1, 1), ("ep", 2, 2)),
     "ep to ddp": (("ep", 2, 2), ("ddp", 2, 1)),
     "ddp to fsdp2": (("ddp", 2, 1), ("fsdp2", 2, 1)),
