@@ -9,7 +9,6 @@ from typing import Any, Literal
 import lightning
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import distributed
-from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from app.training.checkpoints import CheckpointFiles
@@ -41,12 +40,10 @@ class FullySharded(ModelParallelStrategy):
     def block_backward_sync(self) -> Iterator[None]:
         """Leaves the gradients of a micro-batch whole on this rank if that was chosen; else they are split as usual."""
         assert self.lightning_module is not None
-        parts = [module for module in self.lightning_module.modules() if isinstance(module, FSDPModule)]
-        for part in parts:
-            part.set_requires_gradient_sync(self.accumulate == "sharded", recurse=False)
+        model: Any = self.lightning_module.model
+        model.set_requires_gradient_sync(self.accumulate == "sharded")  # and of all parts of it
         yield
-        for part in parts:
-            part.set_requires_gradient_sync(True, recurse=False)
+        model.set_requires_gradient_sync(True)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         if not self._save_distributed_checkpoint:
