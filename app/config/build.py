@@ -21,6 +21,7 @@ from app.registry import UserError, check, make, unknown
 from app.training.loggers import LoggerPart
 from app.training.module import LanguageModel
 from app.training.trainer import TrainerConfig
+from app.training.unfilled import unfilled
 
 Config = Mapping[str, Any]
 REFUSALS = (TypeError, ValueError, IndexError, RuntimeError, MisconfigurationException)  # of a value, by other people's
@@ -86,15 +87,21 @@ def build_optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
     return make_optimizer
 
 
-def build_module(config: Config, vocab_size: int, domains: list[str], micro_batch_size: int) -> LanguageModel:
-    """The LightningModule: model, optimizer and schedule."""
+def build_module(
+    config: Config, vocab_size: int, domains: list[str], micro_batch_size: int, whole: bool = True
+) -> LanguageModel:
+    """The LightningModule: model, optimizer and schedule; if not `whole`, its matrices are drawn once it is split."""
     make_optimizer, start = build_optimizer(config), build_skills(config)
-    model = build_model(config, vocab_size)
+    build = partial(build_model, config, vocab_size)
+    model, draws = (build(), {}) if whole else unfilled(build)
     if start.base is not None:
         freeze(model, skills=start.files is not None and not start.learn)
     for name, parameter in model.named_parameters():
         if any(FROZEN[part] in name for part in build_init(config).freeze):
             parameter.requires_grad_(False)
+    lr_factor = build_lr_factor(config)
+    for parameter in model.router_parameters():
+        parameter.requires_grad_(lr_factor > 0)
     return LanguageModel(
         model,
         make_optimizer,
@@ -104,8 +111,9 @@ def build_module(config: Config, vocab_size: int, domains: list[str], micro_batc
         domains=domains,
         seed=config["seed"],
         ep_size=config["trainer"]["ep_size"],
+        draws=draws,
         skip_bad_steps=config["trainer"]["skip_bad_steps"],
-        router_lr_factor=build_lr_factor(config),
+        router_lr_factor=lr_factor,
     )
 
 

@@ -24,7 +24,8 @@ for _name, _value in SETTINGS.items():
 
 # glibc gives large blocks back to the system when they are freed and asks for them again at the next step, page by
 # page; keeping them made a layer's step 8 % faster: mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, max).
-if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+_chosen = any(name.startswith("MALLOC_") for name in os.environ)
+if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt") and not _chosen:
     ctypes.CDLL(None).mallopt(-4, 0)
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
 

@@ -3,6 +3,8 @@
 Nothing is trained at step 0, so a checkpoint of that step, as an import leaves it, is weights and no more.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -17,10 +19,9 @@ from app.model.upcycle import State, upcycle
 from app.registry import UserError
 from app.runs.library import begin_skills, check_skills, require_same_tokenizer
 from app.runs.read import PREFIX, WEIGHTS, weights_of
-from app.runs.resume import newest_checkpoint, require_same_model
-from app.training.checkpoints import read_checkpoint, step_of
+from app.runs.resume import newest_checkpoint
+from app.training.checkpoints import step_of
 from app.training.files import write_whole
-from app.training.module import LanguageModel
 
 
 def goes_on_from(folder: Path) -> Path | None:
@@ -63,21 +64,20 @@ def check_begin_with_text(config: Config, tokenizer: Tokenizer) -> None:
         _try_upcycling(config, dense, tokenizer.vocab_size)
 
 
-def take_weights(module: LanguageModel, config: Config, folder: Path, checkpoint: str | None) -> None:
-    """Checks that a run can go on from its checkpoint, or gives a new one the weights that it begins with."""
+def first_weights(config: Config, folder: Path) -> Callable[[Transformer], None] | None:
+    """What gives a new model the weights that its run begins with; None where it keeps those that were drawn."""
     chosen, skills, start = build_upcycle(config), build_skills(config), build_init(config)
-    imported = newest_checkpoint(folder) if checkpoint is None else None  # its sum takes time
-    if checkpoint is not None:
-        require_same_model(module, read_checkpoint(Path(checkpoint), only_shapes=True)["state_dict"], Path(checkpoint))
-    elif imported is not None:
-        _load(module.model, weights_of("checkpoints", str(imported)))
-    elif skills.base is not None:
-        begin_skills(module.model, skills)
-    elif chosen.checkpoint is not None:
+    imported = newest_checkpoint(folder)
+    if imported is not None:
+        return partial(_load, state=weights_of("checkpoints", str(imported)))
+    if skills.base is not None:
+        return partial(begin_skills, start=skills)
+    if chosen.checkpoint is not None:
         dense = weights_of("upcycle.checkpoint", chosen.checkpoint)
-        upcycle(module.model, dense, chosen.how, chosen.drop_share, config["seed"])
-    elif start.place is not None:
-        _load(module.model, weights_of("init.from", start.place))
+        return partial(upcycle, dense=dense, how=chosen.how, drop_share=chosen.drop_share, seed=config["seed"])
+    if start.place is not None:
+        return partial(_load, state=weights_of("init.from", start.place))
+    return None
 
 
 def write_weights(folder: Path, state: State) -> None:

@@ -7,7 +7,7 @@ ranks.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -22,6 +22,7 @@ from app.training.metrics import LanguageMetric, LoadMetric
 from app.training.nonfinite import BadSteps
 from app.training.sharding import averaged_ranks, hold_gradients, shard
 from app.training.tags import Tag
+from app.training.unfilled import Draw, fill
 from routers.collectives import num_ranks, rank_sum, rank_sums
 from routers.contract import Routing
 
@@ -43,6 +44,7 @@ class LanguageModel(lightning.LightningModule):
         domains: names of the text domains, for the validation metric.
         seed: of the routers' noise.
         ep_size: over how many ranks the experts of a layer are split.
+        draws: of the matrices that the model has no memory for yet, by name.
         skip_bad_steps: how many steps may be skipped because their loss or gradient is not finite.
         router_lr_factor: of the routers' learning rate to that of all else; at 0 they are frozen.
     """
@@ -71,6 +73,7 @@ class LanguageModel(lightning.LightningModule):
         domains: list[str],
         seed: int,
         ep_size: int = 1,
+        draws: dict[str, Draw] | None = None,
         skip_bad_steps: int = 0,
         router_lr_factor: float = 1.0,
     ) -> None:
@@ -78,10 +81,8 @@ class LanguageModel(lightning.LightningModule):
         self.model = model
         self.make_optimizer, self.schedule = make_optimizer, schedule
         self.clip_norm, self.micro_batch_size = clip_norm, micro_batch_size
-        self.seed, self.ep_size = seed, ep_size
+        self.seed, self.ep_size, self.draws = seed, ep_size, draws or {}
         self.bad_steps, self.router_lr_factor = BadSteps(skip_bad_steps), router_lr_factor
-        for parameter in model.router_parameters():
-            parameter.requires_grad_(router_lr_factor > 0)
         self.metric = LanguageMetric(domains)
         self.load_metric = LoadMetric(len(model.routers()), model.num_experts)
         self.validation: dict[str, Any] = {}  # of the last one: step, values by name, load (L, E)
@@ -101,6 +102,7 @@ class LanguageModel(lightning.LightningModule):
         if self.device_mesh is not None:
             low = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
             shard(self.model, self.device_mesh, self.ep_size, low)
+            fill(self.model, self.draws)
 
     def configure_optimizers(self) -> Any:
         """Weight decay on matrices only, routers at a rate of their own; `hidden` marks the matrices of the blocks.
@@ -156,7 +158,7 @@ class LanguageModel(lightning.LightningModule):
         sums: Sums = {}
         balancer, cuts = self.model.balancer, len(micros) * num_ranks()
         for i, micro in enumerate(micros):
-            with self._hold(i < len(micros) - 1):
+            with hold_gradients(self) if i < len(micros) - 1 else nullcontext():
                 nll, routings = self._forward(micro, i)
                 terms = balancer.losses(routings, {name: value for (kind, name), value in sums.items() if kind == SEEN})
                 balance = sum((weight * raw for raw, weight in terms.values()), torch.zeros((), device=self.device))
@@ -212,9 +214,6 @@ class LanguageModel(lightning.LightningModule):
         parts = {name: value.split(self.micro_batch_size) for name, value in batch.items()}
         for i in range(len(parts["tokens"])):
             yield {name: part[i] for name, part in parts.items()}
-
-    def _hold(self, hold: bool) -> AbstractContextManager[None]:
-        return hold_gradients(self) if hold else nullcontext()
 
     def _optimizer_step(self, norm: Tensor) -> None:
         if self.clip_norm is not None:

@@ -1,0 +1,101 @@
+"""A model that is built without its matrices and filled when it is split is the one that is built whole, bit for bit,
+and no process holds the whole of it on the way."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import nn
+
+from app.config.build import build_module
+from app.cost.budget import Budget
+from app.model.assemble import build_model
+from app.training.module import LanguageModel
+from app.training.sharding import full_tensor
+from app.training.unfilled import unfilled
+from tests.app.training.peaks import peaks
+from tests.app.training.ranks import each
+from tests.app.training.test_sharding import bare_trainer
+from tests.conftest import ROOT
+
+CONF, VOCAB = ROOT / "conf", 64
+PARTS = [
+    *(f"router={path.stem}" for path in sorted((CONF / "router").glob("*.yaml"))),
+    *(f"experts={path.stem}" for path in sorted((CONF / "experts").glob("*.yaml"))),
+    "model.tie_embeddings=true",
+    "experts/activation=clamped_swiglu experts.activation.bias=true",
+]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_every_part_is_drawn_as_in_a_whole_model(compose: Callable[..., dict[str, Any]], parts: str) -> None:
+    build = partial(build_model, compose(*parts.split(), "allow_non_causal=true"), VOCAB)
+    torch.manual_seed(3)
+    whole, behind = build(), torch.get_rng_state()
+    torch.manual_seed(3)
+    bare, draws = unfilled(build)
+    assert torch.equal(torch.get_rng_state(), behind)
+    assert {p for p in bare.parameters() if p.is_meta} == {*bare.matrices()}
+    assert not any(buffer.is_meta for buffer in bare.buffers())
+    for name, weights in whole.named_parameters(remove_duplicate=False):
+        here = bare.get_parameter(name)
+        assert torch.equal(draws[name].again(here.shape) if here.is_meta else here, weights), name
+
+
+@pytest.mark.parametrize(("ranks", "strategy", "ep_size"), [(2, "fsdp2", 1), (4, "fsdp2", 1), (4, "ep", 2)])
+def test_ranks_fill_their_parts(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path, ranks: int, strategy: str, ep_size: int
+) -> None:
+    parts = ("model.tie_embeddings=true", "experts.num_experts=7", "router=gru", "balance=none", f"trainer={strategy}")
+    config = compose(*parts, f"trainer.ep_size={ep_size}", "data.micro_batch_size=1")
+    lightning.seed_everything(5, verbose=False)
+    whole = dict(build_module(config, VOCAB, ["text"], 1).named_parameters())
+
+    def begun(rank: int) -> dict[str, Any]:
+        lightning.seed_everything(5, verbose=False)
+        module = build_module(config, VOCAB, ["text"], 1, whole=False)
+        configured(module, config, ranks)
+        assert module.model.head.weight is module.model.embedding.weight
+        return {name: full_tensor(weights.detach()) for name, weights in module.named_parameters()}
+
+    for weights in each(begun, ranks, tmp_path):
+        assert weights.keys() == whole.keys()
+        for name, value in weights.items():
+            assert torch.equal(value, whole[name]), name
+
+
+def test_a_run_builds_nothing_whole(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    bare: list[bool] = []
+    configure = LanguageModel.configure_model
+    monkeypatch.setattr(LanguageModel, "configure_model", lambda m: bare.append(is_bare(m.model)) or configure(m))
+    train("trainer=fsdp", "trainer.devices=1", name="first")
+    train("trainer=fsdp", "trainer.devices=1", "init.from=runs/first", name="second")  # its weights come whole
+    train("trainer=fsdp", "trainer.devices=1", "trainer.max_steps=3", "resume=true", name="first")
+    train(name="third")
+    assert bare == [True, False, True, False]
+
+
+def is_bare(model: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def configured(module: LanguageModel, config: dict[str, Any], ranks: int) -> None:
+    """Splits a module as a run does before its first step."""
+    trainer = bare_trainer(config, ranks, 1)
+    trainer.strategy.connect(module)
+    trainer.strategy._process_group_backend = "gloo"
+    trainer.strategy.setup_environment()
+    module.trainer = trainer
+    module.configure_model()
+
+
+def test_no_rank_holds_the_whole(compose: Callable[..., dict[str, Any]]) -> None:
+    parts = ("model.dim=512", "model.num_layers=8", "experts.num_experts=64", "trainer=fsdp", "trainer.devices=4")
+    config = compose(*parts)
+    size = 4 * Budget.of(build_module(config, VOCAB, ["text"], 1).model, 32).total_params
+    for seen in peaks(config, 4, steps=1):
+        assert seen["building"] < 0.6 * size
