@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from app.config.build import build_module
+from app.training.strategy import FullySharded
 from tests.app.training.ranks import each
 from tests.app.training.test_sharding import bare_trainer
 from tests.conftest import ROOT
@@ -52,8 +53,9 @@ class Watch(lightning.Callback):
 
 def measured(config: dict[str, Any], ranks: int, steps: int, rank: int) -> dict[str, int]:
     watch = Watch()
-    module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"], whole=ranks == 1)
     trainer = bare_trainer(config, ranks, steps)
+    whole = not isinstance(trainer.strategy, FullySharded)
+    module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"], whole)
     trainer.callbacks.append(watch)
     trainer.fit(module, DataLoader([batch(config, ranks)] * steps, batch_size=None))
     return watch.seen
