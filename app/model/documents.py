@@ -18,9 +18,15 @@ NARROWEST = 16  # head that FlexAttention takes
 Mask = Tensor | BlockMask | None  # None: causal over the whole row
 
 
-def document_mask(document: Tensor, head_dim: int) -> Mask:
-    """Lets each position of document (B, S) look at those of its document that are not later."""
-    return block_mask(document) if document.is_cuda and head_dim >= NARROWEST else dense_mask(document)
+def document_mask(document: Tensor, head_dim: int, dtype: torch.dtype) -> Mask:
+    """Lets each position of document (B, S) look at those of its document that are not later.
+
+    Where it is a matrix, it is one of the queries' `dtype`: of bools every layer would make one, and keep it.
+    """
+    if document.is_cuda and head_dim >= NARROWEST:
+        return block_mask(document)
+    allowed = dense_mask(document)
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, -torch.inf)
 
 
 def dense_mask(document: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from app.model.loss import token_nll
 from app.model.past import Past
 from app.registry import require
 from experts.contract import Experts
+from experts.grouped.device import autocast_dtype
 from experts.low_rank import SkilledLinear
 from routers.balancer import Balancer
 from routers.contract import Context, Routing
@@ -134,7 +135,8 @@ class Transformer(nn.Module):
         past: Past | None = None,  # its last positions are these; None: the first ones are
     ) -> tuple[Tensor, list[Routing]]:
         """The normed output of the last block (B, S, D), and the routings; without `document` a row is one document."""
-        x, (mask, cos, sin) = self.embedding(tokens), self._places(tokens, document, past)
+        x = self.embedding(tokens)
+        mask, cos, sin = self._places(tokens, document, past, autocast_dtype(x))
         known = None if domain is None else domain.flatten()
         context = Context(valid, tokens.flatten(), None, 0.0, self.shared_score, 0, row, step, known, alone)
         offset = self.balancer.offset()
@@ -151,10 +153,13 @@ class Transformer(nn.Module):
             routings += [] if routing is None else [routing]
         return self.norm(x), routings
 
-    def _places(self, tokens: Tensor, document: Tensor | None, past: Past | None) -> tuple[Mask, Tensor, Tensor]:
+    def _places(
+        self, tokens: Tensor, document: Tensor | None, past: Past | None, dtype: torch.dtype
+    ) -> tuple[Mask, Tensor, Tensor]:
         """Where each position may look, and its rotary angles."""
         config, length = self.config, tokens.size(1)
-        mask = None if document is None or config.cross_documents else document_mask(document, config.head_width)
+        document = None if config.cross_documents else document
+        mask = None if document is None else document_mask(document, config.head_width, dtype)
         if past is not None:
             mask = past.mask(length)
         total = length if past is None else past.valid.size(1)
