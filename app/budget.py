@@ -6,6 +6,7 @@ Prints parameters, FLOPs per token and bytes; `app.cost.budget` defines them and
 import argparse
 import json
 import sys
+from dataclasses import asdict
 
 import app.config.environment  # noqa: F401  before torch
 from app.config.errors import exit_on_mistake
@@ -23,14 +24,15 @@ def main(arguments: list[str]) -> None:
 
     from app.config.compose import composed
     from app.cost.budget import CONVENTIONS, budget_of
+    from app.cost.memory import table
 
     if asked.convention not in CONVENTIONS:
         raise UserError(unknown(f"--convention={asked.convention}", asked.convention, CONVENTIONS))
-    budget, memory = budget_of(composed(asked.overrides), asked.convention)
+    budget, memory, fit = budget_of(composed(asked.overrides), asked.convention)
     if asked.json:
-        print(json.dumps(budget.as_dict() | {"bytes": memory.as_dict()}, indent=2))
+        print(json.dumps(budget.as_dict() | {"bytes": memory.as_dict(), "fits": asdict(fit)}, indent=2))
         return
-    Console().print(budget.table(), memory.table())
+    Console().print(budget.table(), table(memory, fit))
 
 
 if __name__ == "__main__":

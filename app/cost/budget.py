@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import nn
 
 from app.config.build import build_optimizer
-from app.cost.memory import Memory, optimizer_states
+from app.cost.memory import Fit, Memory, Placement, Work, optimizer_states
 from app.data.module import micro_batch_size
 from app.model.assemble import build_model
 from app.model.block import Block
@@ -184,17 +184,26 @@ def _count(*modules: nn.Module | None) -> int:
     return sum(p.numel() for module in modules if module is not None for p in module.parameters())
 
 
-def budget_of(config: dict[str, Any], convention: Convention = "real") -> tuple[Budget, Memory]:
-    """What a composed config costs; nothing is allocated and no data is read.
+def budget_of(config: dict[str, Any], convention: Convention = "real") -> tuple[Budget, Memory, Fit]:
+    """What a composed config costs, and on what it fits; nothing is allocated and no data is read.
 
     Raises:
         UserError: the config is wrong, or the number of tokens is known only when the tokenizer's file is read.
     """
     data, trainer, model = config["data"], fixed_to_machine(config["trainer"]), on_meta(config)
-    states = optimizer_states(build_optimizer(config))
-    rows = micro_batch_size(data, trainer["devices"] * trainer["num_nodes"])
-    memory = Memory.of(model, data["seq_len"], rows, trainer["precision"], states)
-    return Budget.of(model, data["seq_len"], convention), memory
+    placement = Placement(
+        trainer["strategy"], trainer["devices"] * trainer["num_nodes"], trainer["ep_size"], trainer["accumulate"]
+    )
+    rows = micro_batch_size(data, placement.ranks)
+    work = Work(
+        data["seq_len"],
+        rows,
+        data["batch_size"] // placement.ranks // rows,
+        4 if trainer["precision"].startswith("32") else 2,
+        optimizer_states(build_optimizer(config)),
+        trainer["accelerator"] == "cpu",
+    )
+    return Budget.of(model, data["seq_len"], convention), Memory.of(model, work, placement), Fit.of(model, work)
 
 
 def on_meta(config: dict[str, Any]) -> Transformer:

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from app.config.compose import composed
 from app.cost.budget import Budget, on_meta
-from app.cost.memory import Memory
+from app.cost.memory import GPU, Memory, Work
+from app.cost.memory import Placement as Shared
 from app.model.moe import MoE
 
 FLOPS = 400e12  # per second that an H100 gives: 40 % of the bfloat16 peak
@@ -17,8 +18,8 @@ PLACEMENTS = [("deepseekmoe_16b", 8, 8), ("deepseekmoe_16b", 64, 8), ("deepseekm
 class Placement(NamedTuple):
     """What one GPU holds, sends and computes."""
 
-    held: float  # bytes of parameters, gradients and optimizer
-    activations: float  # bytes of a micro-batch
+    state: float  # bytes of parameters, gradients and optimizer
+    at_most: float  # bytes, with activations and all else
     rows: int  # of 4,096 tokens in a micro-batch
     shard_bytes: float  # in a micro-batch: FSDP2 gathers the parameters twice and scatters the gradients once
     exchange_bytes: float  # in a micro-batch: there and back, forward and backward, bfloat16
@@ -34,7 +35,7 @@ def placement(name: str, gpus: int, ep_size: int) -> Placement:
     layers = [m.experts for m in model.modules() if isinstance(m, MoE)]
     experts, rest = budget.expert_params, budget.total_params - budget.expert_params
     rows = 4 if name == "deepseekmoe_145b" else 8
-    activations = Memory.of(model, length, rows, "bf16-mixed", 2).activations
+    memory = Memory.of(model, Work(length, rows, micro_batches=2, product=2), Shared("ep", gpus, ep_size))
     nodes = gpus // ep_size
     near = 8 * (rest + budget.embedding_params) * (gpus - 1) / gpus  # bytes; the gathers of a ring; the head, too
     far = 8 * experts / ep_size * (nodes - 1) / nodes
@@ -42,8 +43,8 @@ def placement(name: str, gpus: int, ep_size: int) -> Placement:
     exchange = tokens * len(layers) * layers[0].top_k * model.config.dim * 2 * 4 * (ep_size - 1) / ep_size
     between = NEAR if nodes == 1 else FAR
     return Placement(
-        held=16 * (rest / gpus + experts / gpus),
-        activations=activations,
+        state=memory.parameters + memory.gradients + memory.optimizer,
+        at_most=memory.at_most,
         rows=rows,
         shard_bytes=near + far,
         exchange_bytes=exchange,
@@ -56,11 +57,11 @@ def _row(name: str, gpus: int, ep_size: int) -> str:
     """One line of the table."""
     at = placement(name, gpus, ep_size)
     micros = STEP_TOKENS / (at.rows * 4096 * gpus)
-    fits = "yes" if at.held + at.activations < 76e9 else "**no**"
+    fits = "yes" if at.at_most < GPU else "**no**"
     share = at.communication_s / (at.communication_s + at.compute_s)
     return (
         f"| {name} | {gpus} | ep {ep_size} x fsdp2 {gpus // ep_size} "
-        f"| {at.held / 1e9:.0f} + {at.activations / 1e9:.0f} GB "
+        f"| {at.state / 1e9:.0f} of {at.at_most / 1e9:.0f} GB "
         f"| {fits} | {micros:.0f} x {at.rows} rows | {micros * at.shard_bytes / 1e9:,.0f} GB "
         f"| {micros * at.exchange_bytes / 1e9:,.0f} GB | {micros * at.compute_s:.0f} s | {share:.0%} |"
     )
@@ -68,8 +69,6 @@ def _row(name: str, gpus: int, ep_size: int) -> str:
 
 def markdown() -> str:
     """The table for docs/scale.md."""
-    head = (
-        "| model | GPUs | placement | state + activations of a GPU | fits 80 GB | micro-batches of a step | sharding "
-    )
+    head = "| model | GPUs | placement | state of all bytes of a GPU | fits 80 GB | micro-batches of a step | sharding "
     head += "| exchange | computing | communication |\n" + "| --- " * 10 + "|\n"
     return head + "".join(f"{_row(*of)}\n" for of in PLACEMENTS)

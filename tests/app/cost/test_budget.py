@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from app.budget import main
 from app.config.compose import composed
 from app.cost.budget import Budget, nominal, on_meta
-from app.cost.memory import Memory, optimizer_states
 from app.model.assemble import build_model
 from app.model.transformer import Transformer
 from app.registry import UserError
@@ -138,40 +137,6 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
         build_model(config("model.vocab_size=100"), 257)
 
 
-def test_bytes_of_a_small_run():
-    model = on_meta(config("experts=coarse"))
-    memory = Memory.of(model, S, rows=1, precision="bf16-mixed", states=2)
-    total = sum(p.numel() for p in model.parameters())
-    assert (memory.parameters, memory.gradients, memory.optimizer) == (4 * total, 4 * total, 8 * total)
-    assert memory.fits_one_gpu and memory.gpus_fsdp == memory.gpus_expert_parallel == 1
-    assert Memory.of(model, S, rows=1, precision="bf16-true", states=2).parameters == 2 * total
-
-
-LEVELS = ("parameter", "layer", "logits")
-
-
-def test_checkpointing_keeps_fewer_activations():
-    kept = [
-        Memory.of(on_meta(config("model.num_layers=8", f"model.activation_checkpointing={on}")), S, 1, "32-true", 2)
-        for on in ("false", "true")
-    ]
-    assert kept[1].activations < kept[0].activations / 3
-
-
-def test_a_16b_model_needs_several_gpus():
-    model = on_meta(composed(["experiment=paper/deepseekmoe_16b"]))
-    memory = Memory.of(model, 4096, rows=1, precision="bf16-mixed", states=2)
-    assert not memory.fits_one_gpu
-    assert memory.gpus_fsdp == 4  # 16 bytes * 16.4e9 / 76e9 = 3.4, and the activations
-    assert memory.gpus_expert_parallel == 8  # a divisor of 64 experts; 16 * 1.4e9 stay on each
-
-
-def test_an_optimizers_states_are_found_by_trying_it():
-    assert optimizer_states(lambda matrices: torch.optim.AdamW(matrices, lr=0.1)) == 2
-    assert optimizer_states(lambda matrices: torch.optim.SGD(matrices, lr=0.1, momentum=0.9)) == 1
-    assert optimizer_states(lambda matrices: torch.optim.SGD(matrices, lr=0.1)) == 0
-
-
 def test_the_command_prints_json(capsys):
     main(["--json", "--convention=causal", "model=nano", "tokenizer=bytes"])
     printed = json.loads(capsys.readouterr().out)
@@ -196,12 +161,3 @@ def test_the_groups_that_grove_meets_are_counted_on_average():
     met = 4 * (1 - comb(6, 3) / comb(8, 3))
     idle = 5 * 3 * 32 * 16 + (4 - met) * 3 * 32 * 64
     assert Budget.of(model, S).total_params - Budget.of(model, S).active_params == pytest.approx(2 * idle, abs=1)
-
-
-def test_a_mixture_of_skills_keeps_a_forward_pass_of_each_where_it_mixes_outputs():
-    words = [["experts=dense", "balance=none"]]
-    words += [["experts=lora_skills", "experts.skills=[a,b]", "router=context", f"experts.level={x}"] for x in LEVELS]
-    models = [on_meta(config(*own)) for own in words]
-    dense, parameter, layer, logits = (Memory.of(model, S, 1, "32-true", 2).activations for model in models)
-    head = 4 * S * models[0].head.weight.shape[0]  # bytes; computed once
-    assert dense < parameter and layer == logits and layer - parameter == 2 * (dense - head)

@@ -241,15 +241,17 @@ def test_a_checkpoint_goes_on_under_another_strategy(
 
 
 def held(config: dict[str, Any], rank: int, ranks: int) -> dict[str, int]:
-    """Bytes of parameters, optimizer state and experts that this rank holds after a step."""
+    """Bytes of parameters, optimizer state and experts that this rank holds after a step, and of gradients before."""
     module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"])
-    trainer = bare_trainer(config, ranks, 1)
+    trainer, gradients, step = bare_trainer(config, ranks, 1), [], module._optimizer_step
+    module._optimizer_step = lambda norm: gradients.extend(p.grad for p in module.parameters()) or step(norm)
     batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
     trainer.fit(module, DataLoader([batch], batch_size=None))
     state = [v for values in trainer.optimizers[0].state.values() for v in values.values() if v.dim()]
     parameters = dict(module.named_parameters())
     experts = [value for name, value in parameters.items() if ".routed." in name]
-    return {"parameters": size(parameters.values()), "optimizer": size(state), "experts": size(experts)}
+    held = {"parameters": parameters.values(), "optimizer": state, "experts": experts, "gradients": gradients}
+    return {name: size(values) for name, values in held.items()}
 
 
 def size(values: Iterable[Tensor]) -> int:
@@ -269,7 +271,7 @@ def test_every_rank_holds_its_share_of_the_bytes(
     for rank in range(ranks):
         mine = torch.load(tmp_path / f"{rank}")
         assert mine["experts"] * experts == whole_run["experts"]
-        for what in ("parameters", "optimizer"):
+        for what in ("parameters", "optimizer", "gradients"):
             assert mine[what] == pytest.approx(whole_run[what] / ranks, rel=0.05)
 
 
