@@ -10,8 +10,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from app.config.build import build_init, build_skills, build_upcycle
+from app.config.build import build_init, build_module, build_skills, build_upcycle
 from app.config.compose import Config
+from app.data.module import TokenDataModule
 from app.data.tokenizers import Tokenizer
 from app.model.assemble import build_model
 from app.model.transformer import Transformer
@@ -19,9 +20,11 @@ from app.model.upcycle import State, upcycle
 from app.registry import UserError
 from app.runs.library import begin_skills, check_skills, require_same_tokenizer
 from app.runs.read import PREFIX, WEIGHTS, weights_of
-from app.runs.resume import newest_checkpoint
-from app.training.checkpoints import step_of
+from app.runs.resume import newest_checkpoint, require_same_model
+from app.training.checkpoints import read_checkpoint, step_of
 from app.training.files import write_whole
+from app.training.module import LanguageModel
+from app.training.unfilled import Given
 
 
 def goes_on_from(folder: Path) -> Path | None:
@@ -64,20 +67,40 @@ def check_begin_with_text(config: Config, tokenizer: Tokenizer) -> None:
         _try_upcycling(config, dense, tokenizer.vocab_size)
 
 
-def first_weights(config: Config, folder: Path) -> Callable[[Transformer], None] | None:
-    """What gives a new model the weights that its run begins with; None where it keeps those that were drawn."""
-    chosen, skills, start = build_upcycle(config), build_skills(config), build_init(config)
-    imported = newest_checkpoint(folder)
+def begun(config: Config, data: TokenDataModule, folder: Path, checkpoint: str | None, split: bool) -> LanguageModel:
+    """The module of a run, with the weights that it begins with unless it goes on from a checkpoint.
+
+    A model that is to be `split` over ranks has no memory for its matrices yet, except where they are made of others'.
+    """
+    change, state = (None, {}) if checkpoint else (_change(config), _taken(config, folder))
+    whole = not split or change is not None
+    module = build_module(config, data.vocab_size, data.domains, data.micro_batch_size, whole)
+    if change is not None:
+        change(module.model)
+    _load(module.model, state)
+    module.draws |= {name: Given(state[f"{PREFIX}{name}"]) for name in module.draws if f"{PREFIX}{name}" in state}
+    if checkpoint:
+        require_same_model(module, read_checkpoint(Path(checkpoint), only_shapes=True)["state_dict"], Path(checkpoint))
+    return module
+
+
+def _taken(config: Config, folder: Path) -> State:
+    """The weights that a run begins with as they are: those of another run or of an import."""
+    imported, place = newest_checkpoint(folder), build_init(config).place
     if imported is not None:
-        return partial(_load, state=weights_of("checkpoints", str(imported)))
+        return weights_of("checkpoints", str(imported))
+    return {} if place is None else weights_of("init.from", place)
+
+
+def _change(config: Config) -> Callable[[Transformer], None] | None:
+    """What makes the weights that a run begins with of another model's."""
+    chosen, skills = build_upcycle(config), build_skills(config)
     if skills.base is not None:
         return partial(begin_skills, start=skills)
-    if chosen.checkpoint is not None:
-        dense = weights_of("upcycle.checkpoint", chosen.checkpoint)
-        return partial(upcycle, dense=dense, how=chosen.how, drop_share=chosen.drop_share, seed=config["seed"])
-    if start.place is not None:
-        return partial(_load, state=weights_of("init.from", start.place))
-    return None
+    if chosen.checkpoint is None:
+        return None
+    dense = weights_of("upcycle.checkpoint", chosen.checkpoint)
+    return partial(upcycle, dense=dense, how=chosen.how, drop_share=chosen.drop_share, seed=config["seed"])
 
 
 def write_weights(folder: Path, state: State) -> None:

@@ -11,16 +11,16 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from app.config.build import build_callbacks, build_loggers, build_module, build_trainer_config
+from app.config.build import build_callbacks, build_loggers, build_trainer_config
 from app.config.compose import Config, as_dict
 from app.config.saved import RUNS
 from app.cost.budget import Budget
 from app.data.cache import NO_WRITE
 from app.data.module import build_data
 from app.registry import UserError
-from app.runs.begin import first_weights, write_weights
+from app.runs.begin import begun, write_weights
 from app.runs.folder import SUMMARY
-from app.runs.resume import newest_checkpoint, require_same_model
+from app.runs.resume import newest_checkpoint
 from app.runs.start import decide, processes
 from app.runs.summary import write_summary
 from app.training.checkpoints import read_checkpoint, step_of
@@ -52,14 +52,8 @@ def train(config: Config, folder: Path, checkpoint: str | None) -> None:
     torch.set_num_threads(config["trainer"]["threads"])
     lightning.seed_everything(config["seed"], verbose=False)
     data = build_data(config["data"], config["tokenizer"], config["seed"], trainer.world_size)
-    first = None if checkpoint else first_weights(config, folder)
-    whole = first is not None or not isinstance(trainer.strategy, FullySharded)
-    module = build_module(config, data.vocab_size, data.domains, data.micro_batch_size, whole)
+    module = begun(config, data, folder, checkpoint, isinstance(trainer.strategy, FullySharded))
     say(Budget.of(module.model, data.seq_len).table())
-    if first is not None:
-        first(module.model)
-    if checkpoint:
-        require_same_model(module, read_checkpoint(Path(checkpoint), only_shapes=True)["state_dict"], Path(checkpoint))
     if config["trainer"]["compile"]:
         module.compile_blocks()
     if is_first_rank():

@@ -22,7 +22,7 @@ from app.training.metrics import LanguageMetric, LoadMetric
 from app.training.nonfinite import BadSteps
 from app.training.sharding import averaged_ranks, hold_gradients, shard
 from app.training.tags import Tag
-from app.training.unfilled import Draw, fill
+from app.training.unfilled import Draw, Given, fill
 from routers.collectives import num_ranks, rank_sum, rank_sums
 from routers.contract import Routing
 
@@ -73,7 +73,7 @@ class LanguageModel(lightning.LightningModule):
         domains: list[str],
         seed: int,
         ep_size: int = 1,
-        draws: dict[str, Draw] | None = None,
+        draws: dict[str, Draw | Given] | None = None,
         skip_bad_steps: int = 0,
         router_lr_factor: float = 1.0,
     ) -> None:

@@ -29,7 +29,17 @@ class Draw(NamedTuple):
         return self.function(torch.empty(shape, device="cpu"), *self.arguments)
 
 
-def unfilled(build: Callable[[], Transformer]) -> tuple[Transformer, dict[str, Draw]]:
+class Given(NamedTuple):
+    """A matrix that is not drawn."""
+
+    numbers: Tensor
+
+    def again(self, shape: torch.Size) -> Tensor:
+        """Its numbers."""
+        return self.numbers
+
+
+def unfilled(build: Callable[[], Transformer]) -> tuple[Transformer, dict[str, Draw | Given]]:
     """What `build` returns, its matrices on the meta device, and how each of them is drawn, by name."""
     made: list[Tensor] = []
     with torch.device("meta"), _registering(made.append):
@@ -42,7 +52,7 @@ def unfilled(build: Callable[[], Transformer]) -> tuple[Transformer, dict[str, D
     return model, {name: draws.last[parameter] for name, parameter in named if parameter.is_meta}
 
 
-def fill(model: nn.Module, draws: dict[str, Draw]) -> None:
+def fill(model: nn.Module, draws: dict[str, Draw | Given]) -> None:
     """Draws the matrices of a model that was split after it was built; the generator is afterwards where it was."""
     filled: dict[Tensor, nn.Parameter] = {}  # a weight may have two names
     with torch.random.fork_rng(devices=[]):

@@ -14,6 +14,7 @@ from torch import nn
 from app.config.build import build_module
 from app.cost.budget import Budget
 from app.model.assemble import build_model
+from app.training.checkpoints import read_checkpoint
 from app.training.module import LanguageModel
 from app.training.sharding import full_tensor
 from app.training.unfilled import unfilled
@@ -68,15 +69,30 @@ def test_ranks_fill_their_parts(
             assert torch.equal(value, whole[name]), name
 
 
-def test_a_run_builds_nothing_whole(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_builds_nothing_whole(
+    train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bare: list[bool] = []
     configure = LanguageModel.configure_model
     monkeypatch.setattr(LanguageModel, "configure_model", lambda m: bare.append(is_bare(m.model)) or configure(m))
     train("trainer=fsdp", "trainer.devices=1", name="first")
-    train("trainer=fsdp", "trainer.devices=1", "init.from=runs/first", name="second")  # its weights come whole
     train("trainer=fsdp", "trainer.devices=1", "trainer.max_steps=3", "resume=true", name="first")
-    train(name="third")
-    assert bare == [True, False, True, False]
+    train("trainer=fsdp", "trainer.devices=1", "init.from=runs/first", name="second")
+    train("init.from=runs/first", name="third")
+    assert bare == [True, True, True, False]
+    second, third = (read_checkpoint(tmp_path / f"runs/{name}/checkpoints/step_2.ckpt") for name in ("second", "third"))
+    for name, weights in third["state_dict"].items():
+        torch.testing.assert_close(second["state_dict"][name], weights, rtol=0, atol=1e-5)
+
+
+def test_dense_weights_are_made_to_experts_before_a_model_is_split(train: Callable[..., Path], tmp_path: Path) -> None:
+    train("experts=dense", "balance=none", name="dense")
+    start = ("upcycle.checkpoint=runs/dense/checkpoints/step_2.ckpt", "experts=coarse", "trainer.max_steps=1")
+    train(*start, name="one")
+    train(*start, "trainer=fsdp", "trainer.devices=1", name="split")
+    one, split = (read_checkpoint(tmp_path / f"runs/{name}/checkpoints/step_1.ckpt") for name in ("one", "split"))
+    for name, weights in one["state_dict"].items():
+        torch.testing.assert_close(split["state_dict"][name], weights, rtol=0, atol=1e-5)
 
 
 def is_bare(model: nn.Module) -> bool:
