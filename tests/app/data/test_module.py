@@ -29,6 +29,18 @@ def test_ranks_share_the_micro_batches_of_one_global_cut(toy, monkeypatch, ranks
         assert torch.equal(torch.cat(shared), whole[step]["tokens"])
 
 
+@pytest.mark.parametrize("then", [1, 2, 4])
+@pytest.mark.parametrize("first", [1, 2, 4])
+def test_a_run_that_goes_on_elsewhere_reads_each_row_of_the_order_once(toy, monkeypatch, first, then):
+    read = []
+    for begin, ranks in ((0, first), (2, then)):
+        monkeypatch.setattr(TokenDataModule, "_next_step", lambda self, begin=begin: begin)
+        parts = [steps(as_rank(toy(), rank, ranks, monkeypatch), 2) for rank in range(ranks)]
+        read += [sorted(row for part in parts for row in part[step]["tokens"].tolist()) for step in range(2)]
+    monkeypatch.undo()
+    assert read == [sorted(batch["tokens"].tolist()) for batch in steps(toy(), 4)]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_change_nothing(toy, workers):
     assert torch.equal(steps(toy(num_workers=workers))[2]["tokens"], steps(toy())[2]["tokens"])
