@@ -19,13 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from app.config.build import build_module
-from app.training.strategy import FullySharded
 from tests.app.training.ranks import each
-from tests.app.training.test_sharding import bare_trainer
+from tests.app.training.test_sharding import VOCAB, as_run, bare_trainer
 from tests.conftest import ROOT
-
-VOCAB = 64
 
 
 def peaks(config: dict[str, Any], ranks: int, steps: int) -> list[dict[str, int]]:
@@ -54,8 +50,7 @@ class Watch(lightning.Callback):
 def measured(config: dict[str, Any], ranks: int, steps: int, rank: int) -> dict[str, int]:
     watch = Watch()
     trainer = bare_trainer(config, ranks, steps)
-    whole = not isinstance(trainer.strategy, FullySharded)
-    module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"], whole)
+    module = as_run(config, trainer)
     trainer.callbacks.append(watch)
     trainer.fit(module, DataLoader([batch(config, ranks)] * steps, batch_size=None))
     return watch.seen

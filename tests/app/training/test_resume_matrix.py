@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from app.config.build import build_module
 from app.training.sharding import full_tensor
 from tests.app.training.ranks import fork
-from tests.app.training.test_sharding import CLIP, EVEN, VOCAB, bare_trainer, go_on, ragged_batch
+from tests.app.training.test_sharding import CLIP, EVEN, as_run, bare_trainer, go_on, ragged_batch
 
 Gradients = dict[str, Tensor]
 PLACES = {  # strategy, ranks, ep_size
@@ -32,7 +31,8 @@ MARGIN = 1e-5  # between the last expert that is chosen and the next one: roundi
 def first_gradient(config: dict[str, Any], before: Path, rank: int, ranks: int) -> Gradients:
     """Of the first step after a checkpoint, and the smallest margin of a choice in it."""
     lightning.seed_everything(0, verbose=False)
-    module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"])
+    trainer = bare_trainer(config, ranks, 3)
+    module = as_run(config, trainer)
     found: Gradients = {}
     margins: list[Tensor] = []
 
@@ -50,7 +50,6 @@ def first_gradient(config: dict[str, Any], before: Path, rank: int, ranks: int) 
     module._optimizer_step = record  # type: ignore[method-assign]
     module.routing_hooks.append(watch)
     batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
-    trainer = bare_trainer(config, ranks, 3)
     trainer.fit(module, DataLoader([batch] * 9, batch_size=None), ckpt_path=before, weights_only=True)
     return found | {"margin": torch.stack(margins).min()}
 

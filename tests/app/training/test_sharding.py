@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from app.config.build import build_module, build_trainer_config
 from app.training.checkpoints import CheckpointFiles, read_checkpoint
+from app.training.module import LanguageModel
 from app.training.sharding import full_tensor
-from app.training.strategy import make_strategy
+from app.training.strategy import FullySharded, make_strategy
 from experts.grouped.device import is_native
 from tests.app.training.ranks import each, fork
 from tests.conftest import ROOT
@@ -109,12 +110,18 @@ def bare_trainer(config: dict[str, Any], ranks: int, steps: int) -> lightning.Tr
     )
 
 
+def as_run(config: dict[str, Any], trainer: lightning.Trainer) -> LanguageModel:
+    """The module as a run has it: without its matrices where it will be split."""
+    whole = not isinstance(trainer.strategy, FullySharded)
+    return build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"], whole)
+
+
 def go_on(config: dict[str, Any], steps: int, before: Path | None, after: Path, rank: int = 0, ranks: int = 1) -> None:
     """Trains up to a step, from one checkpoint to another."""
     lightning.seed_everything(0, verbose=False)
-    module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"])
-    batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
     trainer = bare_trainer(config, ranks, steps)
+    module = as_run(config, trainer)
+    batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
     trainer.fit(module, DataLoader([batch] * 9, batch_size=None), ckpt_path=before, weights_only=True)
     trainer.save_checkpoint(after)
     trainer.strategy.checkpoint_io.wait()
@@ -242,8 +249,9 @@ def test_a_checkpoint_goes_on_under_another_strategy(
 
 def held(config: dict[str, Any], rank: int, ranks: int) -> dict[str, int]:
     """Bytes of parameters, optimizer state and experts that this rank holds after a step, and of gradients before."""
-    module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"])
-    trainer, gradients, step = bare_trainer(config, ranks, 1), [], module._optimizer_step
+    trainer = bare_trainer(config, ranks, 1)
+    module, gradients = as_run(config, trainer), []
+    step = module._optimizer_step
     module._optimizer_step = lambda norm: gradients.extend(p.grad for p in module.parameters()) or step(norm)
     batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
     trainer.fit(module, DataLoader([batch], batch_size=None))
