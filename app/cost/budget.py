@@ -22,7 +22,8 @@ from rich.table import Table
 from torch import nn
 
 from app.config.build import build_optimizer
-from app.cost.memory import Fit, Memory, Placement, Work, optimizer_states
+from app.cost.kept import Work
+from app.cost.memory import Fit, Memory, Placement, optimizer_states
 from app.data.module import micro_batch_size
 from app.model.assemble import build_model
 from app.model.block import Block

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from app.config.compose import composed
 from app.cost.budget import Budget, on_meta
-from app.cost.memory import GPU, Memory, Work
+from app.cost.kept import Work
+from app.cost.memory import GPU, Memory
 from app.cost.memory import Placement as Shared
 from app.model.moe import MoE
 

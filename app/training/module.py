@@ -103,6 +103,7 @@ class LanguageModel(lightning.LightningModule):
             low = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
             shard(self.model, self.device_mesh, self.ep_size, low)
             fill(self.model, self.draws)
+            self.draws = {}  # once: this is called before each loop of the Trainer
 
     def configure_optimizers(self) -> Any:
         """Weight decay on matrices only, routers at a rate of their own; `hidden` marks the matrices of the blocks.

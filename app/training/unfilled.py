@@ -45,11 +45,14 @@ def unfilled(build: Callable[[], Transformer]) -> tuple[Transformer, dict[str, D
     with torch.device("meta"), _registering(made.append):
         matrices = {*build().matrices()}
     left_out = iter([parameter in matrices for parameter in made])  # a second time they are made in the same order
-    draws = Draws()
+    draws, before = Draws(), torch.get_rng_state()
     with draws, _registering(lambda parameter: draws.leave_out(parameter) if next(left_out) else None):
         model = build()
-    named = model.named_parameters(remove_duplicate=False)
-    return model, {name: draws.last[parameter] for name, parameter in named if parameter.is_meta}
+    bare = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.is_meta}
+    if not draws.last.keys() >= {*bare.values()}:  # a weight was made of a matrix: its layout needs numbers
+        torch.set_rng_state(before)
+        return build(), {}
+    return model, {name: draws.last[parameter] for name, parameter in bare.items()}
 
 
 def fill(model: nn.Module, draws: dict[str, Draw | Given]) -> None:
@@ -72,8 +75,6 @@ def _part(whole: Tensor, matrix: Tensor) -> Tensor:
 class Draws(TorchDispatchMode):
     """Draws for parameters that are left out, too, so that whatever is drawn next is what it always is."""
 
-    RANDOM = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
-
     def __init__(self) -> None:
         super().__init__()
         self.bare: set[Tensor] = set()  # what was left out
@@ -88,7 +89,8 @@ class Draws(TorchDispatchMode):
         return bare
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in self.RANDOM or args[0] not in self.bare:
+        drawing = torch.Tag.nondeterministic_seeded in func.tags and func._schema.is_mutable
+        if not drawing or args[0] not in self.bare:
             return func(*args, **kwargs or {})
         self.last[args[0]] = Draw(torch.get_rng_state(), func, args[1:])
         func(torch.empty(args[0].shape, device="cpu"), *args[1:])

@@ -11,7 +11,8 @@ from hydra import initialize_config_dir
 
 from app.config.compose import as_dict, composed
 from app.cost.budget import budget_of, on_meta
-from app.cost.memory import Fit, Memory, Placement, Work, optimizer_states
+from app.cost.kept import Work
+from app.cost.memory import Fit, Memory, Placement, optimizer_states
 from tests.app.training.peaks import peaks
 from tests.conftest import NANO, ROOT
 

@@ -14,6 +14,7 @@ from torch import nn
 from app.config.build import build_module
 from app.cost.budget import Budget
 from app.model.assemble import build_model
+from app.model.transformer import Transformer
 from app.training.checkpoints import read_checkpoint
 from app.training.module import LanguageModel
 from app.training.sharding import full_tensor
@@ -47,6 +48,30 @@ def test_every_part_is_drawn_as_in_a_whole_model(compose: Callable[..., dict[str
         assert torch.equal(draws[name].again(here.shape) if here.is_meta else here, weights), name
 
 
+class Twice(nn.Module):
+    """Has a part that begins as its matrix does."""
+
+    def __init__(self, ffn: nn.Module) -> None:
+        super().__init__()
+        self.ffn, self.own = ffn, nn.Linear(4, 4)
+        self.scale = nn.Parameter(self.own.weight.detach()[0].clone())
+
+
+def test_a_model_that_needs_the_numbers_of_its_matrices_is_built_whole(compose: Callable[..., dict[str, Any]]) -> None:
+    def build() -> Transformer:
+        model = build_model(compose(), VOCAB)
+        model.blocks[0].ffn = Twice(model.blocks[0].ffn)
+        return model
+
+    torch.manual_seed(3)
+    whole = build()
+    torch.manual_seed(3)
+    model, draws = unfilled(build)
+    assert draws == {}
+    for name, weights in whole.named_parameters():
+        assert torch.equal(model.get_parameter(name), weights), name
+
+
 @pytest.mark.parametrize(("ranks", "strategy", "ep_size"), [(2, "fsdp2", 1), (4, "fsdp2", 1), (4, "ep", 2)])
 def test_ranks_fill_their_parts(
     compose: Callable[..., dict[str, Any]], tmp_path: Path, ranks: int, strategy: str, ep_size: int
@@ -61,12 +86,17 @@ def test_ranks_fill_their_parts(
         module = build_module(config, VOCAB, ["text"], 1, whole=False)
         configured(module, config, ranks)
         assert module.model.head.weight is module.model.embedding.weight
+        with torch.no_grad():
+            module.model.norm.weight.add_(1)
+            module.model.embedding.weight.add_(1)
+        module.configure_model()  # as before validation alone: what was learned stays
         return {name: full_tensor(weights.detach()) for name, weights in module.named_parameters()}
 
     for weights in each(begun, ranks, tmp_path):
         assert weights.keys() == whole.keys()
         for name, value in weights.items():
-            assert torch.equal(value, whole[name]), name
+            learned = name in ("model.norm.weight", "model.embedding.weight")
+            assert torch.equal(value, whole[name] + learned), name
 
 
 def test_a_run_builds_nothing_whole(
