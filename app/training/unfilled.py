@@ -69,7 +69,7 @@ def fill(model: nn.Module, draws: dict[str, Draw | Given]) -> None:
 def _part(whole: Tensor, matrix: Tensor) -> Tensor:
     """What this rank keeps of it, in memory of its own."""
     assert isinstance(matrix, DTensor)
-    return distribute_tensor(whole, matrix.device_mesh, matrix.placements, src_data_rank=None).clone()
+    return distribute_tensor(whole, matrix.device_mesh, matrix.placements, src_data_rank=None)
 
 
 class Draws(TorchDispatchMode):
