@@ -57,7 +57,7 @@ class Numbers(NamedTuple):
         kept = [_kept_by(block, work) for block in blocks]
         most = max(kept)
         held = FLOAT * dim * len(blocks) + most if model.config.activation_checkpointing else sum(kept)
-        mask = work.seq_len * (work.product + 1) if work.on_cpu else 0  # elsewhere blocks of positions
+        mask = work.seq_len * work.product if work.on_cpu else 0  # elsewhere blocks of positions
         return cls(
             total=total,
             experts=sum(experts for _, experts in sizes),
@@ -87,18 +87,18 @@ def _kept_by(block: Block, work: Work) -> float:
     once = norms + work.product * (attention + shared)
     if not isinstance(block.ffn, MoE):
         return once
-    mixture = block.ffn.experts
-    if isinstance(mixture, Mixture):  # each factor of a skill multiplies once
+    layout = block.ffn.experts
+    if isinstance(layout, Mixture):  # each factor of a skill multiplies once
         factors = sum(2 * len(layer.skills_a) * layer.skills_a.size(-1) for layer in skilled(block))
-        return mixture.passes * once + work.product * factors
-    router = FLOAT * (3 * mixture.num_experts + 10 * mixture.top_k)  # probabilities; places of assignments
+        return layout.passes * once + work.product * factors
+    router = FLOAT * (3 * layout.num_experts + 10 * layout.top_k)  # probabilities; places of assignments
     return once + router + work.product * _chosen(block) * 2 * sum(_widths(block))
 
 
 def _widths(block: nn.Module) -> tuple[float, float]:
     """Of what an expert of a block sees, and its hidden one, on average."""
     shapes = [stack.w_out.shape for stack in _stacks(block)]
-    number = sum(experts for experts, _, _ in shapes)
+    number = sum(experts for experts, _, _ in shapes) or 1  # a layout may have none
     width = sum(experts * seen for experts, _, seen in shapes) / number
     return width, sum(experts * hidden for experts, hidden, _ in shapes) / number
 
