@@ -21,10 +21,10 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from app.config.build import build_optimizer
-from app.cost.kept import Work
+from app.config.build import build_optimizer, build_trainer_config
+from app.cost.kept import FLOAT, Work
 from app.cost.memory import Fit, Memory, Placement, optimizer_states
-from app.data.module import micro_batch_size
+from app.data.module import build_data
 from app.model.assemble import build_model
 from app.model.block import Block
 from app.model.moe import MoE
@@ -191,20 +191,18 @@ def budget_of(config: dict[str, Any], convention: Convention = "real") -> tuple[
     Raises:
         UserError: the config is wrong, or the number of tokens is known only when the tokenizer's file is read.
     """
-    data, trainer, model = config["data"], fixed_to_machine(config["trainer"]), on_meta(config)
-    placement = Placement(
-        trainer["strategy"], trainer["devices"] * trainer["num_nodes"], trainer["ep_size"], trainer["accumulate"]
-    )
-    rows = micro_batch_size(data, placement.ranks)
+    model, trainer = on_meta(config), build_trainer_config(config | {"trainer": fixed_to_machine(config["trainer"])})
+    placement = Placement(trainer.strategy, trainer.devices * trainer.num_nodes, trainer.ep_size, trainer.accumulate)
+    data = build_data(config["data"], config["tokenizer"], config["seed"], placement.ranks)
     work = Work(
-        data["seq_len"],
-        rows,
-        data["batch_size"] // placement.ranks // rows,
-        4 if trainer["precision"].startswith("32") else 2,
+        data.seq_len,
+        data.micro_batch_size,
+        data.micro_batches(placement.ranks),
+        FLOAT if trainer.precision == "32-true" else 2,
         optimizer_states(build_optimizer(config)),
-        trainer["accelerator"] == "cpu",
+        on_cpu=trainer.accelerator == "cpu",
     )
-    return Budget.of(model, data["seq_len"], convention), Memory.of(model, work, placement), Fit.of(model, work)
+    return Budget.of(model, data.seq_len, convention), Memory.of(model, work, placement), Fit.of(model, work)
 
 
 def on_meta(config: dict[str, Any]) -> Transformer:

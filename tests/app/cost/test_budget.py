@@ -1,6 +1,7 @@
 """The budget against what torch counts, and against arithmetic on paper."""
 
 import json
+import re
 from math import comb
 from typing import Any
 
@@ -154,6 +155,23 @@ def test_the_command_prints_a_table(capsys):
 def test_an_unknown_convention_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'causal'"):
         main(["--convention=casual"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data.micro_batch_size=0"], "data.micro_batch_size=0: must be at least 1"),
+        (["data.batch_size=many"], "data.batch_size=many: must be int"),
+        (["data.micro_batch_size=3"], "data.batch_size=8: must be a multiple of data.micro_batch_size=3"),
+        (["trainer.devices=0"], "trainer.devices=0: must be at least 1"),
+        (["trainer.devices=2"], "trainer.devices=2: needs trainer=ddp or trainer=fsdp"),
+        (["trainer=ep", "trainer.ep_size=3"], "trainer.ep_size=3: must divide 2"),
+        (["trainer.strategy=fdsp2"], "trainer.strategy=fdsp2: "),
+    ],
+)
+def test_what_train_refuses_has_no_budget(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        main(["model=nano", "tokenizer=bytes", *words])
 
 
 def test_the_groups_that_grove_meets_are_counted_on_average():
