@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import nn
 
 from app.config.build import build_optimizer, build_trainer_config
-from app.cost.kept import FLOAT, Work
+from app.cost.kept import FLOAT, Work, count
 from app.cost.memory import Fit, Memory, Placement, optimizer_states
 from app.data.module import build_data
 from app.model.assemble import build_model
@@ -60,7 +60,7 @@ class Budget:
         """Counts a model, which may lie on the meta device."""
         layers = [module for module in model.modules() if isinstance(module, MoE)]
         blocks = [block for block in model.blocks if isinstance(block, Block)]
-        total, routers = _count(model), _count(*model.routers())
+        total, routers = count(model), count(*model.routers())
         experts = sum(sum(layer.experts.expert_params()) for layer in layers)
         active = round(total - experts + sum(map(_chosen, layers)))
         shape = nominal if convention == "paper" else real
@@ -68,10 +68,10 @@ class Budget:
         return cls(
             total_params=total,
             active_params=active,
-            embedding_params=_count(model.embedding),
+            embedding_params=count(model.embedding),
             expert_params=experts,
-            router_params=routers + _count(model.shared_score),
-            ffn_params=round(ffn) if convention == "paper" else _count(*(b.ffn for b in blocks)) - routers,
+            router_params=routers + count(model.shared_score),
+            ffn_params=round(ffn) if convention == "paper" else count(*(b.ffn for b in blocks)) - routers,
             active_ffn_params=round(active_ffn),
             flops_per_token_forward=_forward_flops(model, seq_len, convention, active, active_ffn),
             seq_len=seq_len,
@@ -134,13 +134,13 @@ def _ffn_params(ffn: nn.Module, shape: Callable[[int, int], float]) -> tuple[flo
     if not isinstance(ffn, MoE) or not stacks:
         return shared, shared
     routed = sum(_scaled(stack, shape) for stack in stacks)
-    return shared + routed, shared + _chosen(ffn) * routed / _count(*stacks)
+    return shared + routed, shared + _chosen(ffn) * routed / count(*stacks)
 
 
 def _scaled(network: FeedForward | Stack, shape: Callable[[int, int], float]) -> float:
     """Parameters of a network with the width that `shape` gives."""
     dim, width = _width(network)
-    return _count(network) * shape(width, dim) / width
+    return count(network) * shape(width, dim) / width
 
 
 def _chosen(layer: MoE) -> float:
@@ -163,7 +163,7 @@ def _forward_flops(
     if convention.startswith("paper"):
         products = config.num_layers * 4 * config.dim**2 + active_ffn + model.head.weight.numel()
         return 2 * products + 4 * config.num_layers * config.dim * seq_len
-    looked_up = 0 if config.tie_embeddings else _count(model.embedding)
+    looked_up = 0 if config.tie_embeddings else count(model.embedding)
     matrices = active_params - looked_up - sum(p.numel() for p in model.parameters() if p.dim() < 2)
     attention = 4 * config.num_heads * config.head_width * seq_len / (2 if convention == "causal" else 1)  # of a layer
     return 2 * matrices + config.num_layers * attention + sum(_again(block, attention) for block in model.blocks)
@@ -179,10 +179,6 @@ def _again(block: nn.Module, attention: float) -> float:
     factors = sum(p.numel() for n in networks for layer in skilled(n) for p in layer.settled())
     again = (mixture.passes - 1) * (2 * matrices + attention * (block.attention in networks))
     return again - 2 * factors if again and not mixture.on_model else again  # the first of them is without experts
-
-
-def _count(*modules: nn.Module | None) -> int:
-    return sum(p.numel() for module in modules if module is not None for p in module.parameters())
 
 
 def budget_of(config: dict[str, Any], convention: Convention = "real") -> tuple[Budget, Memory, Fit]:

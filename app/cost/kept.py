@@ -51,8 +51,8 @@ class Numbers(NamedTuple):
         dim, vocab = model.config.dim, model.head.weight.shape[0]
         tokens = work.rows * work.seq_len
         hidden = sum(p.numel() for p in {*model.matrices()} & {*model.blocks.parameters()})
-        total = _count(model)
-        sizes = [(_count(block), _count(*_stacks(block))) for block in blocks]
+        total = count(model)
+        sizes = [(count(block), count(*_stacks(block))) for block in blocks]
         largest, stacked = max(sizes)
         kept = [_kept_by(block, work) for block in blocks]
         most = max(kept)
@@ -112,5 +112,6 @@ def _stacks(module: nn.Module) -> list[Stack]:
     return [inner for inner in module.modules() if isinstance(inner, Stack)]
 
 
-def _count(*modules: nn.Module) -> int:
-    return sum(p.numel() for module in modules for p in module.parameters())
+def count(*modules: nn.Module | None) -> int:
+    """Parameters of modules, those that are there."""
+    return sum(p.numel() for module in modules if module is not None for p in module.parameters())

@@ -5,8 +5,7 @@ from typing import NamedTuple
 from app.config.compose import composed
 from app.cost.budget import Budget, on_meta
 from app.cost.kept import Work
-from app.cost.memory import GPU, Memory
-from app.cost.memory import Placement as Shared
+from app.cost.memory import GPU, Memory, Placement
 from app.model.moe import MoE
 
 FLOPS = 400e12  # per second that an H100 gives: 40 % of the bfloat16 peak
@@ -16,7 +15,7 @@ PLACEMENTS = [("deepseekmoe_16b", 8, 8), ("deepseekmoe_16b", 64, 8), ("deepseekm
            ("deepseekmoe_145b", 8, 8), ("deepseekmoe_145b", 64, 8), ("deepseekmoe_145b", 512, 8)]  # fmt: skip
 
 
-class Placement(NamedTuple):
+class Load(NamedTuple):
     """What one GPU holds, sends and computes."""
 
     state: float  # bytes of parameters, gradients and optimizer
@@ -28,7 +27,7 @@ class Placement(NamedTuple):
     communication_s: float
 
 
-def placement(name: str, gpus: int, ep_size: int) -> Placement:
+def load(name: str, gpus: int, ep_size: int) -> Load:
     """EP inside a node of 8, FSDP2 over all GPUs for the rest and over the nodes for the experts."""
     config = composed([f"experiment=paper/{name}"])
     model = on_meta(config)
@@ -36,14 +35,14 @@ def placement(name: str, gpus: int, ep_size: int) -> Placement:
     layers = [m.experts for m in model.modules() if isinstance(m, MoE)]
     experts, rest = budget.expert_params, budget.total_params - budget.expert_params
     rows = 4 if name == "deepseekmoe_145b" else 8
-    memory = Memory.of(model, Work(length, rows, micro_batches=2, product=2), Shared("ep", gpus, ep_size))
+    memory = Memory.of(model, Work(length, rows, micro_batches=2, product=2), Placement("ep", gpus, ep_size))
     nodes = gpus // ep_size
     near = 8 * (rest + budget.embedding_params) * (gpus - 1) / gpus  # bytes; the gathers of a ring; the head, too
     far = 8 * experts / ep_size * (nodes - 1) / nodes
     tokens = rows * length
     exchange = tokens * len(layers) * layers[0].top_k * model.config.dim * 2 * 4 * (ep_size - 1) / ep_size
     between = NEAR if nodes == 1 else FAR
-    return Placement(
+    return Load(
         state=memory.parameters + memory.gradients + memory.optimizer,
         at_most=memory.at_most,
         rows=rows,
@@ -56,7 +55,7 @@ def placement(name: str, gpus: int, ep_size: int) -> Placement:
 
 def _row(name: str, gpus: int, ep_size: int) -> str:
     """One line of the table."""
-    at = placement(name, gpus, ep_size)
+    at = load(name, gpus, ep_size)
     micros = STEP_TOKENS / (at.rows * 4096 * gpus)
     fits = "yes" if at.at_most < GPU else "**no**"
     share = at.communication_s / (at.communication_s + at.compute_s)
