@@ -6,9 +6,11 @@ results/NAME. `report=true` writes the result of what has ended and runs nothing
 
 import argparse
 import sys
+from typing import Any
 
 import app.config.environment  # noqa: F401  before torch
 from app.config.errors import exit_on_mistake
+from app.config.overrides import key_of
 
 
 def main(arguments: list[str]) -> None:
@@ -17,12 +19,19 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("overrides", nargs="+", help="race=NAME, and keys of conf/race.yaml")
     asked = parser.parse_intermixed_args(arguments).overrides
     from hydra import compose, initialize_config_dir  # torch takes seconds to import, and --help needs none of it
+    from omegaconf import OmegaConf
 
     from app.config.compose import CONF
+    from app.races.race import require_own_settings
     from app.races.run import run
 
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="race"):
-        run(compose("race", asked, return_hydra_config=True), asked)
+        config = compose("race", asked, return_hydra_config=True)
+        hydra = [override for override in asked if key_of(override).partition(".")[0] == "hydra"]
+        plain = compose("race", ["~race", *hydra], return_hydra_config=True)
+        settings: Any = [OmegaConf.to_container(each.hydra, resolve=False) for each in (config, plain)]
+        require_own_settings(str(config.hydra.runtime.choices.race), *settings)
+        run(config, asked)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ FROZEN = {  # parts of a model that a run may leave as they are, by what the nam
     "head": "head.",
 }
 TARGETS = ("lightning", "torch", "torchmetrics")  # whose classes a config may name by `_target_`
+FOREIGN_BASES: dict[str, type] = {"optimizer": torch.optim.Optimizer, "callbacks": lightning.Callback}  # and where
 
 
 def build_trainer_config(config: Config) -> TrainerConfig:
@@ -148,7 +149,7 @@ def _foreign(key: str, entry: Config, base: type) -> Callable[..., Any]:
     Raises:
         UserError: the class is not one of TARGETS' own below `base`, or refuses a value.
     """
-    cls = _foreign_class(key, str(entry.get("_target_")), base)
+    cls = foreign_class(key, str(entry.get("_target_")), base)
     values = {name: value for name, value in entry.items() if name != "_target_"}
 
     def build(*sizes: Any) -> Any:
@@ -173,7 +174,12 @@ def _culprit(cls: type, key: str, sizes: tuple[Any, ...], values: dict[str, Any]
     return key
 
 
-def _foreign_class(key: str, target: str, base: type) -> type:
+def foreign_class(key: str, target: str, base: type) -> type:
+    """Return the class that `_target_` names.
+
+    Raises:
+        UserError: It is not defined in one of the packages TARGETS, or is no subclass of `base`.
+    """
     package = target.split(".")[0]
     if package not in TARGETS:
         raise UserError(f"{key}._target_={target}: must lie in {', '.join(TARGETS)}; register a class of your own")

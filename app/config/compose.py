@@ -4,6 +4,7 @@ Installed packages with our entry point add the options in their folder `conf`; 
 `app.registry` through the same entry point.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
@@ -61,7 +62,9 @@ def readable(overrides: Sequence[str]) -> list[str]:
     path whatever its characters.
     """
     words = [path_quoted(word) for word in overrides if word not in [f"{group}=null" for group in PRESETS]]
-    away = {group: f"{group}=none" if (CONF / group / "none.yaml").exists() else f"~{group}" for group in _groups()}
+    away = {
+        group: f"{group}=none" if (CONF / group / "none.yaml").exists() else f"~{group}" for group in config_groups()
+    }
     nulls = {word: instead for group, instead in away.items() for word in (f"{group}=null", f"~{group}")}
     return [nulls.get(word, word) for word in words]
 
@@ -91,12 +94,14 @@ def with_whole_sources(data: Config) -> Config:
         if not isinstance(given, dict):
             raise UserError(f"{key}={given}: must be keys, such as {{path: {given}}}")
         option = given.get("data", "text")
+        if not re.fullmatch(r"[\w-]+", str(option)):  # a path would lead out of the group
+            raise UserError(f"{key}.data={option}: must be the name of an option of the group data, such as text")
         try:
             own = {} if "source" in given else composed([f"data={option}"])["data"]
         except MissingConfigException as error:
             raise UserError(unknown(f"{key}.data={option}", str(option), error.options or ())) from error
         inner = {knob: value for knob, value in {**own, **given}.items() if knob != "data"}
-        whole[name] = with_whole_sources({k: v for k, v in inner.items() if k not in _own()["data"]})
+        whole[name] = with_whole_sources({k: v for k, v in inner.items() if k not in own_keys()["data"]})
     return data | {"sources": whole}
 
 
@@ -106,7 +111,7 @@ def require_groups(config: Any) -> None:
     Raises:
         UserError: one has none.
     """
-    for group in {group for group in _groups() if "/" not in group} - set(OPTIONAL):
+    for group in {group for group in config_groups() if "/" not in group} - set(OPTIONAL):
         chosen = config.get(group)
         some = isinstance(chosen, Mapping)
         if not some or SET_BY_OPTION.get(group, group) not in {group, *chosen}:
@@ -121,7 +126,7 @@ def require_known_keys(config: Any) -> Config:
     Raises:
         UserError: it has a key that no run reads.
     """
-    own, groups = _own(), _groups()
+    own, groups = own_keys(), config_groups()
     for key, value in config.items():
         if key not in own and key not in groups:
             raise UserError(unknown(str(key), str(key), {*own, *groups}))
@@ -136,14 +141,14 @@ def require_known_keys(config: Any) -> Config:
 
 
 @cache
-def _own() -> Config:
-    """The values that stand in `config.yaml` itself."""
+def own_keys() -> Config:
+    """Values that are in `config.yaml` itself, by key."""
     root: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
     return {key: value for key, value in root.items() if key not in ("defaults", "hydra")}
 
 
 @cache
-def _groups() -> list[str]:
+def config_groups() -> list[str]:
     """The groups of its defaults list that make a key of the config."""
     entries: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))["defaults"]  # type: ignore[index, call-overload]
     chosen: Iterable[str] = (name for entry in entries if isinstance(entry, dict) for name in entry)

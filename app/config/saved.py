@@ -7,11 +7,17 @@ import yaml
 
 from app.config.compose import Config, require_groups, require_known_keys
 from app.config.overrides import combined, last
+from app.config.own_overrides import require_own_overrides
 from app.registry import UserError
 from app.training.files import read_whole
 
 RUNS = Path("runs")  # where the folders of runs lie
-LATER = {"model": {"qkv_bias": False}}  # keys that came later, with what a run without them had
+LATER: dict[
+    tuple[str, str | None], Config
+] = {  # keys that came later, with the value that a run without them had, by group and name of the part
+    ("model", None): {"qkv_bias": False},
+    ("tokenizer", "file"): {"begin": None},
+}
 CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"  # of a run
 
 
@@ -28,30 +34,40 @@ def read_config(path: Path) -> Config:
     """
     try:
         config = yaml.load(read_whole(path), Loader=_PlainLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2020-99-99
         raise UserError(f"{path}: is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: is no config of ours: it holds {type(config).__name__}, not keys")
     try:
         require_groups(config)
-        known = {group: keys | config[group] for group, keys in LATER.items()}
-        return require_known_keys(config | known)
+        return require_known_keys(with_later_keys(config))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
+def with_later_keys(config: Config) -> Config:
+    """Return a saved config with the keys that did not exist yet when it was written."""
+    whole = dict(config)
+    for (group, name), keys in LATER.items():
+        entry = whole.get(group)
+        if isinstance(entry, dict) and entry.get("name") == name:
+            whole[group] = keys | entry
+    return whole
+
+
 def read_list(path: Path) -> list[str]:
-    """A saved list of overrides.
+    """Return a saved list of overrides, which set nothing but values of our own config groups.
 
     Raises:
-        UserError: it cannot be read, or is no list of words.
+        UserError: The file cannot be read, is no list of overrides, or holds one that would do something else.
     """
     try:
         words = yaml.safe_load(read_whole(path))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         words = None
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise UserError(f"{path}: is damaged: it holds no list of overrides; restore it, or delete it")
+    require_own_overrides(str(path), words)
     return words
 
 

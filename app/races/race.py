@@ -3,12 +3,15 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from app.config.overrides import combined, last, value_of
+from app.config.own_overrides import require_own_overrides
 from app.registry import UserError, check, require, unknown
 
+COMPOSED = ("runtime", "overrides")  # of `hydra`: what the overrides themselves change
 START = re.compile(r"@(\w+)")  # in the value of an override
 
 
@@ -63,6 +66,8 @@ class Race:
             self._require_starts(name)
         strangers = sorted({*self.unmatched} - {*self.contestants})
         require("unmatched", strangers, not strangers, f"must be among {names}")
+        plain = all(re.fullmatch(r"\w+", size) for size in self.sizes)
+        require("sizes", self.sizes, plain, "must be names of experiments race/SIZE")
         for name in ("sizes", "seeds"):
             values = getattr(self, name)
             require(name, values, len({*values}) == len(values) > 0, "must name each once, and at least one")
@@ -108,9 +113,37 @@ def read_race(values: dict[str, Any]) -> Race:
         UserError: a value is missing, unknown or out of its range.
     """
     try:
-        return Race(**check(Race, {"before": {}} | values, "race"))
+        race = Race(**check(Race, {"before": {}} | values, "race"))
     except ValueError as error:
         raise UserError(f"race.{error}") from error
+    lists = {"common": race.common}
+    lists |= {f"contestants.{name}": overrides for name, overrides in race.contestants.items()}
+    lists |= {f"before.{name}": overrides for name, overrides in race.before.items()}
+    for key, overrides in lists.items():
+        require_own_overrides(f"race.{key}", overrides)
+    return race
+
+
+def require_own_settings(name: str, settings: Mapping[str, Any], without: Mapping[str, Any]) -> None:
+    """Check that the file of a study sets nothing of Hydra, whose launchers and callbacks can run code.
+
+    Args:
+        name: The study.
+        settings: The config group `hydra` of the composed config.
+        without: The same, composed without the study's file.
+
+    Raises:
+        UserError: It does.
+    """
+    given, plain = (dict(each) | {"job": _without_name(each["job"])} for each in (settings, without))
+    for key in sorted(given.keys() | plain.keys()):
+        if key not in COMPOSED and given.get(key) != plain.get(key):
+            raise UserError(f"race={name}: its file sets hydra.{key}; remove it there, and give it as an override")
+
+
+def _without_name(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a job without the overrides that Hydra writes into them."""
+    return {key: value for key, value in job.items() if key != "override_dirname"}
 
 
 def fingerprint(values: dict[str, Any]) -> str:

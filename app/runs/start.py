@@ -19,6 +19,7 @@ from app.config.build import (
 )
 from app.config.compose import Config
 from app.config.overrides import key_of
+from app.config.own_overrides import calls_resolver
 from app.config.saved import CONFIG, OVERRIDES, RUNS, dumped, listed
 from app.cost.match import matched
 from app.data.module import TokenDataModule, build_data
@@ -116,9 +117,13 @@ def _resolved(chosen: Config, overrides: list[str], folder: Path) -> tuple[Confi
 
 
 def _lasting(overrides: list[str]) -> list[str]:
-    """Those that are about what is run, not about this start; the last one of a key."""
+    """Return the overrides that describe the run and not this start: the last one of each key.
+
+    A value that comes from outside of the config, such as `${oc.env:TEXT}`, is in the saved config only.
+    """
     last = {key_of(override): override for override in overrides}
-    return [override for key, override in last.items() if key not in ("run", "resume")]
+    lasting = {key: override for key, override in last.items() if key not in ("run", "resume")}
+    return [override for override in lasting.values() if not calls_resolver(override)]
 
 
 def _nothing_to_do(config: Config, folder: Path, checkpoint: Path) -> Decision:
