@@ -91,7 +91,7 @@ def _build(folder: Path, send: Connection) -> None:
     source = Text(path=str(folder / "text.jsonl"), text_key="text")
     with tempfile.TemporaryDirectory() as cache:
         before = time.perf_counter()
-        open_corpus(source, File(path=str(folder / FILE), separator=None), Path(cache))
+        open_corpus(source, File(path=str(folder / FILE), separator=None, begin=None), Path(cache))
         seconds = time.perf_counter() - before
     send.send((seconds, highest_memory() - base))
 

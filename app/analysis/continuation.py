@@ -131,7 +131,7 @@ def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str | bytes) -> list[int]:
     """A prompt as the start of a document."""
-    return [tokenizer.separator, *map(int, tokenizer.encode([prompt])[0].ids)]
+    return [tokenizer.begin, *map(int, tokenizer.encode([prompt])[0].ids)]
 
 
 def written(

@@ -76,6 +76,11 @@ class RouterZoo(TemplateLM):
         """The separator of documents."""
         return self.run.text.tokenizer.separator
 
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that starts a document."""
+        return self.run.text.tokenizer.begin
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """The ids of a text, behind the separator unless there are to be no special tokens."""
         ids = prompt_ids(self.run.text.tokenizer, string)

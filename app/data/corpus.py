@@ -1,7 +1,8 @@
 """A finished cache, memory-mapped: token streams, cut into rows and stacked to batches.
 
 A stream holds one domain of one split: SEP document SEP document ... SEP. As an input the separator is the start symbol
-of the document that follows; as a target it is the end of the one before. Row i has the inputs [i*S, i*S + S) and the
+of the document that follows (`begin`, where the tokenizer has another token for it); as a target it is the end of the
+one before. Row i has the inputs [i*S, i*S + S) and the
 targets one further, so every token but the first is a target exactly once.
 """
 
@@ -48,7 +49,8 @@ PADDING = Row(-1, 0)
 class Stream:
     """The tokens of one domain in one split."""
 
-    def __init__(self, folder: Path, name: str, token_type: str) -> None:
+    def __init__(self, folder: Path, name: str, token_type: str, separator: int, begin: int) -> None:
+        self._separator, self._begin = separator, begin
         self.tokens = _open(folder / f"{name}.tokens", np.dtype(token_type))
         self.nbytes = _open(folder / f"{name}.nbytes", np.dtype(np.uint16))
         table = _open(folder / f"{name}.documents", np.dtype(np.int64)).reshape(-1, 2)
@@ -61,9 +63,11 @@ class Stream:
     def row(self, number: int, seq_len: int) -> dict[str, Array]:
         """The columns of a `Batch` for one row, without its padding."""
         start, stop = number * seq_len, min((number + 1) * seq_len, self.targets)
+        inputs = self.tokens[start:stop].astype(np.int64)
+        inputs[inputs == self._separator] = self._begin
         document = np.searchsorted(self.starts, np.arange(start, stop), side="right") - 1
         return {
-            "tokens": self.tokens[start:stop].astype(np.int64),
+            "tokens": inputs,
             "targets": self.tokens[start + 1 : stop + 1].astype(np.int64),
             "document": document,
             "topic": self.topics[document],
@@ -81,6 +85,7 @@ class Corpus:
         self.topics: list[str] = meta["topics"]
         self.fingerprint: str = meta["corpus_fingerprint"]
         self._separator: int = meta["separator"]
+        self._begin: int = meta.get("begin", self._separator)  # older caches have one token for both
         self._token_type: str = meta["token_type"]
         self.streams: dict[str, list[Stream]] = {split: self._streams(split) for split in SPLITS}
 
@@ -94,7 +99,7 @@ class Corpus:
     def batch(self, split: Split, rows: Sequence[Row], seq_len: int) -> Batch:
         """The rows as tensors, one above the other."""
         size = (len(rows), seq_len)
-        fill = {"tokens": self._separator, "targets": IGNORED, "document": -1, "domain": 0, "topic": -1, "nbytes": 0}
+        fill = {"tokens": self._begin, "targets": IGNORED, "document": -1, "domain": 0, "topic": -1, "nbytes": 0}
         columns = {name: np.full(size, value, dtype=np.int64) for name, value in fill.items()}
         for place, row in enumerate(rows):
             if row == PADDING:
@@ -106,7 +111,8 @@ class Corpus:
         return Batch(valid=valid, **{name: torch.from_numpy(values) for name, values in columns.items()})  # type: ignore[typeddict-item]
 
     def _streams(self, split: str) -> list[Stream]:
-        return [Stream(self.folder, f"{split}.{place}", self._token_type) for place in range(len(self.domains))]
+        names = [f"{split}.{place}" for place in range(len(self.domains))]
+        return [Stream(self.folder, name, self._token_type, self._separator, self._begin) for name in names]
 
 
 def _open(path: Path, kind: np.dtype) -> NDArray:

@@ -81,6 +81,7 @@ class CorpusWriter:
             "domains": self._domains,
             "topics": list(self._topics),
             "separator": self._tokenizer.separator,
+            "begin": self._tokenizer.begin,
             "token_type": self._token_type,
             "documents_tokens_bytes": counts,
         }

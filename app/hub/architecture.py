@@ -1,5 +1,6 @@
 """What an architecture of `transformers` is to us: the facts that it has fixed, and its names for the others."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,10 @@ COMMON = {  # our facts, and what nearly all architectures call them
 }
 # follow from other facts, or have no effect where no other fact says so
 IMPLIED = {"model.rope_theta", "model.attention_scale", "model.hidden_dim", "shared_dim", "num_shared"}
+# what a config.json must hold for our keys; all others are counts and widths
+BOOLEANS = {"model.tie_embeddings", "model.qkv_bias", "router.weigh.normalize"}
+NUMBERS = {"model.norm_eps", "model.rope_theta", "model.attention_scale", "router.weigh.scale"}
+LARGEST = {"model.num_layers": 10_000}
 
 
 @dataclass(frozen=True)
@@ -98,22 +103,66 @@ class Architecture:
         absent = sorted({*names.values()} - {"", "head_dim"} - config.keys())
         if absent:
             raise UserError(f"config.json: says nothing of {absent[0]}, which {self.name} has")
+        for ours, theirs in names.items():
+            if theirs and not (theirs == "head_dim" and config.get(theirs) is None):
+                _require_kind(ours, theirs, config[theirs])
         free = {ours: config.get(theirs) if theirs else True for ours, theirs in names.items()}
         facts = dict(self.needs) | free
         if facts.get("model.head_dim") is None:
             facts["model.head_dim"] = config["hidden_size"] // config["num_attention_heads"]
         layers = []
         if self.dense is not None:
-            key, how = self.dense
-            layers = list(config[key] or []) if how == "list" else list(range(config[key]))
+            layers = self._dense_layers(config)
         facts["dense_layers"] = list(range(config["num_hidden_layers"])) if self.experts is None else layers
         return facts | {"model.rope_theta": self._rope(config)}
 
+    def _dense_layers(self, config: Mapping[str, Any]) -> list[int]:
+        """Numbers of the layers without experts, as its config gives them."""
+        assert self.dense is not None
+        key, how = self.dense
+        most: int = config["num_hidden_layers"]
+        value: Any = config.get(key)
+        if how == "list":
+            value = value or []
+            if not isinstance(value, list) or not all(_is_whole(number) and 0 <= number < most for number in value):
+                raise UserError(f"config.json: {key}={value} must be a list of numbers in 0..{most - 1}")
+            return list(value)
+        value = value or 0
+        if not _is_whole(value) or not 0 <= value <= most:
+            raise UserError(f"config.json: {key}={value} must be a number in 0..{most}")
+        return list(range(value))
+
     def _rope(self, config: Mapping[str, Any]) -> float:
-        rope = dict(config.get("rope_parameters") or {})
+        given = config.get("rope_parameters") or {}
+        if not isinstance(given, Mapping):
+            raise UserError(f"config.json: rope_parameters={given} must be an object")
+        rope = dict(given)
         theta = rope.pop("rope_theta", config.get("rope_theta", 10_000.0))
         allowed = {"rope_type": "default"} | self.constants.get("rope_parameters", {})
         for key, value in rope.items():
             if value != allowed.get(key, 1.0):
                 raise UserError(f"rope_parameters.{key}={value}: cannot be imported; ours rotates whole heads unscaled")
+        _require_kind("model.rope_theta", "rope_theta", theta)
         return float(theta)
+
+
+def _require_kind(ours: str, theirs: str, value: Any) -> None:
+    """Checks that a value of a config.json is of the kind that our key takes.
+
+    Raises:
+        UserError: It is of another kind, or out of range.
+    """
+    if ours in BOOLEANS:
+        allowed, text = isinstance(value, bool), "true or false"
+    elif ours in NUMBERS:
+        allowed = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        text = "a positive number"
+    else:
+        most = LARGEST.get(ours, 2**31)
+        allowed, text = _is_whole(value) and 0 <= value <= most, f"a whole number in 0..{most}"
+    if not allowed:
+        raise UserError(f"config.json: {theirs}={value} must be {text}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,14 +1,11 @@
 """A folder of `transformers`, or a model of the Hub, as a run of ours: config, tokenizer, weights, no training yet."""
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -23,6 +20,7 @@ from app.data.sources import first_line
 from app.hub.architecture import Architecture
 from app.hub.architectures import named
 from app.hub.facts import Facts
+from app.hub.weight_files import CONFIG, plain_copy, tensors_of
 from app.hub.weights import write_into
 from app.hub.write import difference
 from app.model.assemble import build_model
@@ -32,9 +30,8 @@ from app.runs.folder import NAME, opened, taken
 from app.runs.read import PREFIX
 from app.runs.text import text_files
 from app.training.checkpoints import write_atomically
-from app.training.files import read_whole
+from app.training.files import read_json
 
-CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 LONGEST = 2048  # tokens of a row, where the model would take more
 
 
@@ -56,8 +53,10 @@ def import_run(place: str, name: str, typed: Sequence[str]) -> tuple[Path, float
     tensors = tensors_of(folder)
     data.prepare()
     model = model_of(folder, architecture, config, data.vocab_size, tensors)
-    known = _is_known(architecture.name)
-    apart = difference(model, random_tokens(data.tokenizer.vocab_size), folder) if known else None
+    apart = None
+    if _is_known(architecture.name):
+        with plain_copy(folder) as copy:
+            apart = difference(model, random_tokens(data.tokenizer.vocab_size), copy)
     config = config | {"data": config["data"] | data.source.pinned}
     files = {OUR_CONFIG: dumped(config), OVERRIDES: listed([*typed])} | text_files(data)
     state = {f"{PREFIX}{key}": tensor for key, tensor in model.state_dict().items()}
@@ -93,32 +92,36 @@ def found(place: str) -> Path:
 
 
 def config_of(folder: Path, typed: Sequence[str]) -> tuple[Architecture, Config]:
-    """The architecture, and the config of ours that computes the same, with what was typed behind it.
+    """Return the architecture and the config of ours that computes the same, with the typed overrides applied last.
+
+    Text of the folder enters the config as values. It is never parsed as an override or resolved as a reference.
 
     Raises:
-        UserError: ours cannot compute it, a file is missing or damaged, or something typed would change the model.
+        UserError: Ours cannot compute the model, a file is missing or damaged, or an override would change the model.
     """
     architecture, facts = named(their_config(folder))
-    own = [*model_overrides(facts), *_tokenizer(folder)]
-    fixed = {key_of(word) for word in own} - {"data.seq_len", "tokenizer", "tokenizer.path", "tokenizer.separator"}
+    own, tokenizer = model_overrides(facts), _tokenizer(folder)
+    fixed = {key_of(word) for word in own} - {"data.seq_len"}
     for word in typed:
         if key_of(word) in fixed or key_of(word).partition(".")[0] in ("model", "experts", "router"):
             raise UserError(f"{word}: is fixed by {folder}; leave it out")
-    return architecture, composed([*own, *typed])
+    chosen = {key_of(word) for word in typed}
+    if tokenizer and "tokenizer" not in chosen:
+        own.append("tokenizer=file")
+    config = composed([*own, *typed])
+    if "tokenizer" not in chosen:
+        values = {key: value for key, value in tokenizer.items() if f"tokenizer.{key}" not in chosen}
+        config["tokenizer"] = config["tokenizer"] | values
+    return architecture, config
 
 
 def their_config(folder: Path) -> dict[str, Any]:
-    """Its config.json, with the values that its architecture has where it says nothing.
+    """Return the values of config.json, with the defaults of its architecture where it has none.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: The file is missing or damaged, or transformers refuses it.
     """
-    try:
-        plain = json.loads(read_whole(folder / CONFIG))
-    except ValueError as error:
-        raise UserError(f"{folder / CONFIG}: is damaged: {first_line(error)}") from error
-    if not isinstance(plain, dict):
-        raise UserError(f"{folder / CONFIG}: is no config of a model")
+    plain = read_json(folder / CONFIG, dict)
     kind = str(plain.get("model_type"))
     if not _is_known(kind):
         return plain
@@ -126,10 +129,11 @@ def their_config(folder: Path) -> dict[str, Any]:
 
     try:
         read = CONFIG_MAPPING[kind].from_dict(plain)
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / CONFIG}: is refused by transformers: {first_line(error)}") from error
-    values = read.to_dict()
-    return {name: values.get(other) for name, other in read.attribute_map.items()} | values
+        values = read.to_dict()
+        return {name: values.get(other) for name, other in read.attribute_map.items()} | values
+    except Exception as error:  # its validators and constructors raise whatever they meet in a damaged config
+        reason = " ".join(f"{first_line(error)} {error.__cause__ or ''}".split())
+        raise UserError(f"{folder / CONFIG}: is refused by transformers: {reason}") from error
 
 
 def _is_known(kind: str) -> bool:
@@ -140,7 +144,7 @@ def _is_known(kind: str) -> bool:
 
 
 def model_overrides(facts: Facts) -> list[str]:
-    """The overrides of `train.py` that build a model with these facts."""
+    """Return the overrides of `train.py` that build a model with these facts, all of them numbers and names of ours."""
     sizes = {key: value for key, value in facts.items() if key.startswith("model.") and key != "model.attention_scale"}
     sizes["model.hidden_dim"] = facts.get("model.hidden_dim") or facts["expert_dim"]
     sizes["data.seq_len"] = min(facts["data.seq_len"], LONGEST)
@@ -178,60 +182,62 @@ def _words(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _tokenizer(folder: Path) -> list[str]:
-    """The one beside the model; its end of a text is our separator."""
-    file, about = folder / "tokenizer.json", folder / "tokenizer_config.json"
+def _tokenizer(folder: Path) -> dict[str, str | None]:
+    """Return the values of `tokenizer=file` for the tokenizer beside a model; empty where there is none.
+
+    Raises:
+        UserError: tokenizer_config.json is damaged.
+    """
+    file = folder / "tokenizer.json"
     if not file.exists():
-        return []
-    try:
-        end = json.loads(read_whole(about)).get("eos_token") if about.exists() else None
-    except ValueError as error:
-        raise UserError(f"{about}: is damaged: {first_line(error)}") from error
-    end = end.get("content") if isinstance(end, dict) else end
-    words = ["tokenizer=file", f"tokenizer.path='{file.absolute()}'"]
-    return words if end is None else [*words, f"tokenizer.separator='{end}'"]
+        return {}
+    end, begin = _special_token(folder, "eos_token"), _special_token(folder, "bos_token")
+    return {"path": str(file.absolute()), "separator": end, "begin": begin if end is not None else None}
+
+
+def _special_token(folder: Path, name: str) -> str | None:
+    """Return the text of `bos_token` or `eos_token` in tokenizer_config.json; None where it names none."""
+    path = folder / "tokenizer_config.json"
+    token = read_json(path, dict).get(name) if path.exists() else None
+    if isinstance(token, dict):
+        token = token.get("content")
+    if not isinstance(token, str | None):
+        raise UserError(f"{path}: {name} must be a text or null; restore it")
+    return token
 
 
 def model_of(
     folder: Path, architecture: Architecture, config: Config, vocab_size: int, tensors: Mapping[str, Tensor]
 ) -> Transformer:
-    """Our model with the weights of the folder.
+    """Return our model with the weights of the folder.
 
     Raises:
-        UserError: they are damaged, pickled, or do not fit its config.
+        UserError: They do not fit its config; found before memory is allocated for the model.
     """
+    with torch.device("meta"):
+        _require_fit(folder, write_into(_built(folder, config, vocab_size, tensors), architecture, tensors))
     model = build_model(config, vocab_size).eval()
-    wrong = write_into(model, architecture, tensors)
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"{folder}: its weights do not fit its {CONFIG}: {'; '.join(wrong[:3])}{more}")
+    _require_fit(folder, write_into(model, architecture, tensors))
     return model
 
 
-def tensors_of(folder: Path) -> dict[str, Tensor]:
-    """All weights of a folder, in float32.
+def _built(folder: Path, config: Config, vocab_size: int, tensors: Mapping[str, Tensor]) -> Transformer:
+    """Return the model without memory, where its config does not describe far more than the folder holds."""
+    sizes = config["model"]["num_layers"], config["experts"].get("num_experts", 0)
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if sizes[0] > len(tensors) or sizes[1] > held:
+        raise UserError(f"{folder}: its weights do not fit its {CONFIG}: {len(tensors)} tensors for {sizes[0]} layers")
+    model = build_model(config, vocab_size).eval()
+    described = sum(parameter.numel() for parameter in model.parameters())
+    if described > 2 * held:
+        raise UserError(
+            f"{folder}: its weights do not fit its {CONFIG}: it describes {described:,} parameters, and the files hold "
+            f"{held:,}"
+        )
+    return model
 
-    Raises:
-        UserError: a file is missing or damaged, or all are pickles.
-    """
-    tensors: dict[str, Tensor] = {}
-    for file in _shards(folder):
-        try:
-            tensors |= safetensors.torch.load_file(file)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{file}: is missing or damaged ({first_line(error)}); fetch it again") from error
-    return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
 
-
-def _shards(folder: Path) -> list[Path]:
-    if (folder / INDEX).exists():
-        try:
-            files = {*json.loads(read_whole(folder / INDEX))["weight_map"].values()}
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{folder / INDEX}: is damaged; fetch it again") from error
-        return [folder / Path(name).name for name in sorted(files)]
-    if (folder / SINGLE).exists():
-        return [folder / SINGLE]
-    pickles = [path.name for path in folder.glob("*.bin")]
-    reason = f"{pickles[0]} is a pickle, which may be a program" if pickles else f"has no {SINGLE}"
-    raise UserError(f"{folder}: {reason}; only safetensors are read")
+def _require_fit(folder: Path, wrong: Sequence[str]) -> None:
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"{folder}: its weights do not fit its {CONFIG}: {'; '.join(wrong[:3])}{more}")

@@ -35,14 +35,13 @@ def export_remote(run: TrainedRun, out: Path, license_name: str) -> tuple[str, f
     """
     tokens = held_out(run)
     run.model.logits(tokens)  # a router that needs more than tokens says so here
-    separator = run.text.tokenizer.separator
-    ends = {"bos_token_id": separator, "eos_token_id": separator}
+    ends = {"bos_token_id": run.text.tokenizer.begin, "eos_token_id": run.text.tokenizer.separator}
     files, state = with_code(run.config, run.model, ends)
     files |= tokenizer_files(run.text.tokenizer, run.seq_len)
     files |= {"generation_config.json": as_json(ends | {"use_cache": False})}
     files |= {"README.md": card(run, CLASS, license_name, custom=True)}
     write_folder(out, files, state)
-    return CLASS, difference(run.model, tokens, out)
+    return CLASS, difference(run.model, tokens, out, code=files[FILE], tokenizer=run.text.tokenizer)
 
 
 def with_code(config: Config, model: Transformer, more: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""A run's tokenizer as files that `AutoTokenizer` reads, with our ids; the separator begins a text and ends it."""
+"""A run's tokenizer as files that `AutoTokenizer` reads, with our ids."""
 
 import json
 from typing import Any
@@ -8,6 +8,7 @@ from tokenizers import Tokenizer as Model
 from tokenizers.processors import TemplateProcessing
 
 from app.data.tokenizers import Tokenizer
+from app.data.tokenizers.file import matched_in_text
 from app.registry import UserError
 
 OURS = "<|separator|>"  # where the tokenizer has no separator of its own
@@ -20,7 +21,7 @@ def tokenizer_files(tokenizer: Tokenizer, window: int) -> dict[str, str]:
         UserError: the separator's id is not the next one behind the vocabulary.
     """
     written = tokenizer.to_json()
-    model = _bytes() if written is None else Model.from_str(written)
+    model = _bytes() if written is None else Model.from_str(matched_in_text(written))
     separator = model.id_to_token(tokenizer.separator)
     if separator is None:
         model.add_special_tokens([AddedToken(OURS, special=True, normalized=False)])
@@ -30,15 +31,23 @@ def tokenizer_files(tokenizer: Tokenizer, window: int) -> dict[str, str]:
             f"tokenizer: the separator has the id {tokenizer.separator}, which a file of `tokenizers` cannot give it; "
             "train with tokenizer.separator=TOKEN, one of its own"
         )
+    begin = str(model.id_to_token(tokenizer.begin))
+    model.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in {begin, separator}])
     model.no_truncation()
     model.no_padding()
-    model.post_processor = TemplateProcessing(
-        single=f"{separator} $A", special_tokens=[(separator, tokenizer.separator)]
-    )
+    model.post_processor = TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, tokenizer.begin)])
     about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": window}
-    about |= {"bos_token": separator, "eos_token": separator, "clean_up_tokenization_spaces": False}
-    about |= {"split_special_tokens": True}  # a text that spells the separator is no end of a document
+    about |= {"bos_token": begin, "eos_token": separator, "clean_up_tokenization_spaces": False}
+    about |= {"split_special_tokens": True}  # a text that spells one of these two does not start or end a document
     return {"tokenizer.json": model.to_str(pretty=True), "tokenizer_config.json": json.dumps(about, indent=2) + "\n"}
+
+
+def texts_with_special_tokens(tokenizer: Tokenizer) -> list[str]:
+    """Return texts that hold every added token of a tokenizer, alone and inside of words, and some hard letters."""
+    written = tokenizer.to_json()
+    added = [] if written is None else [token["content"] for token in json.loads(written)["added_tokens"]]
+    marked = [f"a {token}b {token} c{token}" for token in added]
+    return ["naïve 日本  two\t spaces\n", f"{OURS} is text", *marked, " ".join(added)]
 
 
 def _bytes() -> Model:

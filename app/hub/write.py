@@ -1,5 +1,6 @@
 """A run as a folder that `transformers` loads, and the proof that it computes the same there."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -13,10 +14,11 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
+from app.data.tokenizers import Tokenizer
 from app.hub.architectures import fitting
 from app.hub.card import card
 from app.hub.facts import facts_of
-from app.hub.tokenizer import tokenizer_files
+from app.hub.tokenizer import texts_with_special_tokens, tokenizer_files
 from app.hub.weights import read_from
 from app.model.transformer import Transformer
 from app.registry import UserError
@@ -38,13 +40,12 @@ def export(run: TrainedRun, out: Path, license_name: str) -> tuple[str, float]:
     """
     facts = facts_of(run.config, run.model)
     architecture = fitting(facts)
-    separator = run.text.tokenizer.separator
-    ends = {"bos_token_id": separator, "eos_token_id": separator}
+    ends = {"bos_token_id": run.text.tokenizer.begin, "eos_token_id": run.text.tokenizer.separator}
     files = tokenizer_files(run.text.tokenizer, run.seq_len)
     files |= {"config.json": as_json(architecture.config(facts) | ends), "generation_config.json": as_json(ends)}
     files |= {"README.md": card(run, architecture.cls, license_name, custom=False)}
     write_folder(out, files, read_from(run.model, architecture))
-    return architecture.cls, difference(run.model, held_out(run), out)
+    return architecture.cls, difference(run.model, held_out(run), out, tokenizer=run.text.tokenizer)
 
 
 def write_folder(out: Path, files: dict[str, str], weights: dict[str, Tensor]) -> None:
@@ -64,17 +65,30 @@ def write_folder(out: Path, files: dict[str, str], weights: dict[str, Tensor]) -
         raise UserError(f"{out}: cannot be written ({error.strerror or error}); what is there is not whole") from error
 
 
-def difference(model: Transformer, tokens: Tensor, out: Path) -> float:
-    """The largest difference of two logits (N, S, V) of tokens (N, S), of ours and of `transformers` in a new process.
+def difference(
+    model: Transformer, tokens: Tensor, out: Path, code: str | None = None, tokenizer: Tokenizer | None = None
+) -> float:
+    """Return the largest difference between our logits and those of `transformers`, computed in a new process.
+
+    Args:
+        model: Our model.
+        tokens: Token ids (N, S).
+        out: The folder that `transformers` loads.
+        code: Text of the modeling file that this process has just written into `out`. None: no code of the folder is
+            executed, whatever its config says.
+        tokenizer: Our tokenizer, where the folder holds it, too: texts with every special token must get our ids.
 
     Raises:
-        UserError: it is too large, or a weight is missing or left over there.
+        UserError: It is too large, a weight is missing or left over there, or the ids of a text differ.
     """
     with torch.no_grad():
         logits = model.logits(tokens)
     with tempfile.TemporaryDirectory() as folder:
-        np.savez(f"{folder}/given.npz", tokens=tokens.numpy(), logits=logits.float().numpy())
-        found = _asked(out, f"{folder}/given.npz")
+        given: dict[str, Any] = {"tokens": tokens.numpy(), "logits": logits.float().numpy()}
+        if tokenizer is not None:
+            given["texts"] = np.array(json.dumps(_texts_and_ids(tokenizer)))
+        np.savez(f"{folder}/given.npz", **given)
+        found = _checked(out, f"{folder}/given.npz", code)
     if found["wrong"]:
         some = ", ".join(found["wrong"][:5])
         raise UserError(f"{out}: does not fit transformers: {some}; it stays for you to look at")
@@ -83,7 +97,23 @@ def difference(model: Transformer, tokens: Tensor, out: Path) -> float:
             f"{out}: computes something else in transformers: logits differ by {found['difference']:.2g}, more than "
             f"{CLOSE}; do not use it, it stays for you to look at"
         )
+    if found["texts"]:
+        raise UserError(
+            f"{out}: transformers gives other ids to the text {found['texts'][0]!r}; do not use it, it stays for you "
+            "to look at"
+        )
     return float(found["difference"])
+
+
+def _texts_and_ids(tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
+    """Pairs of a text and its ids; a text that the tokenizer refuses is left out."""
+    pairs = []
+    for text in texts_with_special_tokens(tokenizer):
+        try:
+            pairs.append((text, [int(token) for token in tokenizer.encode([text])[0].ids]))
+        except UserError:
+            continue
+    return pairs
 
 
 def held_out(run: TrainedRun) -> Tensor:
@@ -91,10 +121,13 @@ def held_out(run: TrainedRun) -> Tensor:
     return torch.from_numpy(run.text.rows["tokens"][:ROWS, :LENGTH].astype(np.int64))
 
 
-def _asked(out: Path, given: str) -> dict[str, Any]:
+def _checked(out: Path, given: str, code: str | None) -> dict[str, Any]:
+    """Return what app/hub/check.py prints."""
     quiet = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    words = [sys.executable, "-P", str(CHECK), str(out), given]
-    done = subprocess.run(words, capture_output=True, text=True, env=quiet)
+    command = [sys.executable, "-P", str(CHECK), str(out), given]
+    if code is not None:
+        command.append(hashlib.sha256(code.encode()).hexdigest())
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise UserError(f"{out}: cannot be read by transformers ({reason}); it stays for you to look at")

@@ -112,7 +112,7 @@ def _of_effect(name: str, value: Any) -> Any:
     """A part of the config without those of its values that change nothing, or are what runs before them had."""
     if not isinstance(value, Mapping):
         return value
-    later = LATER.get(name, {}).items()
+    later = LATER.get((name, value.get("name")), {}).items()
     return {key: inner for key, inner in value.items()
             if f"{name}.{key}" not in WITHOUT_EFFECT and (key, inner) not in later}  # fmt: skip
 

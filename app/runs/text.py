@@ -83,4 +83,6 @@ def tokenizer_config(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a tokenizer that cuts other text as this run's does, also where it was learned."""
     own = dict(config["tokenizer"])
     path = folder / TOKENIZER
-    return {"name": "file", "path": str(path), "separator": own.get("separator")} if path.exists() else own
+    if not path.exists():
+        return own
+    return {"name": "file", "path": str(path), "separator": own.get("separator"), "begin": own.get("begin")}

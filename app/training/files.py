@@ -1,12 +1,16 @@
 """The files of a run: whole or absent whatever happens, and small ones read back with one line if they are damaged."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from app.registry import UserError
+
+T = TypeVar("T")
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
@@ -70,3 +74,25 @@ def read_whole(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is damaged: it is no text; restore it, or choose another run") from error
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """Return the value in a JSON file.
+
+    Args:
+        path: The file.
+        kind: `dict` or `list`: the type of the whole value.
+
+    Raises:
+        UserError: The file cannot be read, is not JSON, holds another type, or holds half of a surrogate pair, which
+            no later output could encode.
+    """
+    try:
+        value = json.loads(read_whole(path))
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
+        raise UserError(f"{path}: is damaged: {' '.join(str(error).split())}; restore it") from error
+    if not isinstance(value, kind):
+        expected = "an object" if kind is dict else "a list"
+        raise UserError(f"{path}: is damaged: it must hold {expected}; restore it")
+    return value

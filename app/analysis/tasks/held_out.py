@@ -31,14 +31,15 @@ def passages(text: RunText) -> list[Passage]:
     found = []
     for batch in text.held_out(text.rows["tokens"].shape[0], 1):
         columns = (batch[name][0].tolist() for name in ("tokens", "document", "topic", "domain"))
-        found += list(_passages(list(zip(*columns, strict=True)), text.tokenizer.separator))
+        found += list(_passages(list(zip(*columns, strict=True)), text.tokenizer))
     return [passage for passage in found if len(passage.tokens) >= READ + JUDGED]
 
 
-def _passages(row: Sequence[tuple[int, int, int, int]], separator: int) -> Iterator[Passage]:
+def _passages(row: Sequence[tuple[int, int, int, int]], tokenizer: Tokenizer) -> Iterator[Passage]:
+    around = (tokenizer.begin, tokenizer.separator)
     for number in dict.fromkeys(document for _, document, _, _ in row if document >= 0):
         own = [(token, topic, domain) for token, document, topic, domain in row if document == number]
-        yield Passage(tuple(token for token, _, _ in own if token != separator), own[0][2], own[0][1])
+        yield Passage(tuple(token for token, _, _ in own if token not in around), own[0][2], own[0][1])
 
 
 def continuation(text: RunText, items: int) -> list[Item]:
@@ -46,7 +47,7 @@ def continuation(text: RunText, items: int) -> list[Item]:
     known, random = passages(text), Random(0)
 
     def item(passage: Passage) -> Item | None:
-        context = (text.tokenizer.separator, *passage.tokens[:READ])
+        context = (text.tokenizer.begin, *passage.tokens[:READ])
         others = [p.tokens for p in known if _alike(p, passage) and p is not passage]
         ends = [other[READ : READ + JUDGED] for other in _some(others, random)]
         return _item(passage, [(context, end) for end in (passage.tokens[READ : READ + JUDGED], *ends)])
@@ -65,7 +66,7 @@ def topic(text: RunText, items: int) -> list[Item]:
         if not same:
             return None
         before = [random.choice(same), *_some(list(other.values()), random)]
-        contexts = [(text.tokenizer.separator, *p.tokens[:READ]) for p in before]
+        contexts = [(text.tokenizer.begin, *p.tokens[:READ]) for p in before]
         return _item(passage, [(context, passage.tokens[:READ]) for context in contexts])
 
     return _items(known, item, items, random)
@@ -93,7 +94,7 @@ def _last_word(passage: Passage, tokenizer: Tokenizer) -> tuple[Tokens, Tokens] 
     before, whole = (tuple(map(int, e.ids)) for e in tokenizer.encode([" ".join(words[:-1]), " ".join(words)]))
     if whole[: len(before)] != before:
         return None
-    return (tokenizer.separator, *before), whole[len(before) :]
+    return (tokenizer.begin, *before), whole[len(before) :]
 
 
 def _alike(one: Passage, other: Passage) -> bool:

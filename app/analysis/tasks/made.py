@@ -35,7 +35,7 @@ def _sentences() -> Iterator[tuple[str, str]]:
 
 def minimal_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Item]:
     """Whole sentences, the good one of each first."""
-    start = (tokenizer.separator,)
+    start = (tokenizer.begin,)
     encoded = [tuple(map(int, each.ids)) for each in tokenizer.encode([text for pair in pairs for text in pair])]
     both = zip(encoded[::2], encoded[1::2], strict=True)
     return [Item((Option(start, good), Option(start, bad))) for good, bad in both]
@@ -51,6 +51,6 @@ def recall(tokenizer: Tokenizer, items: int) -> list[Item]:
         values = [value, *(v for _, v in pairs if v != value)]
         texts = tokenizer.encode([question, *(f"{question} {v}" for v in values)])
         before, *answers = (tuple(map(int, text.ids)) for text in texts)
-        context = (tokenizer.separator, *before)
+        context = (tokenizer.begin, *before)
         found.append(Item(tuple(Option(context, answer[len(before) :]) for answer in answers)))
     return found

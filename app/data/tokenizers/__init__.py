@@ -28,12 +28,17 @@ class Encoded(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """What a class registered under the kind `tokenizer` offers; `separator` is never produced from text."""
+    """What a class registered under the kind `tokenizer` offers; `separator` is never produced from text.
+
+    `separator` ends a document. `begin` starts one; it is the same token unless the tokenizer has two of them, as
+    imported models do that were trained with both `<s>` and `</s>`.
+    """
 
     raw: bool  # encodes bytes as they are, UTF-8 or not
     learns: bool  # `fit` needs text
     vocab_size: int  # including the separator; what was asked for until `fit` or `read` knows better
     separator: int
+    begin: int
 
     def fingerprint(self) -> str:
         """Changes whenever the tokens of the same text would."""

@@ -33,7 +33,7 @@ class Bpe:
         if vocab_size < 257:
             raise ValueError(f"vocab_size={vocab_size}: must be at least 257, 256 bytes and the separator")
         self.vocab_size = self._asked = vocab_size
-        self.separator = vocab_size - 1
+        self.separator = self.begin = vocab_size - 1
 
     def fingerprint(self) -> str:
         return f"bpe {self._asked} tokenizers {__version__}"
@@ -66,7 +66,7 @@ class Bpe:
 
     def _use(self, model: Tokenizer) -> None:
         self._model = model
-        self.separator = model.get_vocab_size()
+        self.separator = self.begin = model.get_vocab_size()
         self.vocab_size = self.separator + 1
         self._nbytes = np.zeros(self.separator, dtype=np.int32)
         for text, token in model.get_vocab().items():

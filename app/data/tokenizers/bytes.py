@@ -16,7 +16,7 @@ class Bytes:
     raw = True
     learns = False
     vocab_size = 257
-    separator = 256
+    separator = begin = 256
 
     def fingerprint(self) -> str:
         return "bytes"

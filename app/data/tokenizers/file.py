@@ -1,8 +1,9 @@
 """A ready `tokenizer.json` of the Hugging Face `tokenizers` library: any model, any normalizer."""
 
 import hashlib
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -25,24 +26,26 @@ class File:
 
     Args:
         path: of a `tokenizer.json`.
-        separator: a token of the file that separates documents; null: one more of our own.
+        separator: Token of the file that ends a document; null: one more token of our own.
+        begin: Token of the file that starts a document; null: the separator.
 
     Raises:
-        ValueError: there is no path, or the separator is no token of the file.
+        ValueError: There is no path, or the separator or `begin` is not a token of the file.
     """
 
     raw = False
     learns = False
 
-    def __init__(self, *, path: str | None, separator: str | None) -> None:
+    def __init__(self, *, path: str | None, separator: str | None, begin: str | None) -> None:
         if not path:
             raise ValueError("path=null: tokenizer=file needs a file; set tokenizer.path=tokenizer.json")
-        self._path, self._named = path, separator
+        self._path, self._named, self._named_begin = path, separator, begin
         self._text = _read(home(path, "tokenizer.path"))
-        self._use(separator)
+        self._use(separator, begin)
 
     def fingerprint(self) -> str:
-        return f"file {hashlib.sha256(self._text.encode()).hexdigest()} {self.separator}"
+        begin = "" if self.begin == self.separator else f" {self.begin}"
+        return f"file 2 {hashlib.sha256(self._text.encode()).hexdigest()} {self.separator}{begin}"
 
     def fit(self, texts: Iterable[str], folder: Path) -> None:
         pass
@@ -59,17 +62,25 @@ class File:
         return [Encoded(ids, _nbytes(text, ends)) for text, (ids, ends) in read]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return str(self._model.decode([token for token in ids if token != self.separator], skip_special_tokens=False))
+        around = (self.begin, self.separator)
+        return str(self._model.decode([token for token in ids if token not in around], skip_special_tokens=False))
 
-    def _use(self, separator: str | None) -> None:
+    def _use(self, separator: str | None, begin: str | None) -> None:
         self._model = Tokenizer.from_str(self._text)
-        self._model.no_truncation()
-        self._model.no_padding()
         size = 1 + max(self._model.get_vocab(with_added_tokens=True).values())
         known = self._model.token_to_id(separator) if separator else size
         if known is None:
             raise ValueError(f"separator={separator}: not a token of this file; null adds one of its own")
-        self.separator = known
+        start = self._model.token_to_id(begin) if begin else known
+        if start is None:
+            raise ValueError(f"begin={begin}: not a token of this file; null takes the separator")
+        self.separator, self.begin = known, start
+        added = {token.content for token in self._model.get_added_tokens_decoder().values()}
+        around = {token for token in (separator, begin) if token in added}
+        self._model = Tokenizer.from_str(matched_in_text(self._text, exempt=around))
+        self._model.no_truncation()
+        self._model.no_padding()
+        self._model.encode_special_tokens = True  # text that spells one of these two is read as plain text
         self.vocab_size = max(size, known + 1)
         self._letters = {token.content for token in self._model.get_added_tokens_decoder().values()}  # none is left out
 
@@ -101,15 +112,16 @@ class File:
         ]
 
     def _without_separator(self, text: str, read: Integers) -> Integers:
-        """The same where no token is the separator; else of the text cut inside of the words that make it one."""
+        """The same where no token is the separator or `begin`; else of the text cut inside of the words that are."""
         ids, ends = read
-        found = np.flatnonzero(ids == self.separator)
+        found = np.flatnonzero((ids == self.separator) | (ids == self.begin))
         if not len(found):
             return read
         starts, stops = np.where(found > 0, ends[found - 1], 0), ends[found]
         if (stops - starts < 2).any():
+            name, token = ("separator", self._named) if self.separator in ids else ("begin", self._named_begin)
             raise UserError(
-                f"tokenizer.separator={self._named}: is also how the text {text[starts[0] : stops[0]]!r} is read; "
+                f"tokenizer.{name}={token}: is also how the text {text[starts[0] : stops[0]]!r} is read; "
                 "name a token that is no text, or null for one of its own"
             )
         cuts = [0, *(starts + stops) // 2, len(text)]
@@ -149,6 +161,17 @@ class File:
         except Exception:
             return True
         return any(map(self._loses, {*text} - self._letters))
+
+
+def matched_in_text(written: str, exempt: Collection[str] = ()) -> str:
+    """Return a tokenizer.json in which only the exempt added tokens count as special.
+
+    With `encode_special_tokens` a tokenizer matches all added tokens in text but the special ones.
+    """
+    values = json.loads(written)
+    for token in values.get("added_tokens") or []:
+        token["special"] = token["content"] in exempt
+    return json.dumps(values)
 
 
 def _read(path: Path) -> str:

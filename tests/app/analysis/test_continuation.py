@@ -50,7 +50,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     if isinstance(made, Bytes):
         return made
     made.save(str(tmp_path / "tokenizer.json"))
-    return File(path=str(tmp_path / "tokenizer.json"), separator=None)
+    return File(path=str(tmp_path / "tokenizer.json"), separator=None, begin=None)
 
 
 def test_what_follows_a_text_completes_it_wherever_it_is_cut(tokenizer: Any) -> None:

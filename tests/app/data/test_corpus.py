@@ -89,3 +89,16 @@ def test_rows_do_not_overlap(corpus):
     assert [len(row) for row in rows] == [SEQ] * 3
     assert np.array_equal(np.concatenate(rows), tokens[1 : 3 * SEQ + 1])
     assert all(first[-1] == tokens[(place + 1) * SEQ] for place, (first, _) in enumerate(pairwise(rows)))
+
+
+def test_a_document_begins_with_its_own_token_where_the_tokenizer_has_one(toy, tmp_path, monkeypatch):
+    plain = toy().prepare()
+    monkeypatch.setattr("app.data.tokenizers.bytes.Bytes.begin", 255)  # no byte of UTF-8
+    monkeypatch.setattr("app.data.tokenizers.bytes.Bytes.fingerprint", lambda self: "another beginning")
+    other = toy().prepare()
+    for split in SPLITS:
+        for domain in range(len(Toy.domains)):
+            before, after = whole(plain, split, domain), whole(other, split, domain)
+            assert (after["tokens"] == 255).sum() > 0 and (after["tokens"] == 256).sum() == 0
+            assert torch.equal(after["tokens"] == 255, before["tokens"] == 256)
+            assert all(torch.equal(after[name], before[name]) for name in before.keys() - {"tokens"})

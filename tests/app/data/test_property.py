@@ -70,7 +70,7 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         build, separator = READY[request.param]
         path = tmp_path_factory.mktemp("ready") / "tokenizer.json"
         build().save(str(path))
-        return lambda: File(path=str(path), separator=separator)
+        return lambda: File(path=str(path), separator=separator, begin=None)
     return Bytes if request.param == "bytes" else lambda: Bpe(vocab_size=280)
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from app.hub.read import config_of, model_of, tensors_of
+from app.hub.read import config_of, model_of
+from app.hub.weight_files import tensors_of
 from app.registry import UserError
 from tests.app.runs.conftest import SMALL, command, environment, write_text
 from tests.conftest import ROOT

@@ -9,7 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from app.hub.read import config_of, model_of, tensors_of
+from app.hub.read import config_of, model_of
+from app.hub.weight_files import tensors_of
 from app.hub.weights import read_from
 from app.registry import UserError
 from tests.app.hub.models import CASES, DOUBLED, VOCAB, written

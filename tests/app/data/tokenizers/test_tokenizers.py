@@ -68,11 +68,11 @@ def half_byte_level():
     return model
 
 
-def ready(model, tmp_path, separator=None):
+def ready(model, tmp_path, separator=None, begin=None):
     model.enable_truncation(4)
     model.enable_padding(length=9)
     model.save(str(tmp_path / "tokenizer.json"))
-    return File(path=str(tmp_path / "tokenizer.json"), separator=separator)
+    return File(path=str(tmp_path / "tokenizer.json"), separator=separator, begin=begin)
 
 
 READY = {"wordpiece": wordpiece, "unigram": unigram, "sentencepiece": sentencepiece, "byte_level": byte_level}
@@ -196,12 +196,37 @@ def test_no_text_makes_a_separator_of_the_file_whatever_it_holds(tmp_path, build
     model = build()
     if special:
         model.add_special_tokens([separator])
+    assert model.token_to_id(separator) in model.encode(f"the {separator} the").ids
     tokenizer = ready(model, tmp_path, separator)
-    assert tokenizer.separator in tokenizer._model.encode(f"the {separator} the").ids
     for text in (separator, f"the {separator} the", f"the {separator}{' ' * 30}{separator}", f"{separator}\n" * 3000):
         encoded = tokenizer.encode([text])[0]
         assert tokenizer.separator not in encoded.ids
         assert encoded.nbytes.sum() == len(text.encode())
+
+
+def test_text_that_spells_a_separator_is_read_as_if_there_were_none(tmp_path):
+    plain, marked = byte_level(), byte_level()
+    marked.add_special_tokens(["<|endoftext|>", "<|im_start|>"])
+    marked.add_tokens(["<tool>"])
+    tokenizer = ready(marked, tmp_path, "<|endoftext|>")
+    text = "the <|endoftext|> of"
+    assert tokenizer.encode([text])[0].ids.tolist() == plain.encode(text).ids
+    ids = tokenizer.encode(["a<|im_start|>b<tool>"])[0].ids.tolist()
+    assert {marked.token_to_id("<|im_start|>"), marked.token_to_id("<tool>")} <= {*ids}
+
+
+def test_a_file_may_have_one_token_for_the_beginning_and_one_for_the_end(tmp_path):
+    model = byte_level()
+    model.add_special_tokens(["<s>", "</s>"])
+    tokenizer = ready(model, tmp_path, "</s>", "<s>")
+    begin, end = tokenizer.begin, tokenizer.separator
+    assert (begin, end) == (model.token_to_id("<s>"), model.token_to_id("</s>"))
+    assert {begin, end}.isdisjoint(tokenizer.encode(["a <s> b </s>"])[0].ids.tolist())
+    ids = tokenizer.encode(["the dog"])[0].ids
+    assert tokenizer.decode([begin, *ids, end]) == tokenizer.decode(ids)
+    assert tokenizer.fingerprint() != ready(model, tmp_path, "</s>").fingerprint()
+    with pytest.raises(ValueError, match="begin=<x>: not a token"):
+        ready(model, tmp_path, "</s>", "<x>")
 
 
 def test_a_separator_that_is_one_letter_of_the_text_is_refused(tmp_path):
