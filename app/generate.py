@@ -16,7 +16,7 @@ from typing import Any
 import app.config.environment  # noqa: F401  before torch
 from app.config.errors import exit_on_mistake
 from app.registry import UserError
-from app.training.files import read_whole
+from app.training.files import is_unicode, lines_of
 
 
 def main(arguments: list[str]) -> None:
@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(asked: argparse.Namespace) -> None:
+    if not 0 <= asked.seed < 2**63:
+        raise UserError(f"--seed {asked.seed}: must be a whole number in 0..2**63-1")
     for option in ("max_tokens", "batch_size"):
         if getattr(asked, option) < 1:
             raise UserError(f"--{option.replace('_', '-')} {getattr(asked, option)}: must be at least 1")
@@ -63,7 +65,11 @@ def _one(asked: argparse.Namespace, sampling: Any) -> None:
     """Prints the text while it is written, but for what may become another letter or the beginning of a stop."""
     from app.analysis.continuation import written
 
-    run, prompt = _run(asked), os.fsencode(asked.prompt)
+    try:
+        prompt = os.fsencode(asked.prompt)
+    except UnicodeEncodeError:
+        raise UserError("--prompt: holds half of a surrogate pair, which is no letter; leave it out") from None
+    run = _run(asked)
     print(prompt.decode(errors="replace"), end="", flush=True)
     shown, text = 0, ""
     with run.computing(asked.dtype):
@@ -105,7 +111,7 @@ def _run(asked: argparse.Namespace) -> Any:
 
 def _prompts(path: Path) -> Iterator[str]:
     """The texts of a file, without empty lines."""
-    for number, line in enumerate(read_whole(path).splitlines(), 1):
+    for number, line in enumerate(lines_of(path), 1):
         if not line.strip():
             continue
         if path.suffix != ".jsonl":
@@ -114,9 +120,9 @@ def _prompts(path: Path) -> Iterator[str]:
         try:
             entry = json.loads(line)
             prompt = entry["prompt"] if isinstance(entry, dict) else None
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, RecursionError):
             prompt = None
-        if not isinstance(prompt, str):
+        if not isinstance(prompt, str) or not is_unicode(prompt):
             raise UserError(f'{path} line {number}: must be a JSON object with a text `prompt`, {{"prompt": "..."}}')
         yield prompt
 

@@ -7,6 +7,7 @@ declares an entry point in the group `router_zoo.plugins`.
 """
 
 import difflib
+import errno
 import importlib
 import inspect
 import math
@@ -37,6 +38,9 @@ PACKAGES = {
     "callback": "callbacks",
     "logger": "app.training.loggers",
 }
+# of an OSError: the disk is full, or a folder or file cannot be written; the machine's fault, not a mistake of ours
+NO_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
+            errno.EEXIST, errno.EFBIG}  # fmt: skip
 T = TypeVar("T", bound=type)
 _parts: dict[str, dict[str, type]] = {kind: {} for kind in PACKAGES}
 

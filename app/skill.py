@@ -66,7 +66,7 @@ def _remove(asked: argparse.Namespace) -> None:
 
     if not asked.words:
         raise UserError("which one? python -m app.skill remove RUN NAME")
-    for path in [existing(asked.run, name) for name in asked.words]:
+    for path in [existing(asked.run, name) for name in dict.fromkeys(asked.words)]:
         path.unlink()
 
 

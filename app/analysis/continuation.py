@@ -47,7 +47,8 @@ class Sampling:
         """One token of logits (V,)."""
         if self.temperature == 0:
             return int(logits.argmax())
-        values, tokens = ((logits - logits.max()) / self.temperature).sort(descending=True, stable=True)
+        temperature = max(self.temperature, COLDEST)
+        values, tokens = ((logits - logits.max()) / temperature).sort(descending=True, stable=True)
         if self.top_k is not None:
             values = values[: self.top_k]
         probability = values.softmax(-1)
@@ -57,6 +58,7 @@ class Sampling:
         return int(tokens[torch.multinomial(probability, 1, generator=generator)])
 
 
+COLDEST = 1e-30  # below it float32 divides by 0; any difference of logits already decides here
 GREEDY = Sampling(temperature=0)
 
 

@@ -1,7 +1,8 @@
 """How a run went: the curves that it has logged, of TensorBoard's file or of the CSV's."""
 
 import csv
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -33,6 +34,19 @@ def table_of(folder: Path, tags: Sequence[str]) -> dict[str, Curve]:
     path = folder / "csv" / "metrics.csv"
     if not path.exists():
         return {}
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    rows = list(csv.DictReader(whole.splitlines()))
-    return {tag: [(int(row["step"]) + 1, float(row[tag])) for row in rows if row.get(tag)] for tag in tags}
+    whole = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
+    curves: dict[str, Curve] = {tag: [] for tag in tags}
+    for row in csv.DictReader(io.StringIO(whole, newline="")):
+        for tag in tags:
+            point = _point(row, tag)
+            if point is not None:
+                curves[tag].append(point)
+    return curves
+
+
+def _point(row: Mapping[str, str | None], tag: str) -> tuple[int, float] | None:
+    """Step and value of a row; None where it has no value of the tag, or is damaged."""
+    try:
+        return int(row["step"] or "") + 1, float(row[tag] or "")
+    except (KeyError, ValueError):
+        return None

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from app.analysis.experiments.suite import EXPERIMENTS
 from app.analysis.pairing import paired, same_text
+from app.training.files import replace_files
 from app.training.metrics import STATISTICS
 
 PAGE = Path(__file__).with_suffix(".html")
@@ -23,17 +24,13 @@ Numbers = Mapping[str, Any]  # of one run, as `measure` gives them
 
 def write_report(folder: Path, reports: Sequence[Numbers]) -> Path:
     """Writes the report on one run, or on two side by side, into a folder; returns the page."""
-    folder.mkdir(exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink()
     images = dict(_images(reports))
-    for name, png in images.items():
-        (folder / f"{name}.png").write_bytes(png)
-    one = len(reports) == 1
-    (folder / "report.json").write_text(json.dumps(reports[0] if one else reports, indent=1), encoding="utf-8")
-    (folder / "report.csv").write_text(_comma_separated(reports), encoding="utf-8")
     text = json.dumps(_shown(reports, images), ensure_ascii=False).replace("<", "\\u003c")
-    (folder / "index.html").write_text(PAGE.read_text(encoding="utf-8").replace("DATA", text, 1), encoding="utf-8")
+    files: dict[str, str | bytes] = {f"{name}.png": png for name, png in images.items()}
+    files["report.json"] = json.dumps(reports[0] if len(reports) == 1 else reports, indent=1)
+    files["report.csv"] = _comma_separated(reports)
+    files["index.html"] = PAGE.read_text(encoding="utf-8").replace("DATA", text, 1)
+    replace_files(folder, files, stale="*.png")
     return folder / "index.html"
 
 

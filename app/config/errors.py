@@ -1,6 +1,9 @@
 """The user's mistakes in one line, whoever noticed them: us, Hydra or OmegaConf."""
 
+import io
+import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,24 +15,46 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from app.config.compose import CONF
-from app.registry import UserError, unknown
+from app.registry import NO_WRITE, UserError, unknown
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)
 
 
 @contextmanager
 def exit_on_mistake() -> Iterator[None]:
-    """Ends the program with status 2 and one line, or on Ctrl-C with 130; errors of our own keep their traceback."""
+    """End the program as a user expects; errors of our own keep their traceback.
+
+    A mistake of the user, a full disk and a folder that cannot be written are one line and exit code 2. Ctrl-C is 130.
+    A reader of the output that has gone, as in `| head`, is 141, the shell's code for it, without a line. What the
+    terminal cannot show is escaped.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
+        sys.stdout.flush()
     except MISTAKES as error:
-        if str(error):  # else the first process has told it
-            line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in one_line(error))
-            print(f"error: {line}", file=sys.stderr)
+        if str(error):  # empty on the other ranks: the first one has reported it
+            _report(one_line(error))
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it flushes at exit
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in NO_WRITE:
+            raise
+        _report(f"{error.filename or 'the disk'}: cannot be written ({error.strerror}); what was there is unchanged")
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; nothing is half-written", file=sys.stderr)
         sys.exit(130)
+
+
+def _report(line: str) -> None:
+    """Print an error, with letters that are not printable escaped."""
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+    print(f"error: {shown}", file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:

@@ -1,6 +1,5 @@
 """Builds the token cache: written beside its place under a lock and renamed when complete, so no half of it is used."""
 
-import errno
 import hashlib
 import heapq
 import json
@@ -22,14 +21,13 @@ from app.data.corpus import Corpus
 from app.data.sources import Document, Source
 from app.data.tokenizers import Tokenizer, pieces
 from app.data.writer import CorpusWriter
-from app.registry import UserError
+from app.registry import NO_WRITE, UserError
 
 log = logging.getLogger(__name__)
 SUMS = "sums.json"  # of all other files
 FORMAT = 3  # increase it when the files, or how they are made, change
 BATCH = 1 << 22  # characters or bytes that are encoded at once
 SAMPLE = 1 << 23  # characters that a tokenizer learns from, the same share out of every domain
-NO_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
 def open_corpus(source: Source, tokenizer: Tokenizer, cache_dir: Path) -> Corpus:

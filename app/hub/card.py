@@ -1,19 +1,20 @@
 """The README.md of a folder that is given away: what the model is, what it learned from, how good it is."""
 
 import json
+import re
 
 from app.cost.budget import Budget
 from app.model.assemble import KINDS
-from app.runs.folder import SUMMARY
 from app.runs.read import TrainedRun
-from app.training.checkpoints import step_of
-from app.training.files import read_whole
+from app.runs.summary import is_validated
+from app.training.checkpoints import read_checkpoint, step_of
+from app.training.markdown import escaped
 
 
 def card(run: TrainedRun, kind: str, license_name: str, custom: bool) -> str:
     """Markdown with the front matter that the Hub reads."""
     budget = Budget.of(run.model, run.seq_len).summary()
-    front = ["---", "library_name: transformers", "pipeline_tag: text-generation", f"license: {license_name}",
+    front = ["---", "library_name: transformers", "pipeline_tag: text-generation", f"license: {_yaml(license_name)}",
              "tags: [mixture-of-experts]", "---"]  # fmt: skip
     trust = ", trust_remote_code=True" if custom else ""
     facts = {
@@ -23,22 +24,33 @@ def card(run: TrainedRun, kind: str, license_name: str, custom: bool) -> str:
         "parameters": f"{budget['total_params']:,}, {budget['active_params']:,} of them active per token",
         "training FLOPs per token": f"{budget['flops_per_token_train']:,.0f}",
         "steps": f"{step_of(run.checkpoint):,}",
-        "text": ", ".join(run.text.domains),
-        **_scores(run),
+        "text": ", ".join(map(escaped, run.text.domains)),
+        **_training(run),
     }
     use = f'AutoModelForCausalLM.from_pretrained("."{trust})'
     table = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts.items())]
     code = ["```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
             f'model, tokenizer = {use}, AutoTokenizer.from_pretrained(".")', "```"]  # fmt: skip
-    first = f"# {run.folder.name}\n\nA language model trained with the router zoo; weights in float32."
+    first = f"# {escaped(run.folder.name)}\n\nA language model trained with the router zoo; weights in float32."
     return "\n".join([*front, "", first, "", *table, "", *code, ""])
 
 
-def _scores(run: TrainedRun) -> dict[str, str]:
-    """Of the run's own held-out text; a run that has not ended has none."""
-    path = run.folder / SUMMARY
-    if not path.exists():
-        return {}
-    found = json.loads(read_whole(path))
-    scores = {"held-out bits per byte, mean over domains": "val_bpb", "held-out perplexity per token": "val_ppl"}
-    return {"training tokens": f"{found['tokens_seen']:,}", **{s: f"{found[name]:.4g}" for s, name in scores.items()}}
+def _yaml(text: str) -> str:
+    """A text as a value of the front matter."""
+    return text if re.fullmatch(r"[A-Za-z][\w.+-]*", text) else json.dumps(text)
+
+
+def _training(run: TrainedRun) -> dict[str, str]:
+    """What the checkpoint itself says of its training: the tokens, and the scores if it was validated at its step.
+
+    The summary of a run is about its last step, and an imported or merged model was not trained here.
+    """
+    saved = read_checkpoint(run.checkpoint, only_shapes=True)
+    facts, tokens = {}, saved.get("tokens_seen")
+    if isinstance(tokens, int) and step_of(run.checkpoint):
+        facts["training tokens"] = f"{tokens:,}"
+    if is_validated(saved):
+        values = saved["validation"]["values"]
+        facts["held-out bits per byte, mean over domains"] = f"{values['bpb']:.4g}"
+        facts["held-out perplexity per token"] = f"{values['ppl']:.4g}"
+    return facts

@@ -1,7 +1,5 @@
 """A folder of `transformers`, or a model of the Hub, as a run of ours: config, tokenizer, weights, no training yet."""
 
-import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +24,9 @@ from app.hub.write import difference
 from app.model.assemble import build_model
 from app.model.transformer import Transformer
 from app.registry import UserError
-from app.runs.folder import NAME, opened, taken
+from app.runs.folder import new_run, require_name, taken
 from app.runs.read import PREFIX
 from app.runs.text import text_files
-from app.training.checkpoints import write_atomically
 from app.training.files import read_json
 
 LONGEST = 2048  # tokens of a row, where the model would take more
@@ -43,8 +40,7 @@ def import_run(place: str, name: str, typed: Sequence[str]) -> tuple[Path, float
     Raises:
         UserError: ours cannot compute the model, a file is damaged, the name is taken, or the text cannot be read.
     """
-    if not re.fullmatch(NAME, name):
-        raise UserError(f"run={name}: must be a plain name of letters, digits and _=,.+@%-; run=NAME")
+    require_name(name)
     if (RUNS / name).exists():
         raise taken(RUNS / name)
     folder = found(place)
@@ -60,12 +56,7 @@ def import_run(place: str, name: str, typed: Sequence[str]) -> tuple[Path, float
     config = config | {"data": config["data"] | data.source.pinned}
     files = {OUR_CONFIG: dumped(config), OVERRIDES: listed([*typed])} | text_files(data)
     state = {f"{PREFIX}{key}": tensor for key, tensor in model.state_dict().items()}
-    try:
-        with opened(RUNS / name, files, new=True):
-            write_atomically({"state_dict": state, "global_step": 0}, RUNS / name / "checkpoints" / "step_0.ckpt")
-    except (OSError, RuntimeError) as error:  # torch's writer stumbles over a full disk again
-        shutil.rmtree(RUNS / name, ignore_errors=True)
-        raise UserError(f"{RUNS / name}: cannot be written ({first_line(error)}); nothing is left of it") from error
+    new_run(RUNS / name, files, state)
     return RUNS / name, apart
 
 

@@ -13,8 +13,9 @@ from app.config.compose import Config
 from app.hub.card import card
 from app.hub.tokenizer import tokenizer_files
 from app.hub.write import as_json, difference, held_out, write_folder
-from app.model.assemble import build_model
+from app.model.assemble import KINDS, build_model
 from app.model.transformer import Transformer
+from app.registry import UserError, find
 from app.runs.read import TrainedRun
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,7 @@ def export_remote(run: TrainedRun, out: Path, license_name: str) -> tuple[str, f
         UserError: the model reads what a user of transformers does not give, the folder is not empty, the disk is
             full, or the logits differ; what was written stays.
     """
+    _require_own_code(run.config, run.model)
     tokens = held_out(run)
     run.model.logits(tokens)  # a router that needs more than tokens says so here
     ends = {"bos_token_id": run.text.tokenizer.begin, "eos_token_id": run.text.tokenizer.separator}
@@ -42,6 +44,31 @@ def export_remote(run: TrainedRun, out: Path, license_name: str) -> tuple[str, f
     files |= {"README.md": card(run, CLASS, license_name, custom=True)}
     write_folder(out, files, state)
     return CLASS, difference(run.model, tokens, out, code=files[FILE], tokenizer=run.text.tokenizer)
+
+
+def _require_own_code(config: Config, model: Transformer) -> None:
+    """Check that all code of a model is of this repository: that of a plug-in does not go along.
+
+    Raises:
+        UserError: A part is of a plug-in.
+    """
+    routers = [config["router"], *(config["router"].get("layers") or {}).values()]
+    parts = [(kind, f"router/{kind}", router[kind]) for router in routers for kind in KINDS if kind in router]
+    parts += [("balance", f"balance.{key}", entry) for key, entry in config["balance"].items()]
+    parts.append(("experts", "experts", config["experts"]))
+    if "activation" in config["experts"]:
+        parts.append(("activation", "experts/activation", config["experts"]["activation"]))
+    for kind, key, entry in parts:
+        package = find(kind, entry["name"], key).__module__.partition(".")[0]
+        if package not in OURS:
+            raise UserError(
+                f"{key}={entry['name']}: is of the package {package}, whose code --to hf-remote does not take along; "
+                "add the part to this repository to export it"
+            )
+    for module in model.modules():
+        package = type(module).__module__.partition(".")[0]
+        if package not in (*OURS, "torch"):
+            raise UserError(f"{type(module).__name__}: is of the package {package}; --to hf-remote takes only ours")
 
 
 def with_code(config: Config, model: Transformer, more: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Tensor]]:

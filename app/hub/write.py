@@ -61,6 +61,9 @@ def write_folder(out: Path, files: dict[str, str], weights: dict[str, Tensor]) -
         for name, text in files.items():
             write_whole(out / name, text)
         save_torch_state_dict(weights, out, max_shard_size=SHARD, metadata={"format": "pt"})
+        mode = (out / "config.json").stat().st_mode  # safetensors writes for the owner alone
+        for file in out.glob("*.safetensors"):
+            file.chmod(mode)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error}); what is there is not whole") from error
 

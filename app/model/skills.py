@@ -154,11 +154,36 @@ def widen(model: Transformer, old: State, old_names: Sequence[str]) -> None:
 
 
 @torch.no_grad()
-def merged(dense: State, skills: Sequence[Skill], alpha: Sequence[float]) -> dict[str, Tensor]:
-    """The state of a dense model with constant shares of skills in its weights: W_0 + sum_i alpha_i scale A_i B_i."""
+def merged(dense: State, skills: Mapping[str, Skill], alpha: Mapping[str, float]) -> dict[str, Tensor]:
+    """Return the state of a dense model with constant shares of skills in its weights.
+
+    W = W_0 + sum_i alpha_i scale_i A_i B_i
+
+    Args:
+        dense: The state of the base, whose names begin with `model.`.
+        skills: Skills by name.
+        alpha: The share of each.
+
+    Raises:
+        UserError: A skill is of other sizes than the base, or a weight is not finite.
+    """
     state = {name: weights.clone() for name, weights in dense.items()}
-    for skill, share in zip(skills, alpha, strict=True):
-        for name in (n.removesuffix("skills_a") for n in skill.factors if n.endswith("skills_a")):
-            product = skill.factors[f"{name}skills_a"] @ skill.factors[f"{name}skills_b"]  # (in, out)
-            state[f"model.{name}weight"] += share * float(skill.about["scale"]) * product.T
+    for skill_name, skill in skills.items():
+        prefixes = {name.removesuffix("skills_a").removesuffix("skills_b") for name in skill.factors}
+        for prefix in sorted(prefixes):
+            weight = state.get(f"model.{prefix}weight")  # (out, in)
+            product = _product(skill, prefix)  # (in, out)
+            if weight is None or product is None or product.T.shape != weight.shape:
+                raise UserError(f"skill {skill_name}: does not fit the sizes of the base at {prefix}weight")
+            weight += alpha[skill_name] * float(skill.about["scale"]) * product.T
+            if not weight.isfinite().all():
+                raise UserError(f"{skill_name}={alpha[skill_name]}: makes weights that are not finite; use less of it")
     return state
+
+
+def _product(skill: Skill, prefix: str) -> Tensor | None:
+    """A B (in, out) of one linear layer; None where a factor is missing or they do not go together."""
+    a, b = skill.factors.get(f"{prefix}skills_a"), skill.factors.get(f"{prefix}skills_b")  # (in, rank), (rank, out)
+    if a is None or b is None or a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
+        return None
+    return a @ b

@@ -4,7 +4,6 @@ A sweep over `member=KEY,...`: the launcher may run its jobs in this process (ba
 or on other machines (submitit). What goes wrong in a member is in its record, and the others go on.
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from app.analysis.curves import table_of
 from app.races.plan import Member
+from app.races.records import read_record
 from app.races.work import DESK, hand_out, work
 from app.training.messages import console
 
@@ -71,7 +71,7 @@ def _watch(members: Sequence[Member], live: Live, done: Event) -> None:
 
 def outcome(member: Member) -> str:
     """A member that has ended, in a line."""
-    record = json.loads((DESK / f"{member.key}.json").read_text())
+    record = read_record(DESK / f"{member.key}.json")
     about = " ".join(f"{name}={value}" for name, value in member.about.items())
     return f"{about}: " + (
         f"failed: {record['failed']}" if "failed" in record else f"{record['bpb']:.4f} bits per byte"

@@ -112,6 +112,10 @@ def read_race(values: dict[str, Any]) -> Race:
     Raises:
         UserError: a value is missing, unknown or out of its range.
     """
+    for group in ("contestants", "before"):
+        for name, overrides in (values.get(group) or {}).items():
+            if not isinstance(overrides, list) or not all(isinstance(each, str) for each in overrides):
+                raise UserError(f"race.{group}.{name}={overrides}: must be a list of overrides; [] for none")
     try:
         race = Race(**check(Race, {"before": {}} | values, "race"))
     except ValueError as error:
@@ -157,6 +161,8 @@ def chosen_sizes(race: Race, asked: list[str] | None) -> list[str]:
     Raises:
         UserError: one is not of the race.
     """
+    if asked is not None and not isinstance(asked, list):
+        raise UserError(f"sizes={asked}: must be a list, such as sizes=[{race.sizes[0]}]")
     for size in asked or ():
         if size not in race.sizes:
             raise UserError(unknown(f"sizes={asked}", size, race.sizes))

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from app.races.plan import Plan, Record
+from app.races.schema import is_positive, problem_of, problem_of_place, require_comparable
 from app.races.work import DESK
 from app.registry import UserError
-from app.training.files import read_whole, write_whole
+from app.training.files import lines_of, read_json, write_whole
 
 RESULTS = Path("results")
 DEFINITION, MEMBERS, SECONDS = "race.json", "members.jsonl", "seconds.json"
@@ -18,7 +19,7 @@ def read_records(retry: bool = False) -> dict[str, Record]:
     """By key; with `retry` without those that have failed."""
     lines = [line for path in sorted(RESULTS.glob(f"*/{MEMBERS}")) for line in read_lines(path)]
     found = {record.pop("key"): record for record in lines if "key" in record}
-    found |= {path.stem: json.loads(path.read_text()) for path in sorted(DESK.glob("*.json"))}
+    found |= {path.stem: read_record(path) for path in sorted(DESK.glob("*.json"))}
     return {key: record for key, record in found.items() if not (retry and "failed" in record)}
 
 
@@ -28,21 +29,56 @@ def write_records(name: str, plan: Plan, records: Mapping[str, Record]) -> list[
     ended = [member for member in plan.known(records) if member.key in records]
     lines: list[dict[str, Any]] = [{"contestant": e.contestant, "size": e.size, "failed": e.refused} for e in refused]
     lines += [{**member.about, "key": member.key, **records[member.key], **member.about} for member in ended]
-    lines += [line for line in read_lines(RESULTS / name / MEMBERS) if line["size"] not in plan.sizes]
+    path = RESULTS / name / MEMBERS
+    lines += [line for line in read_lines(path) if line["size"] not in plan.sizes]
+    require_comparable(path, plan.race.sizes, plan.race.tuning_seed, lines)
     lines.sort(key=lambda line: plan.race.sizes.index(line["size"]))
-    write_whole(RESULTS / name / MEMBERS, "".join(json.dumps(line) + "\n" for line in lines))
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
     return lines
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Of the records of a race; none if it has none yet."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Return the records of a study; none if it has none yet.
+
+    Raises:
+        UserError: One is damaged.
+    """
+    lines = []
+    for number, text in enumerate(lines_of(path) if path.exists() else (), 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        problem = "is no JSON object" if not isinstance(line, dict) else problem_of_place(line) or problem_of(line)
+        if problem is not None:
+            raise UserError(f"{path}:{number}: {problem}; restore the file, or delete this line to run it again")
+        lines.append(line)
+    return lines
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the record of a trial that has ended.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    record = read_json(path, dict)
+    problem = problem_of(record)
+    if problem is not None:
+        raise UserError(f"{path}: {problem}; delete it to run the trial again")
+    return record
 
 
 def read_seconds(folder: Path) -> dict[str, dict[str, float]]:
     """Of a training token, by size and contestant; empty if the race in this folder was not timed yet."""
     path = folder / SECONDS
-    return json.loads(path.read_text())["seconds_per_token"] if path.exists() else {}
+    if not path.exists():
+        return {}
+    times = read_json(path, dict).get("seconds_per_token")
+    sizes = list(times.values()) if isinstance(times, dict) else [None]
+    if not all(isinstance(each, dict) and all(map(is_positive, each.values())) for each in sizes):
+        raise UserError(f"{path}: seconds_per_token must hold numbers above 0 by size and contestant; restore it")
+    return dict(times or {})
 
 
 def begin(name: str, values: Mapping[str, Any], fingerprint: str) -> None:
@@ -53,7 +89,7 @@ def begin(name: str, values: Mapping[str, Any], fingerprint: str) -> None:
     """
     path = RESULTS / name / DEFINITION
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = json.loads(read_whole(path))["fingerprint"] if path.exists() else fingerprint
+    before = read_json(path, dict).get("fingerprint") if path.exists() else fingerprint
     if before != fingerprint:
         raise UserError(
             f"race={name}: conf/race/{name}.yaml has changed since {path.parent} was begun ({before}, now "

@@ -1,5 +1,6 @@
 """A race from its file to its result."""
 
+import re
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,6 +12,7 @@ from app.races.race import chosen_sizes, fingerprint, read_race
 from app.races.records import RESULTS, begin, read_records, read_seconds, write_records
 from app.races.result import result_of
 from app.races.tables import table
+from app.registry import UserError
 from app.training.messages import console, say
 
 
@@ -20,9 +22,15 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     Raises:
         UserError: the race is not well described, or has changed since it began.
     """
-    values: Any = OmegaConf.to_container(config.race, resolve=True)
-    name, race = config.hydra.runtime.choices.race, read_race(values)
-    sizes = chosen_sizes(race, config.sizes)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    for key in ("keep", "retry", "report"):
+        if not isinstance(plain[key], bool):
+            raise UserError(f"{key}={plain[key]}: must be true or false")
+    name, values = str(config.hydra.runtime.choices.race), plain["race"]
+    if not re.fullmatch(r"[\w-]+", name) or not isinstance(values, dict):
+        raise UserError(f"race={name}: must be the name of a file in conf/race")
+    race = read_race(values)
+    sizes = chosen_sizes(race, plain["sizes"])
     begin(name, values, fingerprint(values))
     say(f"{name}: {len(race.contestants)} contestants at {', '.join(sizes)}; bringing them to equal cost")
     plan = Plan(race, sizes)

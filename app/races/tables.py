@@ -9,6 +9,7 @@ from rich.table import Table
 
 from app.races.race import Race
 from app.races.result import unequal
+from app.training.markdown import escaped
 
 Row = Mapping[str, Any]
 COLUMNS = (
@@ -97,17 +98,19 @@ def table(race: Race, name: str, size: Mapping[str, Any]) -> Table:
 
 def markdown(race: Race, name: str, result: Mapping[str, Any]) -> str:
     """The page of a race."""
-    parts = [f"# {name}\n\n{race.claim}\n"]
+    parts = [f"# {name}\n\n{escaped(race.claim)}\n"]
     for size, numbers in result.items():
         rows = [cells(race, row) for row in ranked(race, numbers["rows"])]
         parts.append(f"## Size {size}\n\n{state_line(numbers)}{noise_line(numbers)}\n\n{_marked(COLUMNS, rows)}")
-        parts += ["".join(f"- {line}\n" for line in failures(numbers))] if failures(numbers) else []
+        parts += ["".join(f"- {escaped(line)}\n" for line in failures(numbers))] if failures(numbers) else []
         parts += [f"{text}:\n\n{_marked(*shown)}" for text, shown in details(race, numbers).items()]
     return "\n".join([*parts, LEGEND + "\n"])
 
 
 def _marked(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+    """A table whose heads, and the names in whose first column, may be text of others."""
+    named = [[escaped(name), *cells] for name, *cells in rows]
+    lines = [list(map(escaped, head)), ["---"] * len(head), *named]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from app.config.build import build_init, build_module, build_skills, build_upcycle
@@ -21,8 +20,7 @@ from app.registry import UserError
 from app.runs.library import begin_skills, check_skills, require_same_tokenizer
 from app.runs.read import PREFIX, WEIGHTS, weights_of
 from app.runs.resume import newest_checkpoint, require_same_model
-from app.training.checkpoints import read_checkpoint, step_of
-from app.training.files import write_whole
+from app.training.checkpoints import read_checkpoint, step_of, write_weight_file
 from app.training.module import LanguageModel
 from app.training.unfilled import Given
 
@@ -106,7 +104,7 @@ def _change(config: Config) -> Callable[[Transformer], None] | None:
 def write_weights(folder: Path, state: State) -> None:
     """The weights of a run alone, under the names of the model, as `init.from` reads them."""
     plain = {name.removeprefix(PREFIX): tensor.clone() for name, tensor in state.items() if name.startswith(PREFIX)}
-    write_whole(folder / WEIGHTS, safetensors.torch.save(plain))
+    write_weight_file(folder / WEIGHTS, plain)
 
 
 def _load(model: Transformer, state: State) -> None:

@@ -9,15 +9,19 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from torch import Tensor
 
 from app.config.overrides import last
+from app.config.saved import RUNS
 from app.registry import UserError
+from app.training.checkpoints import write_atomically
 from app.training.files import remove, write_whole
 
 SUMMARY = "summary.json"
@@ -26,17 +30,20 @@ LOCK = ".lock"  # held while a process trains the run
 
 
 def run_name(config: Mapping[str, Any], overrides: list[str]) -> str:
-    """`run=NAME`, or date and time (and the number of the job, in a sweep).
+    """Return the name of a run: `run=NAME`, or date and time (and the number of the job, in a sweep).
+
+    Two runs that start in the same second get different names; `opened` tells if one was taken meanwhile.
 
     Raises:
         UserError: it is no plain name.
     """
     if config["run"] is None:
         sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-        return datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + (f"_{HydraConfig.get().job.num}" if sweep else "")
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + (f"_{HydraConfig.get().job.num}" if sweep else "")
+        names = chain([stamp], (f"{stamp}_{number}" for number in count(2)))
+        return next(free for free in names if not (RUNS / free).exists())
     name = config["run"] if isinstance(config["run"], str) else last(overrides, "run")  # 1e3 as it was typed
-    if not re.fullmatch(NAME, name or ""):
-        raise UserError(f"run={name}: must be a plain name of letters, digits and _=,.+@%-, not a path; run=NAME")
+    require_name(name or "")
     return str(name)
 
 
@@ -70,6 +77,37 @@ def opened(folder: Path, files: Mapping[str, str | bytes], new: bool) -> Iterato
         lock.release()
 
 
+def new_run(folder: Path, files: Mapping[str, str | bytes], weights: Mapping[str, Tensor]) -> None:
+    """Make the folder of a run that begins with these weights: a checkpoint of step 0, and nothing about others.
+
+    Args:
+        folder: The folder; there is none of this name yet.
+        files: The files of the run by name.
+        weights: By the names of a checkpoint, which begin with `model.`.
+
+    Raises:
+        UserError: The name is taken, or the folder cannot be written; nothing is left of it then.
+    """
+    checkpoint = {"state_dict": dict(weights), "global_step": 0}
+    try:
+        with opened(folder, files, new=True):
+            write_atomically(checkpoint, folder / "checkpoints" / "step_0.ckpt")
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(f"{folder}: cannot be written ({reason}); nothing is left of it") from error
+
+
+def require_name(name: str) -> None:
+    """Check the name of a new run.
+
+    Raises:
+        UserError: It is no plain name.
+    """
+    if not re.fullmatch(NAME, name):
+        raise UserError(f"run={name}: must be a plain name of letters, digits and _=,.+@%-, not a path; run=NAME")
+
+
 def _make(folder: Path, files: Mapping[str, str | bytes]) -> None:
     """Fills a folder of another name and gives it its own, which only one process can do."""
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -85,6 +123,10 @@ def _make(folder: Path, files: Mapping[str, str | bytes]) -> None:
         raise
 
 
-def taken(folder: Path) -> UserError:
+class NameTakenError(UserError):
+    """Another run has the name."""
+
+
+def taken(folder: Path) -> NameTakenError:
     """What is said of a name that a run already has."""
-    return UserError(f"run={folder.name}: {folder} exists; go on with resume=true, or choose another name")
+    return NameTakenError(f"run={folder.name}: {folder} exists; go on with resume=true, or choose another name")

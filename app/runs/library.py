@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from rich.table import Table
 
@@ -21,15 +19,20 @@ from app.data.tokenizers import Tokenizer
 from app.model.assemble import build_model
 from app.model.skills import Skill, SkillsStart, State, base_of, fingerprint, lay_beneath, put, taken, widen
 from app.model.transformer import Transformer
-from app.registry import UserError, make, unknown
+from app.registry import UserError, unknown
 from app.runs.read import located, weights_of
-from app.runs.text import TOKENIZER, read_text, tokenizer_config
-from app.training.checkpoints import read_checkpoint
-from app.training.files import write_whole
+from app.runs.text import TOKENIZER, read_text, read_tokenizer
+from app.training.checkpoints import read_checkpoint, read_weight_file, write_weight_file
 
 FOLDER, ENDING = "skills", ".safetensors"
 NAME = r"[A-Za-z_]\w{0,59}"
-KEYS = ("name", "base", "linears", "rank", "scale")  # of every header
+HEADER = {  # what every header holds, and in which form
+    "name": NAME,
+    "base": "[0-9a-f]{32}",
+    "linears": r"\w+",
+    "rank": r"[1-9]\d{0,8}",
+    "scale": r"\d{1,9}(\.\d{1,20})?(e-?\d{1,2})?",
+}
 
 
 def path_of(run: Path, name: str) -> Path:
@@ -62,7 +65,7 @@ def existing(run: Path, name: str) -> Path:
 def write_skill(path: Path, skill: Skill) -> None:
     """Writes a file, whole or not at all."""
     path.parent.mkdir(exist_ok=True)
-    write_whole(path, safetensors.torch.save(dict(skill.factors), metadata=skill.about))
+    write_weight_file(path, skill.factors, skill.about)
 
 
 def learned(folder: Path) -> Skill:
@@ -91,16 +94,28 @@ def read_skill(path: Path) -> Skill:
         return learned(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; python -m app.skill list RUN shows the skills of a run")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            factors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-    except (safetensors.SafetensorError, OSError) as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"{path}: is damaged ({said}); copy it again, or learn it anew") from error
-    if missing := [key for key in KEYS if key not in about]:
-        raise UserError(f"{path}: is no skill of ours: its header has no {missing[0]}")
+    factors, about = read_weight_file(path)
+    for key, form in HEADER.items():
+        if not re.fullmatch(form, about.get(key, "")):
+            raise UserError(f"{path}: is no skill of ours: its header has {key}={about.get(key)!r}")
+    learned_on(path, about)
     return Skill(factors, about)
+
+
+def learned_on(path: Path, about: Mapping[str, str]) -> tuple[list[str], int]:
+    """Return the domains that a skill was learned on, and the number of tokens, out of the header of its file.
+
+    Raises:
+        UserError: The header is damaged.
+    """
+    try:
+        text = json.loads(about.get("learned", "{}"))
+        domains, tokens = text.get("domains", []), text.get("tokens", 0)
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise UserError(f"{path}: is no skill of ours: its header has learned={about['learned'][:80]!r}") from error
+    if not isinstance(domains, list) or not all(isinstance(name, str) for name in domains) or type(tokens) is not int:
+        raise UserError(f"{path}: is no skill of ours: its header has learned={about['learned'][:80]!r}")
+    return domains, tokens
 
 
 def read_skills(files: Mapping[str, str], base: str) -> dict[str, Skill]:
@@ -129,10 +144,10 @@ def table(run: Path) -> Table:
     shown = Table("skill", "linear layers", "rank", "scale", "parameters", "learned on", "tokens", title=f"{run}")
     for name in names(run):
         skill = read_skill(path_of(run, name))
-        about, seen = skill.about, json.loads(skill.about.get("learned", "{}"))
+        about, (domains, tokens) = skill.about, learned_on(path_of(run, name), skill.about)
         number = sum(factor.numel() for factor in skill.factors.values())
-        text = ", ".join(seen.get("domains", [])) + ("" if about["base"] == own else " (of another base)")
-        numbers = (f"{number:,}", text, f"{seen.get('tokens', 0):,}")
+        text = ", ".join(domains) + ("" if about["base"] == own else " (of another base)")
+        numbers = (f"{number:,}", text, f"{tokens:,}")
         shown.add_row(name, about["linears"], about["rank"], about["scale"], *numbers)
     return shown
 
@@ -176,7 +191,7 @@ def require_same_tokenizer(key: str, folder: Path, tokenizer: Tokenizer) -> None
     Raises:
         UserError: it is not.
     """
-    own = make("tokenizer", tokenizer_config(folder, read_config(folder / CONFIG)), key="tokenizer")
+    own = read_tokenizer(folder, read_config(folder / CONFIG))
     if own.to_json() != tokenizer.to_json():
         raise UserError(
             f"{key}={folder}: cuts text by another tokenizer; set tokenizer=file "

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -23,7 +21,7 @@ from app.model.transformer import Transformer
 from app.registry import UserError, knobs, unknown
 from app.runs.resume import newest_checkpoint
 from app.runs.text import RunText, read_text, tokenizer_config
-from app.training.checkpoints import is_checkpoint, read_checkpoint, steps
+from app.training.checkpoints import is_checkpoint, read_checkpoint, read_weight_file, steps
 
 WEIGHTS, ENDING = "weights.safetensors", ".safetensors"  # of a run, without optimizer and config
 PREFIX = "model."  # of the transformer's parameters in a checkpoint
@@ -109,10 +107,7 @@ def weights_of(key: str, place: str) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{key}={path}: no such file or folder; give a checkpoint, or the folder of a run")
     if path.suffix == ENDING:
-        try:
-            return {f"{PREFIX}{name}": tensor for name, tensor in safetensors.torch.load_file(path).items()}
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{key}={path}: is damaged ({first_line(error)}); restore it") from error
+        return {f"{PREFIX}{name}": tensor for name, tensor in read_weight_file(path, f"{key}=")[0].items()}
     state: dict[str, Any] = read_checkpoint(path if is_checkpoint(path) else located(path)[1])["state_dict"]
     return state
 

@@ -15,9 +15,8 @@ from app.config.build import build_callbacks, build_loggers, build_trainer_confi
 from app.config.compose import Config, as_dict
 from app.config.saved import RUNS
 from app.cost.budget import Budget
-from app.data.cache import NO_WRITE
 from app.data.module import build_data
-from app.registry import UserError
+from app.registry import NO_WRITE, UserError
 from app.runs.begin import begun, write_weights
 from app.runs.folder import SUMMARY
 from app.runs.resume import newest_checkpoint

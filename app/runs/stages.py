@@ -1,24 +1,24 @@
 """The stages of a library of skills, each a run of `train.py`: one skill alone on a frozen base, then their mixture."""
 
 import json
-import shutil
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from app.config.compose import Config
 from app.config.overrides import combined, last
-from app.config.saved import CONFIG, RUNS, read_config
+from app.config.saved import CONFIG, OVERRIDES, RUNS, read_config
 from app.model.skills import fingerprint, merged
 from app.registry import UserError
-from app.runs.folder import LOCK, SUMMARY
+from app.runs.folder import new_run, require_name
 from app.runs.folder import taken as name_taken
-from app.runs.library import FOLDER, existing, learned, names, path_of, read_skills, write_skill
-from app.runs.read import located
-from app.runs.text import tokenizer_config
-from app.training.checkpoints import read_checkpoint, write_atomically
+from app.runs.library import existing, learned, names, path_of, read_skills, write_skill
+from app.runs.read import PREFIX, located
+from app.runs.text import ABOUT, ROWS, TOKENIZER, tokenizer_config
+from app.training.checkpoints import read_checkpoint
 
-LEFT = ("checkpoints", "tb", "report", FOLDER, LOCK, SUMMARY)  # of a folder whose run is merged, in the old one
+KEPT = (CONFIG, OVERRIDES, ABOUT, TOKENIZER, ROWS)  # files of a base that hold for a model with its skills merged
 
 
 def add_words(run: Path, name: str, typed: Sequence[str]) -> list[str]:
@@ -56,25 +56,24 @@ def keep(run: Path, name: str, words: Sequence[str]) -> Path:
 
 
 def merge(run: Path, shares: Mapping[str, float], name: str) -> Path:
-    """A new run of the base with constant shares of its skills in the weights: a dense model, which needs no library.
+    """Make a run of the base with constant shares of its skills in the weights: a dense model without a library.
+
+    It is at step 0: steps, tokens, optimizer and validation of the base belong to other weights.
 
     Raises:
-        UserError: a skill is not there or of another base, or the name is taken.
+        UserError: A skill is missing or of another base, a weight overflows, or the name is taken or no name.
     """
+    require_name(name)
     _dense_config(run)
     folder, checkpoint = located(run)
-    saved, target = read_checkpoint(checkpoint), RUNS / name
+    state, target = read_checkpoint(checkpoint)["state_dict"], RUNS / name
     if target.exists():
         raise name_taken(target)
-    files = {skill: str(existing(run, skill)) for skill in shares}
-    skills = read_skills(files, fingerprint(saved["state_dict"]))
-    saved["state_dict"] = merged(saved["state_dict"], list(skills.values()), list(shares.values()))
-    unfinished = target.with_name(f".{name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(folder, unfinished, ignore=lambda at, found: LEFT if Path(at) == folder else ())
-    (unfinished / "checkpoints").mkdir()
-    write_atomically(saved, unfinished / "checkpoints" / checkpoint.name)
-    unfinished.rename(target)
+    paths = {skill: str(existing(run, skill)) for skill in shares}
+    skills = read_skills(paths, fingerprint(state))
+    weights = merged(state, skills, shares)
+    files = {name: (folder / name).read_bytes() for name in KEPT if (folder / name).exists()}
+    new_run(target, files, {name: tensor for name, tensor in weights.items() if name.startswith(PREFIX)})
     return target
 
 
@@ -90,7 +89,9 @@ def shares_of(words: Iterable[str]) -> dict[str, float]:
         try:
             shares[name] = float(share)
         except ValueError:
-            raise UserError(f"{word}: must be NAME=SHARE, such as french=0.5") from None
+            shares[name] = math.nan
+        if not math.isfinite(shares[name]):
+            raise UserError(f"{word}: must be NAME=SHARE with a finite number, such as french=0.5")
     if not shares:
         raise UserError("which skills? NAME=SHARE, such as french=0.5")
     return shares

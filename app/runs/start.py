@@ -25,10 +25,10 @@ from app.cost.match import matched
 from app.data.module import TokenDataModule, build_data
 from app.registry import UserError
 from app.runs.begin import check_begin, check_begin_with_text, goes_on_from
-from app.runs.folder import SUMMARY, opened, run_name, taken
+from app.runs.folder import SUMMARY, NameTakenError, opened, run_name, taken
 from app.runs.read import require_same_text
 from app.runs.resume import saved_config
-from app.runs.summary import is_finished, write_summary
+from app.runs.summary import is_validated, write_summary
 from app.runs.text import ABOUT, read_text, text_files
 from app.training.checkpoints import read_checkpoint, step_of
 from app.training.expert_parallel import check_expert_parallel
@@ -71,7 +71,14 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
         check_begin_with_text(config, data.tokenizer)
     config = config | {"data": config["data"] | data.source.pinned}
     files: dict[str, Any] = {CONFIG: dumped(config), OVERRIDES: listed(_lasting(overrides))}
-    held.enter_context(opened(folder, files | text_files(data), new=not goes_on))
+    files |= text_files(data)
+    try:
+        held.enter_context(opened(folder, files, new=not goes_on))
+    except NameTakenError:
+        if chosen["run"] is not None:
+            raise
+        folder = RUNS / run_name(chosen, overrides)  # another run of the same second was faster
+        held.enter_context(opened(folder, files, new=True))
     return {"config": config, "folder": str(folder), "checkpoint": checkpoint and str(checkpoint)}
 
 
@@ -129,7 +136,7 @@ def _lasting(overrides: list[str]) -> list[str]:
 def _nothing_to_do(config: Config, folder: Path, checkpoint: Path) -> Decision:
     """Says so; a run that was killed just before its summary gets it."""
     saved = read_checkpoint(checkpoint, only_shapes=True)
-    if not (folder / SUMMARY).exists() and is_finished(saved):
+    if not (folder / SUMMARY).exists() and is_validated(saved):
         write_summary(folder, config, saved)
     say(
         f"{folder} is at step {step_of(checkpoint)}, and trainer.max_steps={config['trainer']['max_steps']}: nothing "

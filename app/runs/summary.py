@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -51,14 +52,19 @@ def write_summary(folder: Path, config: Config, checkpoint: dict[str, Any]) -> N
         say(f"look at it: tensorboard --logdir {folder.parent}")
 
 
-def is_finished(checkpoint: dict[str, Any]) -> bool:
-    """Whether a checkpoint was validated at its own step, as that after the last step is."""
+def is_validated(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint was validated at its own step, as the one after the last step is."""
     return bool(checkpoint.get("validation", {}).get("step") == checkpoint["global_step"])
 
 
 def _git_commit() -> str | None:
+    """The commit of the code that runs, wherever it was started; None where the code is in no repository of its own."""
+    root = Path(__file__).resolve().parents[2]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=environment)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    top, commit = done.stdout.split("\n")[:2]
+    return commit if Path(top).resolve() == root else None  # an installed package may be inside of another repository

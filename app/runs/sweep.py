@@ -1,5 +1,6 @@
 """A sweep is runs one after another: what goes wrong in one is said at once, with its number, and the others run."""
 
+import os
 import sys
 import traceback
 from typing import Any
@@ -15,10 +16,11 @@ from app.registry import UserError
 
 
 class Members(Callback):
-    """Called by Hydra around a sweep and after every run of it; the exit status is 2 if one of them has failed."""
+    """Called by Hydra around a sweep and after every run of it; the exit code is 2 if one of them has failed.
 
-    def __init__(self) -> None:
-        self.failed = False
+    Launchers for several processes run `on_job_end` in the process of the job, so a failure travels in what that
+    returns and not in this object.
+    """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # run='x_${seed}' as it is
@@ -31,14 +33,25 @@ class Members(Callback):
         error = job_return._return_value
         if config.hydra.mode == RunMode.MULTIRUN:
             tell(error, config)
-            self.failed, job_return.status = True, JobStatus.COMPLETED  # Hydra would raise it when all have ended
+            job_return.__class__ = ReportedFailure
+            job_return._return_value = os.getpid()
         elif isinstance(error, MISTAKES):  # Hydra raises others, and would say a line of its own before these
             with exit_on_mistake():
                 raise error
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if self.failed:
-            sys.exit(2)
+
+class ReportedFailure(JobReturn):
+    """A job whose error is printed already. Hydra asks for its value when all jobs have ended, which ends the sweep."""
+
+    @property  # type: ignore[misc]  # nothing sets it
+    def return_value(self) -> Any:
+        """Nothing.
+
+        Raises:
+            UserError: Always: without a line where this process has printed the error.
+        """
+        here = self._return_value == os.getpid()
+        raise UserError("" if here else "a job of the sweep has failed; its error is above, or in the launcher's logs")
 
 
 def tell(error: Exception, config: DictConfig) -> None:

@@ -11,17 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
-from app.data.corpus import Batch
+from app.data.corpus import IGNORED, Batch
 from app.data.module import TokenDataModule
 from app.data.steps import evenly
 from app.data.tokenizers import Tokenizer
 from app.registry import UserError, make
-from app.training.files import read_whole
+from app.training.files import read_json
 
 ABOUT, TOKENIZER, ROWS = "text.json", "tokenizer.json", "held_out.npz"
 COLUMNS = tuple(name for name in Batch.__annotations__ if name != "valid")
@@ -68,15 +67,60 @@ def read_text(folder: Path, config: Mapping[str, Any]) -> RunText:
     Raises:
         UserError: a file is missing or damaged.
     """
+    about = read_json(folder / ABOUT, dict)
+    named: list[Any] = [about.get(name) for name in ("domains", "topics", "fingerprint")]
+    domains, topics, fingerprint = named
+    if not (_is_texts(domains) and domains and _is_texts(topics) and isinstance(fingerprint, str)):
+        raise UserError(f"{folder / ABOUT}: is damaged: it must hold domains, topics and fingerprint; restore it")
+    tokenizer = read_tokenizer(folder, config)
+    rows = _read_rows(folder / ROWS, tokenizer.vocab_size, len(domains), len(topics))
+    return RunText(domains, topics, fingerprint, tokenizer, rows)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _read_rows(path: Path, vocab_size: int, num_domains: int, num_topics: int) -> dict[str, np.ndarray]:
+    """Return the columns of the held-out rows, each (N, S).
+
+    Raises:
+        UserError: The file is missing or damaged, or a number in it is out of its range.
+    """
+    limits = {  # the smallest value, and the first one that is too large
+        "tokens": (0, vocab_size),
+        "targets": (IGNORED, vocab_size),
+        "document": (-1, 2**31),
+        "domain": (0, num_domains),
+        "topic": (-1, max(num_topics, 0)),
+        "nbytes": (0, 2**16),
+    }
     try:
-        about = json.loads(read_whole(folder / ABOUT))
-        with np.load(folder / ROWS, allow_pickle=False) as rows:
-            columns = {name: rows[name] for name in rows.files}
-        named = about["domains"], about["topics"], about["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
-        raise UserError(f"{folder}: {ABOUT} or {ROWS} is missing or damaged ({error}); restore it") from error
-    tokenizer = make("tokenizer", tokenizer_config(folder, config), key="tokenizer")
-    return RunText(*named, tokenizer, columns)
+        with np.load(path, allow_pickle=False) as file:
+            columns = {name: file[name] for name in COLUMNS}
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds for a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: is missing or damaged ({reason}); restore it") from error
+    shape = columns["tokens"].shape
+    for name, (least, limit) in limits.items():
+        values = columns[name]
+        if values.shape != shape or len(shape) != 2 or not values.size or values.dtype.kind not in "iu":
+            raise UserError(f"{path}: is damaged: {name} is no table of whole numbers {shape}; restore it")
+        if values.min() < least or values.max() >= limit:
+            raise UserError(f"{path}: is damaged: {name} must be in {least}..{limit - 1}; restore it")
+    return columns
+
+
+def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """Return the tokenizer of a run.
+
+    Raises:
+        UserError: Its file is missing or damaged.
+    """
+    tokenizer: Tokenizer = make("tokenizer", tokenizer_config(folder, config), key="tokenizer")
+    if tokenizer.learns:  # what it has learned is in the file
+        raise UserError(f"{folder / TOKENIZER}: is missing; restore it")
+    return tokenizer
 
 
 def tokenizer_config(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:

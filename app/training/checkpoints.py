@@ -5,20 +5,28 @@ skipped for the one before. Files are read as tensors and plain values only: wha
 A checkpoint may also be a folder (app.training.shards), of which the same holds.
 """
 
+import hashlib
 import os
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from app.registry import UserError
 from app.training.files import checksum, digest, remove, settle, write_whole
 from app.training.shards import PLAIN, read_shards, write_shards
+
+SUM = "sha256"  # in the header of a weight file
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -49,26 +57,32 @@ class CheckpointFiles(TorchCheckpointIO):
         try:
             write_atomically(checkpoint, Path(path))
             self.failure = None
-        except (OSError, RuntimeError) as error:
-            cause = error if isinstance(error, OSError) else error.__context__  # torch's writer stumbles over it again
-            if not isinstance(cause, OSError):
-                raise
-            Path(path).with_suffix(".part").unlink(missing_ok=True)
-            self.failure = f"{path}: cannot be written ({cause.strerror})"
+        except OSError as error:
+            self.failure = f"{path}: cannot be written ({error.strerror})"
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         return read_checkpoint(Path(path))
 
 
 def write_atomically(checkpoint: dict[str, Any], path: Path) -> None:
-    """Writes a file under another name and, once it is on the disk with its sum, gives it its own, for good."""
+    """Write a file under another name and, once it is on the disk with its checksum, rename it.
+
+    Raises:
+        OSError: It cannot be written; nothing is left of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    write_whole(checksum(path), digest(part) + "\n")
+    try:
+        with part.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        write_whole(checksum(path), digest(part) + "\n")
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error.__context__, OSError):  # torch's writer raises RuntimeError over it on a full disk
+            raise error.__context__ from None
+        raise
     if path.is_dir():  # a damaged one, from before the run went on
         remove(path)
     part.replace(path)
@@ -83,15 +97,20 @@ def is_checkpoint(path: Path) -> bool:
 def read_checkpoint(path: Path, only_shapes: bool = False) -> dict[str, Any]:
     """A checkpoint: tensors and plain values.
 
+    This is the only way to open one, and it always compares the checksum.
+
     Args:
         path: a file, whose tensors are read when they are used, or a folder.
         only_shapes: the tensors of the model and its optimizers are not looked at; those of a folder are not read.
 
     Raises:
-        UserError: it holds anything else, which may be a program, or is none of ours.
+        UserError: It is missing or damaged; holds anything else, which may be a program; or is none of ours.
     """
+    damage = damage_of(path)
+    if damage is not None:
+        raise UserError(f"{path}: is damaged ({damage}); choose another checkpoint, or restore it")
     if path.is_dir():
-        return read_shards(path, only_shapes)
+        return require_layout(read_shards(path, only_shapes), path)
     try:
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except OSError as error:
@@ -99,27 +118,104 @@ def read_checkpoint(path: Path, only_shapes: bool = False) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: is refused: it is no file of tensors and plain values ({reason})") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(f"{path}: is no checkpoint of ours: it has no state_dict; restore it, or delete it")
-    return checkpoint
+    return require_layout(checkpoint, path)
+
+
+def require_layout(checkpoint: Any, path: Path) -> dict[str, Any]:
+    """Return a checkpoint that has the weights of a model and the step after which it was saved.
+
+    Raises:
+        UserError: It has not.
+    """
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
+    if not tensors or type(checkpoint.get("global_step")) is not int:
+        raise UserError(f"{path}: is no checkpoint of ours: it has no state_dict and step; restore it, or delete it")
+    return dict(checkpoint)
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The undamaged checkpoint of the highest step, and a line for every damaged one above it."""
     damaged: list[str] = []
     for _, path in reversed(steps(folder)):
-        if is_whole(path):
+        damage = damage_of(path)
+        if damage is None:
             return path, damaged
-        damaged.append(f"{path} is damaged (its checksum differs)")
+        damaged.append(f"{path} is damaged ({damage})")
     return None, damaged
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint has the sum that stands beside it."""
+def damage_of(path: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None if they have the sum that is beside them."""
     try:
-        return checksum(path).read_text(encoding="utf-8").strip() == digest(path)
-    except (OSError, UnicodeDecodeError):  # none, a folder, no text
-        return False
+        known = checksum(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return f"{checksum(path).name} is not there, or not readable"
+    try:
+        entries = sorted(path.iterdir()) if path.is_dir() else [path]
+        if path.is_dir() and any(entry.is_symlink() or not entry.is_file() for entry in entries):
+            return "it has something beside plain files"
+        states = [entry.stat() for entry in entries]
+        identity = tuple((state.st_ino, state.st_size, state.st_mtime_ns) for state in states)
+        return None if known == _digest_once(path.absolute(), identity) else "its checksum differs"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+
+
+@cache
+def _digest_once(path: Path, identity: tuple[tuple[int, int, int], ...]) -> str:
+    """The digest of a checkpoint, computed once while its files do not change."""
+    return digest(path)
+
+
+def write_weight_file(
+    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Write tensors as a safetensors file whose header holds their checksum, whole or not at all.
+
+    Args:
+        path: The file.
+        tensors: The tensors by name; no two may share memory.
+        about: Further entries of the header.
+    """
+    header = {**about, SUM: _sum_of(tensors)}
+    write_whole(path, safetensors.torch.save(dict(tensors), metadata=header))
+
+
+def read_weight_file(path: Path, key: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file and its header.
+
+    Args:
+        path: The file.
+        key: Where the path is in the config, such as `init.from=`, for the error.
+
+    Raises:
+        UserError: The file is missing or damaged, or a tensor holds NaN or infinity. A file from elsewhere may have no
+            checksum.
+    """
+    if not path.is_file():
+        raise UserError(f"{key}{path}: no such file")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    except Exception as error:  # OSError, SafetensorError, and KeyError for a dtype that torch does not have
+        raise UserError(f"{key}{path}: is damaged ({' '.join(str(error).split())}); restore it") from error
+    if header.pop(SUM, None) not in (None, _sum_of(tensors)):
+        raise UserError(f"{key}{path}: is damaged (its checksum differs); restore it")
+    for name, tensor in tensors.items():
+        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+            raise UserError(f"{key}{path}: {name} holds NaN, infinity or no real numbers; restore it")
+    return tensors, header
+
+
+def _sum_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, types and shapes."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def steps(folder: Path) -> list[tuple[int, Path]]:

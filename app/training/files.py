@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -19,12 +20,38 @@ def write_whole(path: Path, data: str | bytes) -> None:
     if path.is_file() and path.read_bytes() == data:
         return
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     settle(path.parent)
+
+
+def replace_files(folder: Path, files: Mapping[str, str | bytes], stale: str) -> None:
+    """Write the files of a page: all of them, or none.
+
+    Args:
+        folder: Made if there is none.
+        files: Their contents by name.
+        stale: A glob of files of an earlier page, which are removed unless they are written again.
+
+    Raises:
+        OSError: The folder cannot be written; it is as it was.
+    """
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:
+        for file, data in files.items():
+            write_whole(Path(name) / file, data)
+        for file in files:
+            (Path(name) / file).replace(folder / file)
+    for old in folder.glob(stale):
+        if old.name not in files:
+            old.unlink()
 
 
 def settle(folder: Path) -> None:
@@ -74,6 +101,16 @@ def read_whole(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is damaged: it is no text; restore it, or choose another run") from error
+
+
+def lines_of(path: Path) -> list[str]:
+    """Return the lines of a text file, which end with a line feed and nothing else: U+2028 is part of a line."""
+    return [line.removesuffix("\r") for line in read_whole(path).removesuffix("\n").split("\n")]
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: JSON can spell half of a surrogate pair, which is no letter."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def read_json(path: Path, kind: type[T]) -> T:

@@ -9,8 +9,9 @@ import io
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,31 @@ def read_shards(path: Path, only_shapes: bool) -> dict[str, Any]:
     """
     reader = ShardReader(path)
     device = "meta" if only_shapes else "cpu"
-    flat = {
-        name: torch.empty(of.size, dtype=of.properties.dtype, device=device) for name, of in reader.tensors().items()
-    }
-    if not only_shapes:
-        with warnings.catch_warnings(action="ignore"):  # that it is one process
-            dcp.load(flat, storage_reader=reader, planner=_load_planner(), no_dist=True)
-    return _joined(flat, _plain(path))
+    with _damage_in_one_line(path):
+        flat = {name: torch.empty(of.size, dtype=of.properties.dtype, device=device)
+                for name, of in reader.tensors().items()}  # fmt: skip
+        if not only_shapes:
+            with warnings.catch_warnings(action="ignore"):  # that it is one process
+                dcp.load(flat, storage_reader=reader, planner=_load_planner(), no_dist=True)
+        return _joined(flat, _plain(path))
+
+
+@contextmanager
+def _damage_in_one_line(path: Path) -> Iterator[None]:
+    """Report parts that are missing, cut off or of other sizes than `.metadata` says.
+
+    Raises:
+        UserError: torch cannot put them together. It raises many kinds of errors then, some of them on several lines.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except CheckpointException as failed:
+        first = next(iter(failed.failures.values()))[0]
+        raise UserError(f"{path}: is damaged: {' '.join(str(first).split())[:200]}; restore it") from failed
+    except Exception as error:
+        raise UserError(f"{path}: is damaged: {' '.join(str(error).split())[:200]}; restore it") from error
 
 
 def load_shards(path: Path, module: torch.nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
@@ -205,6 +224,8 @@ def _joined(flat: Flat, plain: dict[str, Any]) -> dict[str, Any]:
 def _plain(path: Path) -> dict[str, Any]:
     try:
         plain: dict[str, Any] = torch.load(path / PLAIN, map_location="cpu", weights_only=True)
+        if not isinstance(plain, dict):
+            raise RuntimeError("it holds no dictionary")
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path / PLAIN}: is refused: it is no file of plain values ({reason})") from error

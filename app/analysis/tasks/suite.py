@@ -13,7 +13,7 @@ from app.analysis.tasks.item import Item, Score, score
 from app.registry import UserError
 from app.runs.read import TrainedRun
 from app.runs.text import RunText
-from app.training.files import read_whole
+from app.training.files import is_unicode, lines_of
 
 TASKS: dict[str, Callable[[RunText, int], list[Item]]] = {
     "continuation": held_out.continuation,
@@ -43,11 +43,14 @@ def pairs_score(run: TrainedRun, path: Path) -> Score:
         UserError: the file cannot be read, or is none of these.
     """
     pairs = []
-    for number, line in enumerate(read_whole(path).splitlines(), 1):
+    for number, line in enumerate(lines_of(path), 1):
         try:
             entry = json.loads(line)
-            pairs.append((str(entry["sentence_good"]), str(entry["sentence_bad"])))
-        except (ValueError, KeyError, TypeError) as error:
+            pair = (entry["sentence_good"], entry["sentence_bad"])
+            if not all(isinstance(text, str) and is_unicode(text) for text in pair):
+                raise ValueError("not two texts")
+            pairs.append(pair)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path}:{number}: is no object with sentence_good and sentence_bad") from error
     if not pairs:
         raise UserError(f"{path}: is empty; give a JSON object a line with sentence_good and sentence_bad")

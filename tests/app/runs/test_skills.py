@@ -184,7 +184,7 @@ def damaged(name: str, **about: str) -> Path:
 def test_a_mistake_is_one_line_before_anything_is_written(
     library: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: list[str], line: str
 ) -> None:
-    damaged("foreign", base="0123456789")
+    damaged("foreign", base="0123456789abcdef" * 2)
     damaged("loud", scale="2.0")
     cut = damaged("cut")
     cut.write_bytes(cut.read_bytes()[:-100])

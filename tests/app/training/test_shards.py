@@ -47,7 +47,6 @@ def test_what_is_written_is_read_back_and_gathered_into_one_file(tmp_path: Path)
 
 def test_shapes_are_told_without_the_weights(tmp_path: Path) -> None:
     path = written(tmp_path, 3)
-    (path / "__0_0.distcp").unlink()
     shapes = read_checkpoint(path, only_shapes=True)
     assert {name: (tuple(v.shape), v.device.type) for name, v in shapes["state_dict"].items()} == {
         "model.a": ((2, 3), "meta"),
@@ -97,9 +96,46 @@ def test_a_folder_that_would_run_code_is_refused(tmp_path: Path, name: str) -> N
     (path / name).write_bytes(pickle.dumps(evil))
     if name == "plain.pt":
         torch.save(evil, path / name)
+    checksum(path).write_text(digest(path))
     with pytest.raises(UserError, match="is refused"):
         read_checkpoint(path)
     assert not ran.exists()
+
+
+def missing(part: Path) -> None:
+    part.unlink()
+
+
+def cut(part: Path) -> None:
+    part.write_bytes(part.read_bytes()[:-40])
+
+
+def empty(part: Path) -> None:
+    part.write_bytes(b"")
+
+
+def link(part: Path) -> None:
+    part.rename(part.parent.parent / "elsewhere")
+    part.symlink_to(part.parent.parent / "elsewhere")
+
+
+def folder(part: Path) -> None:
+    part.unlink()
+    part.mkdir()
+
+
+@pytest.mark.parametrize("damage", [missing, cut, empty, link, folder])
+@pytest.mark.parametrize("name", ["__0_0.distcp", WHERE, "plain.pt"])
+def test_a_damaged_part_is_one_line_although_the_checksum_is_right(
+    tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    path = written(tmp_path, 3)
+    damage(path / name)
+    if damage is not folder:
+        checksum(path).write_text(digest(path))
+    with pytest.raises(UserError) as refusal:
+        read_checkpoint(path)
+    assert str(refusal.value).startswith(str(path)) and "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
