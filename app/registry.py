@@ -170,6 +170,8 @@ def make(kind: str, config: Mapping[str, Any], *sizes: Any, key: str) -> Any:
     Raises:
         UserError: the name or a knob is wrong; a range check of the constructor names its place in the config.
     """
+    if not isinstance(config, Mapping):
+        raise UserError(f"{key}={config}: must be a part with its options, such as {{name: NAME, ...}}")
     values = dict(config)
     if "name" not in values:
         raise UserError(f"{key}.name: missing (one of: {', '.join(names(kind))})")

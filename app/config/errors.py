@@ -38,6 +38,9 @@ def exit_on_mistake() -> Iterator[None]:
         if str(error):  # empty on the other ranks: the first one has reported it
             _report(one_line(error))
         sys.exit(2)
+    except MemoryError:
+        _report("out of memory: the config asks for more than this machine has; choose smaller sizes")
+        sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it flushes at exit
         sys.exit(128 + signal.SIGPIPE)

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 TEMPLATE, REGISTRY, FILE = HERE / "modeling_router_zoo.py", HERE / "bundled_registry.py", "modeling_router_zoo.py"
 OURS = ("app", "routers", "experts")
 MARK = "__BUNDLE__"  # stands in the sources for the name under which they are imported
-BEGIN = ("app.model.assemble", "app.model.past")  # what the file itself uses
+BEGIN = ("app.model.assemble",)  # what the file itself uses
 CLASS = "RouterZooForCausalLM"
 
 
@@ -82,10 +82,12 @@ def with_code(config: Config, model: Transformer, more: Mapping[str, Any]) -> tu
     about = {"model_type": "router_zoo", "architectures": [CLASS], "dtype": "float32", "router_zoo": own,
              "auto_map": {auto: f"{TEMPLATE.stem}.{name}" for auto, name in names.items()}, "vocab_size": vocab_size,
              "max_position_embeddings": config["data"]["seq_len"], "hidden_size": model.config.dim,
-             "num_hidden_layers": model.config.num_layers, "tie_word_embeddings": False, **more}  # fmt: skip
+             "num_hidden_layers": model.config.num_layers,
+             "tie_word_embeddings": model.config.tie_embeddings, **more}  # fmt: skip
     with torch.device("meta"):
         kept = build_model(own, vocab_size)
-    weights = {f"model.{name}": known[name].clone() for name in kept.state_dict()}
+    shared = "head.weight" if model.config.tie_embeddings else None  # is the embedding, and is written once
+    weights = {f"model.{name}": known[name].clone() for name in kept.state_dict() if name != shared}
     return {"config.json": as_json(about), FILE: bundled(kept)}, weights
 
 

@@ -38,6 +38,7 @@ def tokenizer_files(tokenizer: Tokenizer, window: int) -> dict[str, str]:
     model.post_processor = TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, tokenizer.begin)])
     about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": window}
     about |= {"bos_token": begin, "eos_token": separator, "clean_up_tokenization_spaces": False}
+    about |= {"model_input_names": ["input_ids", "attention_mask"]}
     about |= {"split_special_tokens": True}  # a text that spells one of these two does not start or end a document
     return {"tokenizer.json": model.to_str(pretty=True), "tokenizer_config.json": json.dumps(about, indent=2) + "\n"}
 

@@ -4,7 +4,9 @@ Pre-norm blocks with RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), attentio
 (Shazeer 2020, arXiv 2002.05202).
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +82,18 @@ class Transformer(nn.Module):
         named = ((module, getattr(module, "hidden_axes", {})) for module in self.blocks.modules())
         return {module.get_parameter(name): axis for module, axes in named for name, axis in axes.items()}
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves the model and changes its dtype, but routers and balance stay float32: bfloat16 scores tie."""
+        modules = [*self.routers(), self.balancer, *([] if self.shared_score is None else [self.shared_score])]
+        tensors = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
+        tensors |= {id(p.grad) for module in modules for p in module.parameters() if p.grad is not None}
+
+        def apply(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if id(tensor) in tensors and moved.dtype != tensor.dtype else moved
+
+        return super()._apply(apply, recurse)
+
     @torch.no_grad()
     def _initialize(self, std: float) -> None:
         """Draws every matrix from N(0, std^2); routers and settled weights keep the values that their classes chose."""
@@ -124,7 +138,7 @@ class Transformer(nn.Module):
 
     def hidden(
         self,
-        tokens: Tensor,
+        tokens: Tensor | None,
         valid: Tensor,
         document: Tensor | None,
         seed: int = 0,
@@ -133,12 +147,26 @@ class Transformer(nn.Module):
         row: int = 0,
         alone: int | None = None,  # as in `Context`
         past: Past | None = None,  # its last positions are these; None: the first ones are
+        embedded: Tensor | None = None,  # (B, S, D), in the place of the embedded tokens
+        mask: Mask = None,  # (B, 1, S, S): where a position may look, whatever document and past say
     ) -> tuple[Tensor, list[Routing]]:
         """The normed output of the last block (B, S, D), and the routings; without `document` a row is one document."""
-        x = self.embedding(tokens)
-        mask, cos, sin = self._places(tokens, document, past, autocast_dtype(x))
+        x = self.embedding(tokens) if embedded is None else embedded
+        found, cos, sin = self._places(x, document, past, autocast_dtype(x))
+        mask = found if mask is None else mask
         known = None if domain is None else domain.flatten()
-        context = Context(valid, tokens.flatten(), None, 0.0, self.shared_score, 0, row, step, known, alone)
+        context = Context(
+            valid,
+            None if tokens is None else tokens.flatten(),
+            None,
+            0.0,
+            self.shared_score,
+            0,
+            row,
+            step,
+            known,
+            alone,
+        )
         offset = self.balancer.offset()
         routings: list[Routing] = []
         for number, block in enumerate(self.blocks):
@@ -154,16 +182,16 @@ class Transformer(nn.Module):
         return self.norm(x), routings
 
     def _places(
-        self, tokens: Tensor, document: Tensor | None, past: Past | None, dtype: torch.dtype
+        self, x: Tensor, document: Tensor | None, past: Past | None, dtype: torch.dtype
     ) -> tuple[Mask, Tensor, Tensor]:
-        """Where each position may look, and its rotary angles."""
-        config, length = self.config, tokens.size(1)
+        """Where each position of x (B, S, D) may look, and its rotary angles."""
+        config, length = self.config, x.size(1)
         document = None if config.cross_documents else document
         mask = None if document is None else document_mask(document, config.head_width, dtype)
         if past is not None:
             mask = past.mask(length)
         total = length if past is None else past.valid.size(1)
-        return mask, *rotary(total, config.head_width, config.rope_theta, tokens.device, total - length)
+        return mask, *rotary(total, config.head_width, config.rope_theta, x.device, total - length)
 
     def _run(self, block: nn.Module, x: Tensor, positions: Positions) -> tuple[Tensor, Routing | None]:
         if self.config.activation_checkpointing and self.training:

@@ -44,7 +44,8 @@ class Hash(Score):
         self.proj = nn.Linear(sizes.dim, sizes.num_experts, bias=False) if learned else None
 
     def forward(self, x: Tensor, context: Context) -> Scored:
-        assert context.token_ids is not None, "the model passes the ids in context.token_ids"
+        if context.token_ids is None:
+            raise ValueError("router.score.name=hash: reads token ids, which are not known here; give input_ids")
         logits = x.new_zeros(len(x), self.num_experts) if self.proj is None else self.proj(x)
         fixed = torch.zeros_like(logits, dtype=torch.bool).scatter(1, self.table[context.token_ids], True)
         return Scored(logits.masked_fill(~fixed, -torch.inf))  # (T, E)
