@@ -6,11 +6,15 @@
         ...
         print(watched.scalars())  # since the last call: experts/maxvio, router_by_layer/token_entropy/3, ...
 
-Looks at Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, DeepSeek-V3, gpt-oss and all others whose routers return logits, weights
-and indices, as those of transformers 5 do. Padding by `attention_mask` does not count, nor what is computed again in
-the backward pass. On several processes every one of them asks at the same steps, and gets the sums over all.
+Every router of transformers 5 that returns logits, weights and indices is observed. Its score function is found from
+what it returns: the weights of a token are its scores up to a factor. Padding does not count, nor what is computed
+again in the backward pass. Passes in evaluation mode are counted apart, under tags that begin with `eval_`. On several
+processes every one of them asks at the same steps, and gets the sums over all.
 """
 
+import inspect
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,74 +25,134 @@ from app.training.tags import by_layer
 from routers.contract import Routing
 from routers.distributions import normalized
 
+# logarithms of the score functions of transformers' routers, of logits (T, E)
+LOG_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda logits: logits.log_softmax(-1),
+    "sigmoid": nn.functional.logsigmoid,
+    "sqrt_softplus": lambda logits: 0.5 * nn.functional.softplus(logits).log(),
+}
+EXACT, ROUNDED = 1e-3, 0.05  # of the logarithms of weights, in float32 and in half precision
+
 
 def watch(model: nn.Module) -> "Watched":
-    """Attaches to the routers of a model.
+    """Attach to the routers of a model.
 
     Raises:
-        ValueError: it has none that is known.
+        ValueError: It has none that is known.
     """
-    routers = [m for m in model.modules() if type(m).__name__.endswith(("TopKRouter", "TopkRouter"))]
+    routers = [module for module in model.modules() if type(module).__name__.endswith(ROUTERS)]
     if not routers:
         raise ValueError(f"{type(model).__name__}: has no router of transformers 5 (a module named ...TopKRouter)")
     return Watched(model, routers)
+
+
+ROUTERS = ("TopKRouter", "TopkRouter", "HashRouter")  # ends of their class names
 
 
 class Watched:
     """What the routers of a model have chosen since it was last asked."""
 
     def __init__(self, model: nn.Module, routers: list[nn.Module]) -> None:
-        self._total = Total()
+        self._totals = {True: Total(), False: Total()}  # of training, and of evaluation
+        self._signature = inspect.signature(model.forward)
         self._routings: list[Routing] | None = None  # of the forward pass that is under way
         self._valid: Tensor | None = None  # (B, S)
+        self._spreads = {router: dict.fromkeys(LOG_SCORES, 0.0) for router in routers}
         self._hooks = [
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
             model.register_forward_hook(self._end),
             *(router.register_forward_hook(self._look) for router in routers),
         ]
 
-    def statistics(self) -> dict[str, Tensor]:
-        """The STATISTICS of `app.training.metrics`, a value for each layer (L,); empty if nothing was seen."""
-        sums = self._total.take()
+    def statistics(self, training: bool = True) -> dict[str, Tensor]:
+        """Return the STATISTICS of `app.training.metrics`, a value for each layer (L,); empty if nothing was seen.
+
+        Args:
+            training: Of passes in training mode, or of those in evaluation mode.
+        """
+        sums = self._totals[training].take()
         return routing_statistics(sums) if sums else {}
 
     def scalars(self) -> dict[str, float]:
-        """The same under the tags of our own runs: the mean over the layers, and each layer."""
-        told = [by_layer(group_of(name), name, values.tolist()) for name, values in self.statistics().items()]
-        return {tag: value for statistic in told for tag, value in statistic.items()}
+        """Return the same under the tags of our own runs: the mean over the layers, and each layer.
+
+        Those of evaluation begin with `eval_`. What needs the scores of a router is left out where its score function
+        is none of LOG_SCORES.
+        """
+        found = {}
+        for training, prefix in ((True, ""), (False, "eval_")):
+            for name, values in self.statistics(training).items():
+                for tag, value in by_layer(group_of(name), name, values.tolist()).items():
+                    if not math.isnan(value):
+                        found[prefix + tag] = value
+        return found
 
     def close(self) -> None:
-        """Lets the model go."""
+        """Detach from the model."""
         for hook in self._hooks:
             hook.remove()
 
-    def _begin(self, model: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
-        mask = named.get("attention_mask")
-        self._valid = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    def _begin(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given = self._signature.bind_partial(*inputs, **named).arguments
+        given |= given.pop("kwargs", {})
+        tokens = given.get("input_ids")
+        tokens = given.get("inputs_embeds") if tokens is None else tokens
+        self._valid = None if tokens is None else _valid(given.get("attention_mask"), *tokens.shape[:2])
         self._routings = []
 
     @torch.no_grad()
-    def _look(self, router: nn.Module, inputs: Any, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
-        if self._routings is not None:
-            self._routings.append(_routing(router, *outputs, self._valid))
+    def _look(self, router: nn.Module, inputs: Any, outputs: tuple[Tensor, ...]) -> None:
+        if self._routings is None:
+            return
+        logits, weight, index = outputs[:3]
+        exact = weight.dtype == logits.dtype == torch.float32
+        logits, weight, index = logits.float().flatten(0, -2), weight.float().flatten(0, -2), index.flatten(0, -2)
+        for name, spread in _spreads(logits, weight, index).items():
+            self._spreads[router][name] += spread
+        name = min(self._spreads[router], key=self._spreads[router].__getitem__)
+        log_scores = LOG_SCORES[name](logits)
+        if not _spread(log_scores, weight, index) < (EXACT if exact else ROUNDED):
+            log_scores = torch.full_like(logits, torch.nan)
+        self._routings.append(_routing(logits, log_scores, weight, index, self._valid))
 
     @torch.no_grad()
     def _end(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
         if self._routings:
-            self._total.add(routing_sums(self._routings))
+            self._totals[model.training].add(routing_sums(self._routings))
         self._routings = None
 
 
-def _routing(router: nn.Module, logits: Tensor, weight: Tensor, index: Tensor, valid: Tensor | None) -> Routing:
-    """What a router of transformers gave: logits (T, E), weights and indices (T, K)."""
+def _valid(mask: Any, batch: int, length: int) -> Tensor | None:
+    """Which of the newest positions (B, S) are no padding; a mask may also be of those before, out of a cache."""
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.dim() == 2:
+        return mask[:, -length:].bool().expand(batch, length)
+    allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2  # (B, 1, S, all)
+    return allowed.any(-1).any(1)[:, -length:].expand(batch, length)
+
+
+def _spreads(logits: Tensor, weight: Tensor, index: Tensor) -> dict[str, float]:
+    return {name: _spread(of(logits), weight, index) for name, of in LOG_SCORES.items()}
+
+
+def _spread(log_scores: Tensor, weight: Tensor, index: Tensor) -> float:
+    """How far weights (T, K) are from being scores up to a factor: of each token, or of all if it has one expert."""
+    factor = weight.clamp_min(1e-20).log() - log_scores.gather(1, index)
+    if index.size(1) == 1:
+        factor = factor.T
+        if weight.std() == 0:  # divided by their sum, which says nothing
+            return math.inf
+    return float((factor.amax(-1) - factor.amin(-1)).mean())
+
+
+def _routing(logits: Tensor, log_scores: Tensor, weight: Tensor, index: Tensor, valid: Tensor | None) -> Routing:
+    """What a router of transformers gave: logits and log scores (T, E), weights and indices (T, K)."""
     num_tokens, num_experts = logits.shape
     valid = torch.ones(1, num_tokens, dtype=torch.bool, device=logits.device) if valid is None else valid
-    logits = logits.float()
-    sigmoid = hasattr(router, "e_score_correction_bias")
-    log_scores = nn.functional.logsigmoid(logits) if sigmoid else logits.log_softmax(-1)
     token = torch.arange(num_tokens, device=logits.device).repeat_interleave(index.size(1))
     expert = index.flatten().masked_fill(~valid.flatten()[token], num_experts)
-    gate = weight.flatten().float().masked_fill(expert == num_experts, 0)
+    gate = weight.flatten().masked_fill(expert == num_experts, 0)
     return Routing(
         token, expert, gate, expert < num_experts, logits, log_scores.exp(), normalized(log_scores), index.size(1),
         valid, None,

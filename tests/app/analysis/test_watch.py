@@ -1,5 +1,8 @@
 """Statistics of models that are not ours: tiny random ones of `transformers`, counted by hand from what they return."""
 
+import importlib
+import inspect
+import types
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +61,7 @@ def test_load_and_certainty_of_a_foreign_model_are_those_of_its_routers(name: st
     with torch.no_grad():
         for rows in (slice(0, 1), slice(1, 3)):
             model(input_ids=ids[rows], attention_mask=mask[rows])
-    found = watched.scalars()
+    found = {tag.removeprefix("eval_"): value for tag, value in watched.scalars().items()}
     assert len(layers) == LAYERS
     for layer, (logits, experts) in enumerate(layers):
         load = np.bincount(experts[real].flatten(), minlength=E)
@@ -75,6 +78,138 @@ def test_load_and_certainty_of_a_foreign_model_are_those_of_its_routers(name: st
     assert watched.scalars() == {}, "nothing since"
 
 
+ROUTERS = {  # class, its module, and its score function, as its source has it
+    "MixtralTopKRouter": ("mixtral", "softmax"),
+    "Qwen2MoeTopKRouter": ("qwen2_moe", "softmax"),
+    "OlmoeTopKRouter": ("olmoe", "softmax"),
+    "GptOssTopKRouter": ("gpt_oss", "softmax"),
+    "GraniteMoeTopKRouter": ("granitemoe", "softmax"),
+    "JambaTopKRouter": ("jamba", "softmax"),
+    "LongcatFlashTopkRouter": ("longcat_flash", "softmax"),
+    "DeepseekV2TopkRouter": ("deepseek_v2", "softmax"),
+    "DeepseekV3TopkRouter": ("deepseek_v3", "sigmoid"),
+    "Glm4MoeTopkRouter": ("glm4_moe", "sigmoid"),
+    "MiniMaxM2TopKRouter": ("minimax_m2", "sigmoid"),
+    "Lfm2MoeTopKRouter": ("lfm2_moe", "sigmoid"),
+    "InklingTopkRouter": ("inkling", "sigmoid"),
+    "HYV3TopKRouter": ("hy_v3", "sigmoid"),
+    "DeepseekV4TopKRouter": ("deepseek_v4", "sqrt_softplus"),
+    "DeepseekV4HashRouter": ("deepseek_v4", "sqrt_softplus"),
+    "Cohere2MoeTopKRouter": ("cohere2_moe", "softmax"),
+}  # fmt: skip
+OPTIONS = {
+    "hidden_size": 16, "num_experts": E, "num_local_experts": E, "n_routed_experts": E, "num_experts_per_tok": K,
+    "top_k": K, "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.5, "route_scale": 2.0,
+    "zero_expert_num": 0, "n_shared_experts": 1, "use_expert_bias": False, "scoring_func": "sqrtsoftplus",
+    "expert_selection_fn": "softmax", "topk_method": "greedy", "vocab_size": VOCAB, "router_jitter_noise": 0.0,
+    "input_jitter_noise": 0.0, "router_scaling_factor": 1.0, "num_group": 1,
+}  # fmt: skip
+
+
+class OneLayer(nn.Module):
+    """A router of transformers behind an embedding."""
+
+    def __init__(self, router: nn.Module, more: int) -> None:
+        super().__init__()
+        self.embedding, self.router, self.more = nn.Embedding(VOCAB, 16), router, more
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> None:
+        x = self.embedding(input_ids)
+        if self.more:
+            self.router(x, input_ids if "Hash" in type(self.router).__name__ else torch.zeros(E))
+        else:
+            self.router(x.flatten(0, 1))
+
+
+def router_of(name: str, **options: object) -> OneLayer:
+    torch.manual_seed(1)
+    module = importlib.import_module(f"transformers.models.{ROUTERS[name][0]}.modeling_{ROUTERS[name][0]}")
+    router = getattr(module, name)(types.SimpleNamespace(**OPTIONS | options))
+    for parameter in router.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    if hasattr(router, "tid2eid"):  # the experts of each token id
+        router.tid2eid.copy_((torch.arange(VOCAB)[:, None] + torch.arange(K)) % E)
+    needed = [p for p in inspect.signature(router.forward).parameters.values() if p.default is p.empty]
+    return OneLayer(router, len(needed) - 1)
+
+
+def entropy_of(model: OneLayer, ids: torch.Tensor, score_function: str) -> float:
+    """Of the scores that a router's logits have by the definition of its score function."""
+    seen: list[torch.Tensor] = []
+    hook = model.router.register_forward_hook(lambda m, i, o: seen.append(o[0].reshape(-1, o[0].shape[-1]).double()))
+    with torch.no_grad():
+        model(ids)
+    hook.remove()
+    scores = {"softmax": lambda x: x.exp(), "sigmoid": lambda x: 1 / (1 + (-x).exp()),
+              "sqrt_softplus": lambda x: (1 + x.exp()).log().sqrt()}[score_function](seen[0])  # fmt: skip
+    share = scores / scores.sum(-1, keepdim=True)
+    return float(-(share * share.log()).sum(-1).mean())
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_the_score_function_of_a_router_is_found_from_what_it_returns(name: str) -> None:
+    model, ids = router_of(name), torch.randint(VOCAB, (2, 9))
+    watched = watch(model)
+    with torch.no_grad():
+        model(ids)
+    found = watched.scalars()["router/token_entropy"]
+    assert found == pytest.approx(entropy_of(model, ids, ROUTERS[name][1]), rel=1e-4)
+
+
+@pytest.mark.parametrize(("k", "normalised"), [(2, True), (2, False), (1, False)])
+def test_cohere_has_the_score_function_that_its_config_names(k: int, normalised: bool) -> None:
+    options = {"num_experts_per_tok": k, "expert_selection_fn": "sigmoid", "norm_topk_prob": normalised}
+    model, ids = router_of("Cohere2MoeTopKRouter", **options), torch.randint(VOCAB, (2, 9))
+    watched = watch(model)
+    with torch.no_grad():
+        model(ids)
+    assert watched.scalars()["router/token_entropy"] == pytest.approx(entropy_of(model, ids, "sigmoid"), rel=1e-4)
+
+
+def test_scores_that_nothing_returned_tells_of_are_left_out() -> None:
+    options = {"num_experts_per_tok": 1, "expert_selection_fn": "sigmoid", "norm_topk_prob": True}  # all weights are 1
+    model = router_of("Cohere2MoeTopKRouter", **options)
+    watched = watch(model)
+    with torch.no_grad():
+        model(torch.randint(VOCAB, (2, 9)))
+    found = watched.scalars()
+    assert "router/token_entropy" not in found and found["router/mean_k"] == 1
+
+
+def test_padding_is_seen_in_generation_by_place_and_in_four_dimensions() -> None:
+    model = model_of("Mixtral")
+    ids, mask = torch.randint(1, VOCAB, (2, 6)), torch.ones(2, 6, dtype=torch.long)
+    mask[0, :4] = 0
+    watched = watch(model)
+    with torch.no_grad():
+        model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False)
+    tokens = int(watched._totals[False].take()["tokens"])
+    assert tokens == mask.sum() + 2 * 2  # what is drawn last is not computed
+    with torch.no_grad():
+        model(ids, mask)
+    assert int(watched._totals[False].take()["tokens"]) == mask.sum()
+    allowed = (mask[:, None, :] * mask[:, :, None]).bool().tril()[:, None]
+    with torch.no_grad():
+        model(ids, attention_mask=allowed)
+    assert int(watched._totals[False].take()["tokens"]) == mask.sum()
+
+
+def test_training_and_evaluation_are_counted_apart() -> None:
+    model, ids = model_of("Mixtral"), torch.randint(1, VOCAB, (2, 6))
+    watched = watch(model)
+    for training, count in ((True, 2), (False, 3)):
+        model.train(training)
+        for _ in range(count):
+            model(ids)
+    assert int(watched._totals[True]._sums["forwards"]) == 2 and int(watched._totals[False]._sums["forwards"]) == 3
+    found = watched.scalars()
+    assert found.keys() == {
+        *(tag for tag in found if tag.startswith("eval_")),
+        *(tag for tag in found if f"eval_{tag}" in found),
+    }
+    assert watched.scalars() == {}
+
+
 def test_what_is_computed_again_in_the_backward_pass_counts_once_and_training_is_the_same() -> None:
     ids = torch.randint(1, VOCAB, (2, 6))
     plain = model_of("Mixtral").train()
@@ -83,7 +218,7 @@ def test_what_is_computed_again_in_the_backward_pass_counts_once_and_training_is
     again.gradient_checkpointing_enable({"use_reentrant": False})
     watched = watch(again)
     again(input_ids=ids, labels=ids).loss.backward()
-    assert int(watched._total._sums["tokens"]) == ids.numel()
+    assert int(watched._totals[True]._sums["tokens"]) == ids.numel()
     for one, other in zip(plain.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
 
