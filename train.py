@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import app.config.environment  # noqa: F401  before torch
 
@@ -24,6 +25,8 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    # launchers of sweeps start processes that import this code from wherever they are
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.getenv("PYTHONPATH")])])
     add_plugin_configs()
     with exit_on_mistake():
         sys.argv[1:] = with_saved_overrides(readable(sys.argv[1:]))

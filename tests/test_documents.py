@@ -55,6 +55,22 @@ def test_the_files_and_tests_that_a_page_names_exist(page: str) -> None:
     assert [(file, name) for file, name in named if f"def {name}" not in tests.get(file, "")] == []
 
 
+def test_every_promise_of_security_names_tests_that_exist() -> None:
+    table, more = (ROOT / "SECURITY.md").read_text().split("Also promised:")
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    rows += [
+        [item, item]
+        for item in re.findall(r"^- .*?\(`.*?\)\.", more.split("## Not")[0], flags=re.DOTALL | re.MULTILINE)
+    ]
+    assert len(rows) > 12
+    for row in rows[1:]:
+        named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", row[-1])
+        assert named, row[0]
+        for file, name in named:
+            (path,) = (ROOT / "tests").rglob(file)
+            assert not name or f"def {name}(" in path.read_text(), (row[0], file, name)
+
+
 def test_every_fault_of_the_table_has_a_test_that_is_not_skipped() -> None:
     text = section((ROOT / "docs/scale.md").read_text(), "What can go wrong")
     rows = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]

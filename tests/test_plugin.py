@@ -23,6 +23,15 @@ def test_an_installed_package_adds_a_router(text: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/plugin/config.yaml").read_text().count("limit: 1.5") == 1
     assert json.loads((tmp_path / "runs/plugin/summary.json").read_text())["val_bpb"] > 0
+    done = subprocess.run(
+        [sys.executable, "-m", "app.export", "runs/plugin", "--to", "hf-remote"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: router/score=bounded: is of the package bounded_router, whose code")
+    assert not (tmp_path / "runs/plugin/hf-remote").exists()
 
 
 def test_help_answers_before_torch_is_imported(tmp_path: Path) -> None:

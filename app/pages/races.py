@@ -10,6 +10,7 @@ from app.races.page import write_result
 from app.races.race import Race, read_race
 from app.races.records import DEFINITION, MEMBERS, RESULTS, read_lines, read_seconds
 from app.races.result import result_of
+from app.training.markdown import escaped
 
 VERDICTS = ("better", "equivalent", "worse", "cannot tell")
 
@@ -50,9 +51,9 @@ def _lines(folder: Path) -> Iterator[str]:
         found = [", ".join(_short(row) for row in rows if row["verdict"] == verdict) for verdict in VERDICTS]
         noise = f"{numbers['noise']['detectable']['5']:.3f}" if numbers["noise"] else ""
         left = f", {numbers['missing']} runs missing" if numbers["missing"] else ""
-        name = f"[{folder.name}](results/{folder.name}/README.md) against {race.baseline}"
+        name = f"[{folder.name}](results/{folder.name}/README.md) against {escaped(race.baseline)}"
         yield f"| {name} | {size}, {len(race.seeds)}{left} | {' | '.join(found)} | {noise} |\n"
 
 
 def _short(row: dict[str, Any]) -> str:
-    return f"{row['contestant']} {row['difference']['bpb']['mean']:+.3f}"
+    return f"{escaped(row['contestant'])} {row['difference']['bpb']['mean']:+.3f}"

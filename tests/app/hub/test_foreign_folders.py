@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from app.hub.read import import_run
 from app.hub.weight_files import plain_copy
+from app.hub.write import export
 from app.registry import UserError
 from app.runs.read import read_run
 from tests.app.hub.models import CASES, config_of, model_of, written
@@ -115,6 +116,20 @@ def test_begin_and_end_of_a_document_keep_their_roles(folder: Path) -> None:
     nll, _ = run.model(tokens, targets, valid, document)
     assert document.unique().numel() == 1
     torch.testing.assert_close(nll[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_begin_and_end_go_out_as_they_came_in(folder: Path) -> None:
+    add_tokenizer(folder)
+    run = read_run(import_run(str(folder), "in", OVERRIDES)[0])
+    export(run, folder.parent / "out", "unknown")
+    values = {name: json.loads((folder.parent / f"out/{name}.json").read_text())
+              for name in ("config", "generation_config", "tokenizer_config")}  # fmt: skip
+    begin, end = run.text.tokenizer.begin, run.text.tokenizer.separator
+    for name in ("config", "generation_config"):
+        assert (values[name]["bos_token_id"], values[name]["eos_token_id"]) == (begin, end)
+    assert (values["tokenizer_config"]["bos_token"], values["tokenizer_config"]["eos_token"]) == (BEGIN, END)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder.parent / "out")
+    assert tokenizer("ab").input_ids[0] == begin and end not in tokenizer(f"a {END} b {BEGIN}").input_ids[1:]
 
 
 def test_a_tokenizer_with_one_mark_uses_it_for_both(folder: Path) -> None:

@@ -249,8 +249,9 @@ def test_weights_are_readable_by_whom_the_other_files_are(tmp_path: Path) -> Non
     assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
 
 
-def test_a_pipeline_writes_what_the_model_does(tmp_path: Path) -> None:
-    config = config_with("topk")
+@pytest.mark.parametrize("router", [router for router in ROUTERS if router.values[0] not in BATCHED])
+def test_a_pipeline_writes_what_the_model_does(router: str, tmp_path: Path) -> None:
+    config = config_with(router)
     torch.manual_seed(0)
     ours = build_model(config, 257).eval()
     files, weights = with_code(config, ours, {"bos_token_id": 256, "eos_token_id": 256})

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from app import evaluate, export, generate, report, skill
+from app.analysis.curves import table_of
 from app.hub.card import card
 from app.registry import UserError
 from app.runs import folder as run_folder
@@ -137,6 +139,40 @@ def test_a_merge_that_makes_no_sense_is_refused(
         skill.main(["merge", "runs/base", *words])
     assert said in str(refusal.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rows: {name: values[:0] for name, values in rows.items()}, "tokens is no table"),
+        (lambda rows: rows | {"tokens": rows["tokens"] + 999}, "tokens must be in 0..256"),
+        (lambda rows: rows | {"tokens": rows["tokens"].astype(float)}, "tokens is no table"),
+        (lambda rows: rows | {"targets": rows["targets"] - 999}, "targets must be in -100..256"),
+        (lambda rows: rows | {"domain": rows["domain"] + 5}, "domain must be in 0..0"),
+        (lambda rows: rows | {"topic": rows["topic"] + 5}, "topic must be in"),
+        (lambda rows: rows | {"nbytes": rows["nbytes"] - 5}, "nbytes must be in"),
+        (lambda rows: rows | {"document": rows["document"][:, :3]}, "document is no table"),
+        (lambda rows: {name: values for name, values in rows.items() if name != "topic"}, "is missing or damaged"),
+        (lambda rows: rows | {"tokens": np.array([[None]])}, "is missing or damaged"),
+    ],
+)
+def test_held_out_rows_that_cannot_be_are_refused(train: Train, change: Callable[[Any], Any], said: str) -> None:
+    path = train("trainer.max_steps=1") / "held_out.npz"
+    with np.load(path) as file:
+        rows = {name: file[name] for name in file.files}
+    np.savez(path, **change(rows))
+    with pytest.raises(UserError) as refusal:
+        read_run(path.parent)
+    assert str(refusal.value).startswith(f"{path}: ") and said in str(refusal.value)
+
+
+def test_a_damaged_line_of_the_curves_is_left_out(train: Train) -> None:
+    run = train("logger=csv", "trainer.max_steps=3", "trainer.log_every=1")
+    path = run / "csv/metrics.csv"
+    whole = table_of(run, ["Loss/train"])["Loss/train"]
+    head, *lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(head + lines[0] + b"\xff\xfe,\x00\n" + b",".join([b"x"] * 9) + b"\n" + b"".join(lines[1:]))
+    assert table_of(run, ["Loss/train"])["Loss/train"] == whole and len(whole) > 1
 
 
 def test_the_commit_is_that_of_the_code_wherever_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,24 @@ def test_a_sweep_with_a_failing_member_runs_the_others_each_in_its_own_folder(sh
     assert losses[0] != losses[1]
 
 
+LAUNCHERS = {
+    "joblib": "hydra/launcher=joblib hydra.launcher.n_jobs=2",
+    "submitit": "hydra/launcher=submitit_local hydra.launcher.timeout_min=5",
+}
+
+
+@pytest.mark.parametrize("package", ["joblib", pytest.param("submitit", marks=pytest.mark.slow)])
+def test_a_failure_in_a_process_of_a_launcher_ends_the_sweep_with_2(package: str, shell: Shell, folder: Path) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{package}_launcher")
+    line = f"train --multirun SMALL router=topk,expert_choice {LAUNCHERS[package]}"
+    done = shell(line, timeout=250)
+    assert done.returncode == 2
+    assert "error: a job of the sweep has failed" in done.stderr.splitlines()[-1]
+    assert [run.name[-2:] for run in (folder / "runs").iterdir()] == ["_0"], "the others have run"
+    well = shell(line.replace(",expert_choice", ",gru"), timeout=250)
+    assert well.returncode == 0, well.stderr
+
+
 def test_a_member_that_fails_while_it_trains_keeps_its_folder_and_the_others_end(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
