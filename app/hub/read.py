@@ -52,7 +52,7 @@ def import_run(place: str, name: str, typed: Sequence[str]) -> tuple[Path, float
     apart = None
     if _is_known(architecture.name):
         with plain_copy(folder) as copy:
-            apart = difference(model, random_tokens(data.tokenizer.vocab_size), copy)
+            apart = difference(model, random_tokens(data.tokenizer.vocab_size), copy, name=folder)
     config = config | {"data": config["data"] | data.source.pinned}
     files = {OUR_CONFIG: dumped(config), OVERRIDES: listed([*typed])} | text_files(data)
     state = {f"{PREFIX}{key}": tensor for key, tensor in model.state_dict().items()}
@@ -179,17 +179,18 @@ def _tokenizer(folder: Path) -> dict[str, str | None]:
     Raises:
         UserError: tokenizer_config.json is damaged.
     """
-    file = folder / "tokenizer.json"
+    file, path = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not file.exists():
         return {}
-    end, begin = _special_token(folder, "eos_token"), _special_token(folder, "bos_token")
-    return {"path": str(file.absolute()), "separator": end, "begin": begin if end is not None else None}
+    about = read_json(path, dict) if path.exists() else {}
+    end, begin = (_special_token(path, name, about.get(name)) for name in ("eos_token", "bos_token"))
+    if end is None or about.get("add_bos_token") is False:  # the model was not trained with it
+        begin = None
+    return {"path": str(file.absolute()), "separator": end, "begin": begin}
 
 
-def _special_token(folder: Path, name: str) -> str | None:
-    """Return the text of `bos_token` or `eos_token` in tokenizer_config.json; None where it names none."""
-    path = folder / "tokenizer_config.json"
-    token = read_json(path, dict).get(name) if path.exists() else None
+def _special_token(path: Path, name: str, token: Any) -> str | None:
+    """Return the text of `bos_token` or `eos_token` in tokenizer_config.json, which may have it as an object."""
     if isinstance(token, dict):
         token = token.get("content")
     if not isinstance(token, str | None):

@@ -69,7 +69,12 @@ def write_folder(out: Path, files: dict[str, str], weights: dict[str, Tensor]) -
 
 
 def difference(
-    model: Transformer, tokens: Tensor, out: Path, code: str | None = None, tokenizer: Tokenizer | None = None
+    model: Transformer,
+    tokens: Tensor,
+    out: Path,
+    code: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    name: Path | None = None,
 ) -> float:
     """Return the largest difference between our logits and those of `transformers`, computed in a new process.
 
@@ -80,6 +85,7 @@ def difference(
         code: Text of the modeling file that this process has just written into `out`. None: no code of the folder is
             executed, whatever its config says.
         tokenizer: Our tokenizer, where the folder holds it, too: texts with every special token must get our ids.
+        name: What errors call the folder; by default `out`.
 
     Raises:
         UserError: It is too large, a weight is missing or left over there, or the ids of a text differ.
@@ -91,7 +97,8 @@ def difference(
         if tokenizer is not None:
             given["texts"] = np.array(json.dumps(_texts_and_ids(tokenizer)))
         np.savez(f"{folder}/given.npz", **given)
-        found = _checked(out, f"{folder}/given.npz", code)
+        found = _checked(out, f"{folder}/given.npz", code, name or out)
+    out = name or out
     if found["wrong"]:
         some = ", ".join(found["wrong"][:5])
         raise UserError(f"{out}: does not fit transformers: {some}; it stays for you to look at")
@@ -124,7 +131,7 @@ def held_out(run: TrainedRun) -> Tensor:
     return torch.from_numpy(run.text.rows["tokens"][:ROWS, :LENGTH].astype(np.int64))
 
 
-def _checked(out: Path, given: str, code: str | None) -> dict[str, Any]:
+def _checked(out: Path, given: str, code: str | None, name: Path) -> dict[str, Any]:
     """Return what app/hub/check.py prints."""
     quiet = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-P", str(CHECK), str(out), given]
@@ -133,7 +140,7 @@ def _checked(out: Path, given: str, code: str | None) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, env=quiet)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise UserError(f"{out}: cannot be read by transformers ({reason}); it stays for you to look at")
+        raise UserError(f"{name}: cannot be read by transformers ({reason}); it stays for you to look at")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -134,7 +134,7 @@ def test_a_damaged_hugging_face_folder_is_one_line(
     place: Path, theirs: Path, outside: None, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers", minversion="5.0")
-    monkeypatch.setattr("app.hub.read.difference", lambda *_: 0.0)
+    monkeypatch.setattr("app.hub.read.difference", lambda *_, **__: 0.0)
     chance = random.Random(seed)
     shutil.rmtree("runs/in", ignore_errors=True)
     folder = copy_of(theirs, place / "theirs")

@@ -50,6 +50,13 @@ def add_tokenizer(folder: Path, begin: str | None = BEGIN, end: str = END) -> No
 OVERRIDES = ("data=text", "data.path=t.txt", "data.seq_len=16", "data.val_rows=4", "callbacks=off")
 
 
+def test_an_error_of_the_comparison_names_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.hub.write.CLOSE", -1)
+    add_tokenizer(folder)
+    with pytest.raises(UserError, match=f"^{folder}: computes something else in transformers"):
+        import_run(str(folder), "in", OVERRIDES)
+
+
 def test_code_beside_the_weights_is_not_executed(folder: Path, tmp_path: Path) -> None:
     proof = tmp_path / "it-ran"
     (folder / "evil.py").write_text(f"open({str(proof)!r}, 'w')\nclass Evil: pass\n")
@@ -132,8 +139,11 @@ def test_begin_and_end_go_out_as_they_came_in(folder: Path) -> None:
     assert tokenizer("ab").input_ids[0] == begin and end not in tokenizer(f"a {END} b {BEGIN}").input_ids[1:]
 
 
-def test_a_tokenizer_with_one_mark_uses_it_for_both(folder: Path) -> None:
-    add_tokenizer(folder, begin=None)
+@pytest.mark.parametrize("change", [{"bos_token": None}, {"add_bos_token": False}])
+def test_a_model_that_was_trained_with_one_mark_uses_it_for_both(folder: Path, change: dict[str, Any]) -> None:
+    add_tokenizer(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
     tokenizer = read_run(import_run(str(folder), "in", OVERRIDES)[0]).text.tokenizer
     assert tokenizer.begin == tokenizer.separator
 
