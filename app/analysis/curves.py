@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -36,12 +37,18 @@ def table_of(folder: Path, tags: Sequence[str]) -> dict[str, Curve]:
         return {}
     whole = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
     curves: dict[str, Curve] = {tag: [] for tag in tags}
-    for row in csv.DictReader(io.StringIO(whole, newline="")):
+    for row in rows_of(whole):
         for tag in tags:
             point = _point(row, tag)
             if point is not None:
                 curves[tag].append(point)
     return curves
+
+
+def rows_of(text: str) -> Iterator[dict[str, str | None]]:
+    """Yield the rows of a CSV, as far as it can be read."""
+    with suppress(csv.Error):  # a field of over 128 KB
+        yield from csv.DictReader(io.StringIO(text, newline=""))
 
 
 def _point(row: Mapping[str, str | None], tag: str) -> tuple[int, float] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from app.registry import register
+from app.registry import UserError, register
 from app.training.files import write_whole
 from app.training.messages import is_first_rank
 
@@ -37,12 +37,25 @@ class _GoesOn(ExperimentWriter):
         pass
 
 
+def _is_before(row: dict[str, str], step: int) -> bool:
+    """Whether a row is whole and from before a step."""
+    if None in row or None in row.values():  # too many values, or too few
+        return False
+    number = row.get("step", "")
+    return number.isascii() and number.isdigit() and len(number) < 20 and int(number) < step
+
+
 def _cut_back(path: Path, step: int) -> list[str]:
     """Drops the rows from a step on, and one that was not written to its end; returns the columns."""
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         table = csv.DictReader(file)
-        columns = list(table.fieldnames or [])
-        rows = [row for row in table if None not in row.values() and row["step"].isdigit() and int(row["step"]) < step]
+        try:
+            columns = list(table.fieldnames or [])
+            rows = [row for row in table if _is_before(row, step)]
+        except csv.Error as error:  # a field of over 128 KB
+            raise UserError(f"{path}: is damaged ({error}); restore it, or delete it") from error
+    if "step" not in columns:
+        raise UserError(f"{path}: is damaged: it has no column `step`; restore it, or delete it")
     kept = io.StringIO(newline="")
     writer = csv.DictWriter(kept, columns)
     writer.writeheader()

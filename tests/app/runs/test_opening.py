@@ -19,6 +19,7 @@ from app.runs import summary
 from app.runs.read import read_run, weights_of
 from app.training.checkpoints import read_checkpoint
 from tests.conftest import ROOT
+from tests.test_train import mistake
 
 Train = Callable[..., Path]
 LONG = ("trainer.max_steps=4", "trainer.checkpoint_every=2", "trainer.val_every=4", "data.val_rows=2")
@@ -173,6 +174,17 @@ def test_a_damaged_line_of_the_curves_is_left_out(train: Train) -> None:
     head, *lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(head + lines[0] + b"\xff\xfe,\x00\n" + b",".join([b"x"] * 9) + b"\n" + b"".join(lines[1:]))
     assert table_of(run, ["Loss/train"])["Loss/train"] == whole and len(whole) > 1
+
+
+@pytest.mark.parametrize("content", [b"", b"x,y\n1,2\n", b"step,x\n" + b"9" * 200_000 + b",1\n"])
+def test_curves_that_cannot_be_resumed_are_refused_before_training(
+    train: Train, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    run = train("logger=csv", "trainer.max_steps=2")
+    (run / "csv/metrics.csv").write_bytes(content)
+    assert table_of(run, ["Loss/train"])["Loss/train"] == []
+    assert "csv/metrics.csv: is damaged" in mistake(train, capsys, "logger=csv", "resume=true", "trainer.max_steps=3")
+    assert not (run / "checkpoints/step_3.ckpt").exists()
 
 
 def test_the_commit_is_that_of_the_code_wherever_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
