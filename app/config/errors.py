@@ -47,7 +47,8 @@ def exit_on_mistake() -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_WRITE:
             raise
-        _report(f"{error.filename or 'the disk'}: cannot be written ({error.strerror}); what was there is unchanged")
+        where = error.filename or "the disk"
+        _report(f"{where}: cannot be written or read ({error.strerror}); what was there is unchanged")
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; nothing is half-written", file=sys.stderr)
