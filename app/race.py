@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> None:
     """Runs a race to its end."""
     parser = argparse.ArgumentParser(prog="python -m app.race", description=__doc__.partition("\n")[0])
     parser.add_argument("overrides", nargs="+", help="race=NAME, and keys of conf/race.yaml")
-    asked = parser.parse_intermixed_args(arguments).overrides
+    overrides = parser.parse_intermixed_args(arguments).overrides
     from hydra import compose, initialize_config_dir  # torch takes seconds to import, and --help needs none of it
     from omegaconf import OmegaConf
 
@@ -26,12 +26,12 @@ def main(arguments: list[str]) -> None:
     from app.races.run import run
 
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="race"):
-        config = compose("race", asked, return_hydra_config=True)
-        hydra = [override for override in asked if key_of(override).partition(".")[0] == "hydra"]
+        config = compose("race", overrides, return_hydra_config=True)
+        hydra = [override for override in overrides if key_of(override).partition(".")[0] == "hydra"]
         plain = compose("race", ["~race", *hydra], return_hydra_config=True)
         settings: Any = [OmegaConf.to_container(each.hydra, resolve=False) for each in (config, plain)]
         require_own_settings(str(config.hydra.runtime.choices.race), *settings)
-        run(config, asked)
+        run(config, overrides)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,17 @@ PACKAGES = {
     "logger": "app.training.loggers",
 }
 # of an OSError: the disk is full, or a folder or file cannot be written; the machine's fault, not a mistake of ours
-NO_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
-            errno.EEXIST, errno.EFBIG}  # fmt: skip
+NO_WRITE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+}
 T = TypeVar("T", bound=type)
 _parts: dict[str, dict[str, type]] = {kind: {} for kind in PACKAGES}
 

@@ -147,7 +147,7 @@ def _spread(log_scores: Tensor, weight: Tensor, index: Tensor) -> float:
 
 
 def _routing(logits: Tensor, log_scores: Tensor, weight: Tensor, index: Tensor, valid: Tensor | None) -> Routing:
-    """What a router of transformers gave: logits and log scores (T, E), weights and indices (T, K)."""
+    """Return the routing of a router with logits and log scores (T, E), weights and indices (T, K)."""
     num_tokens, num_experts = logits.shape
     valid = torch.ones(1, num_tokens, dtype=torch.bool, device=logits.device) if valid is None else valid
     token = torch.arange(num_tokens, device=logits.device).repeat_interleave(index.size(1))

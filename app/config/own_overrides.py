@@ -38,7 +38,7 @@ def require_own_overrides(where: str, overrides: Iterable[str]) -> None:
 
 
 def _problem(override: str) -> str | None:
-    """What is wrong with an override; None if nothing is."""
+    """Return the problem of an override; None if it has none."""
     if override.startswith("-"):
         return "is a flag, not an override"
     try:

@@ -41,7 +41,7 @@ def _yaml(text: str) -> str:
 
 
 def _training(run: TrainedRun) -> dict[str, str]:
-    """What the checkpoint itself says of its training: the tokens, and the scores if it was validated at its step.
+    """Return the training tokens of the checkpoint, and its scores if it was validated at its own step.
 
     The summary of a run is about its last step, and an imported or merged model was not trained here.
     """

@@ -139,7 +139,7 @@ class RouterZooForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: (B, S), 0 on padding, which may be on either side; or (B, 1, S, S), bool (True: may look) or
                 additive (0: may look).
             position_ids: (B, S) or (1, S). A document begins wherever a number is not one more than the one before;
-                documents do not see each other. Inside of a document positions are counted anew.
+                documents do not see each other. Rotary positions depend on differences inside of a document only.
             past_key_values: Refused: there is no cache.
             inputs_embeds: (B, S, D), in place of `input_ids`. Refused by routers that read token ids, if alone.
             labels: (B, S), -100 where there is nothing to predict.

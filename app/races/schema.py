@@ -1,4 +1,4 @@
-"""What a record of a study must hold, whoever wrote it: results are made of it without further checks."""
+"""The schema of the records of a study: results are computed from them without further checks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ Record = Mapping[str, Any]
 
 
 def problem_of(record: Record) -> str | None:
-    """What is wrong with the record of a trial, which has either failed or all results; None if nothing is."""
+    """Return the problem of a record, which holds the reason of a failure or all results; None if it has none."""
     if "failed" in record:
         return None if isinstance(record["failed"], str) else "failed must be the reason as a text"
     for name in POSITIVE:
@@ -36,7 +36,7 @@ def problem_of(record: Record) -> str | None:
 
 
 def problem_of_place(line: Record) -> str | None:
-    """What is wrong with the place of a record in its study: variant, size, learning rate, seed, share; or None."""
+    """Return the problem of the place of a record (variant, size, learning rate, seed, share); None if it has none."""
     if not all(isinstance(line.get(name), str) for name in ("contestant", "size")):
         return "contestant and size must be texts"
     if "key" not in line:  # a variant that was refused before any trial

@@ -58,7 +58,7 @@ def is_validated(checkpoint: dict[str, Any]) -> bool:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that runs, wherever it was started; None where the code is in no repository of its own."""
+    """Return the commit of the code, whatever the working directory; None if it is not the root of a repository."""
     root = Path(__file__).resolve().parents[2]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]

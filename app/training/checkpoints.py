@@ -146,7 +146,7 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with the files of a checkpoint; None if they have the sum that is beside them."""
+    """Return the damage of a checkpoint; None if its files have the checksum that is beside them."""
     try:
         known = checksum(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):

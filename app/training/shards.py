@@ -73,8 +73,8 @@ def read_shards(path: Path, only_shapes: bool) -> dict[str, Any]:
     reader = ShardReader(path)
     device = "meta" if only_shapes else "cpu"
     with _damage_in_one_line(path):
-        flat = {name: torch.empty(of.size, dtype=of.properties.dtype, device=device)
-                for name, of in reader.tensors().items()}  # fmt: skip
+        known = reader.tensors().items()
+        flat = {name: torch.empty(of.size, dtype=of.properties.dtype, device=device) for name, of in known}
         if not only_shapes:
             with warnings.catch_warnings(action="ignore"):  # that it is one process
                 dcp.load(flat, storage_reader=reader, planner=_load_planner(), no_dist=True)

@@ -28,7 +28,7 @@ class Encoded(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """What a class registered under the kind `tokenizer` offers; `separator` is never produced from text.
+    """The interface of a class of the kind `tokenizer`; `separator` is never produced from text.
 
     `separator` ends a document. `begin` starts one; it is the same token unless the tokenizer has two of them, as
     imported models do that were trained with both `<s>` and `</s>`.
