@@ -21,15 +21,15 @@ from app.training.files import is_unicode, lines_of
 
 def main(arguments: list[str]) -> None:
     """Prints prompt and continuation."""
-    asked = _parser().parse_args(arguments)
-    _check(asked)
+    args = _parser().parse_args(arguments)
+    _check(args)
     from app.analysis.continuation import Sampling  # torch takes seconds to import, and --help needs none of it
 
     try:
-        sampling = Sampling(asked.temperature, asked.top_k, asked.top_p)
+        sampling = Sampling(args.temperature, args.top_k, args.top_p)
     except ValueError as error:
         raise UserError(f"--{str(error).replace('_', '-', 1)}") from error
-    (_many if asked.prompts else _one)(asked, sampling)
+    (_many if args.prompts else _one)(args, sampling)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,34 +51,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(asked: argparse.Namespace) -> None:
-    if not 0 <= asked.seed < 2**63:
-        raise UserError(f"--seed {asked.seed}: must be a whole number in 0..2**63-1")
+def _check(args: argparse.Namespace) -> None:
+    if not 0 <= args.seed < 2**63:
+        raise UserError(f"--seed {args.seed}: must be a whole number in 0..2**63-1")
     for option in ("max_tokens", "batch_size"):
-        if getattr(asked, option) < 1:
-            raise UserError(f"--{option.replace('_', '-')} {getattr(asked, option)}: must be at least 1")
-    if "" in asked.stop:
+        if getattr(args, option) < 1:
+            raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least 1")
+    if "" in args.stop:
         raise UserError("--stop: must not be empty; every text begins with that")
 
 
-def _one(asked: argparse.Namespace, sampling: Any) -> None:
+def _one(args: argparse.Namespace, sampling: Any) -> None:
     """Prints the text while it is written, but for what may become another letter or the beginning of a stop."""
     from app.analysis.continuation import written
 
     try:
-        prompt = os.fsencode(asked.prompt)
+        prompt = os.fsencode(args.prompt)
     except UnicodeEncodeError:
         raise UserError("--prompt: holds half of a surrogate pair, which is no letter; leave it out") from None
-    run = _run(asked)
+    run = _run(args)
     print(prompt.decode(errors="replace"), end="", flush=True)
     shown, text = 0, ""
-    with run.computing(asked.dtype):
+    with run.computing(args.dtype):
         steps = written(
             run.model, run.text.tokenizer, [_plain(prompt, run.text.tokenizer)], sampling,
-            num_tokens=asked.max_tokens, window=run.seq_len, seed=asked.seed, stop=asked.stop,
+            num_tokens=args.max_tokens, window=run.seq_len, seed=args.seed, stop=args.stop,
         )  # fmt: skip
         for (text,) in steps:
-            safe = len(text.rstrip("\ufffd")) - max((_begun(text, stop) for stop in asked.stop), default=0)
+            safe = len(text.rstrip("\ufffd")) - max((_begun(text, stop) for stop in args.stop), default=0)
             print(text[shown:safe], end="", flush=True)
             shown = max(shown, safe)
     print(text[shown:])
@@ -89,24 +89,24 @@ def _begun(text: str, stop: str) -> int:
     return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def _many(asked: argparse.Namespace, sampling: Any) -> None:
+def _many(args: argparse.Namespace, sampling: Any) -> None:
     from app.analysis.continuation import continuations
 
-    prompts, run = list(_prompts(asked.prompts)), _run(asked)
+    prompts, run = list(_prompts(args.prompts)), _run(args)
     plain = [_plain(prompt.encode(), run.text.tokenizer) for prompt in prompts]
-    with run.computing(asked.dtype):
+    with run.computing(args.dtype):
         texts = continuations(
-            run.model, run.text.tokenizer, plain, sampling, batch_size=asked.batch_size,
-            num_tokens=asked.max_tokens, window=run.seq_len, seed=asked.seed, stop=asked.stop,
+            run.model, run.text.tokenizer, plain, sampling, batch_size=args.batch_size,
+            num_tokens=args.max_tokens, window=run.seq_len, seed=args.seed, stop=args.stop,
         )  # fmt: skip
         for prompt, text in zip(prompts, texts, strict=True):
             print(json.dumps({"prompt": prompt, "continuation": text}, ensure_ascii=False), flush=True)
 
 
-def _run(asked: argparse.Namespace) -> Any:
+def _run(args: argparse.Namespace) -> Any:
     from app.runs.read import read_run
 
-    return read_run(asked.run, asked.checkpoint).on(asked.device)
+    return read_run(args.run, args.checkpoint).on(args.device)
 
 
 def _prompts(path: Path) -> Iterator[str]:

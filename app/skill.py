@@ -32,51 +32,51 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("words", nargs="*", help="NAME, NAME=SHARE, or overrides as for train.py")
     parser.add_argument("--skills", default="", help="of compose: their names, with commas; default: all of RUN")
     parser.add_argument("--mixture", help="of compose: a run with a mixture of some of them, to start from")
-    asked = parser.parse_intermixed_args(arguments)
-    WHAT[asked.what](asked)
+    args = parser.parse_intermixed_args(arguments)
+    WHAT[args.what](args)
 
 
-def _add(asked: argparse.Namespace) -> None:
+def _add(args: argparse.Namespace) -> None:
     from app.runs.stages import add_words, keep  # torch takes seconds to import, and --help needs none of it
 
-    name = last(asked.words, "name")
+    name = last(args.words, "name")
     if name is None:
         raise UserError("name: missing; python -m app.skill add RUN name=NAME data=...")
-    words = add_words(asked.run, name, [word for word in asked.words if not word.startswith("name=")])
+    words = add_words(args.run, name, [word for word in args.words if not word.startswith("name=")])
     _train(words)
-    print(keep(asked.run, name, words))
+    print(keep(args.run, name, words))
 
 
-def _compose(asked: argparse.Namespace) -> None:
+def _compose(args: argparse.Namespace) -> None:
     from app.runs.stages import compose_words
 
-    _train(compose_words(asked.run, asked.skills.split(","), asked.mixture, asked.words))
+    _train(compose_words(args.run, args.skills.split(","), args.mixture, args.words))
 
 
-def _list(asked: argparse.Namespace) -> None:
+def _list(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from app.runs.library import table
 
-    Console().print(table(asked.run))
+    Console().print(table(args.run))
 
 
-def _remove(asked: argparse.Namespace) -> None:
+def _remove(args: argparse.Namespace) -> None:
     from app.runs.library import existing
 
-    if not asked.words:
+    if not args.words:
         raise UserError("which one? python -m app.skill remove RUN NAME")
-    for path in [existing(asked.run, name) for name in dict.fromkeys(asked.words)]:
+    for path in [existing(args.run, name) for name in dict.fromkeys(args.words)]:
         path.unlink()
 
 
-def _merge(asked: argparse.Namespace) -> None:
+def _merge(args: argparse.Namespace) -> None:
     from app.runs.stages import merge, shares_of
 
-    name = last(asked.words, "run")
+    name = last(args.words, "run")
     if name is None:
         raise UserError("run: missing; python -m app.skill merge RUN run=NAME french=0.5")
-    print(merge(asked.run, shares_of(word for word in asked.words if not word.startswith("run=")), name))
+    print(merge(args.run, shares_of(word for word in args.words if not word.startswith("run=")), name))
 
 
 def _train(words: list[str]) -> None:

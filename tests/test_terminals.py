@@ -44,8 +44,9 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(place: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_a_terminal_without_a_letter_shows_its_number(place: Path, encoding: str) -> None:
-    process = command("app.generate", "runs/one", "--prompt", "naïve 日本", "--max-tokens", "1",
-                      env={"PYTHONIOENCODING": encoding})  # fmt: skip
+    process = command(
+        "app.generate", "runs/one", "--prompt", "naïve 日本", "--max-tokens", "1", env={"PYTHONIOENCODING": encoding}
+    )
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert out.decode(encoding).startswith("naïve 日本".encode(encoding, "backslashreplace").decode(encoding))

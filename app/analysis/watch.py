@@ -57,7 +57,7 @@ class Watched:
         self._signature = inspect.signature(model.forward)
         self._routings: list[Routing] | None = None  # of the forward pass that is under way
         self._valid: Tensor | None = None  # (B, S)
-        self._spreads = {router: dict.fromkeys(LOG_SCORES, 0.0) for router in routers}
+        self._score_functions: dict[nn.Module, str] = {}  # of the routers whose score function is certain
         self._hooks = [
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
             model.register_forward_hook(self._end),
@@ -105,14 +105,14 @@ class Watched:
         if self._routings is None:
             return
         logits, weight, index = outputs[:3]
-        exact = weight.dtype == logits.dtype == torch.float32
+        limit = EXACT if weight.dtype == logits.dtype == torch.float32 else ROUNDED
         logits, weight, index = logits.float().flatten(0, -2), weight.float().flatten(0, -2), index.flatten(0, -2)
-        for name, spread in _spreads(logits, weight, index).items():
-            self._spreads[router][name] += spread
-        name = min(self._spreads[router], key=self._spreads[router].__getitem__)
-        log_scores = LOG_SCORES[name](logits)
-        if not _spread(log_scores, weight, index) < (EXACT if exact else ROUNDED):
-            log_scores = torch.full_like(logits, torch.nan)
+        name = self._score_functions.get(router)
+        if name is None:
+            name, certain = _score_function(logits, weight, index, limit)
+            if name is not None and certain:
+                self._score_functions[router] = name
+        log_scores = torch.full_like(logits, torch.nan) if name is None else LOG_SCORES[name](logits)
         self._routings.append(_routing(logits, log_scores, weight, index, self._valid))
 
     @torch.no_grad()
@@ -132,8 +132,13 @@ def _valid(mask: Any, batch: int, length: int) -> Tensor | None:
     return allowed.any(-1).any(1)[:, -length:].expand(batch, length)
 
 
-def _spreads(logits: Tensor, weight: Tensor, index: Tensor) -> dict[str, float]:
-    return {name: _spread(of(logits), weight, index) for name, of in LOG_SCORES.items()}
+def _score_function(logits: Tensor, weight: Tensor, index: Tensor, limit: float) -> tuple[str | None, bool]:
+    """Return the score function that explains the weights best, None if none does, and whether it is the only one."""
+    spreads = {name: _spread(of(logits), weight, index) for name, of in LOG_SCORES.items()}
+    best, second = sorted(spreads, key=spreads.__getitem__)[:2]
+    if not spreads[best] < limit:
+        return None, False
+    return best, spreads[second] >= limit
 
 
 def _spread(log_scores: Tensor, weight: Tensor, index: Tensor) -> float:

@@ -169,8 +169,11 @@ class RouterZooForCausalLM(PreTrainedModel, GenerationMixin):
         document = documents(embedded, position_ids, seq_idx, cu_seq_lens_q)
         valid, mask = masks(embedded, attention_mask, document)
         seed = int(torch.randint(2**31, ()).item()) if self.training else 0  # of noisy routers
+        wants_states = output_hidden_states if output_hidden_states is not None else self.config.output_hidden_states
         outputs: list[Tensor] = []
-        hooks = [block.register_forward_hook(lambda _, __, out: outputs.append(out[0])) for block in self.model.blocks]
+        hooks = []
+        for block in self.model.blocks if wants_states else ():
+            hooks.append(block.register_forward_hook(lambda _, __, out: outputs.append(out[0])))
         try:
             hidden, _ = self.model.hidden(input_ids, valid, None, seed, embedded=embedded, mask=mask)
         finally:
@@ -188,7 +191,7 @@ class RouterZooForCausalLM(PreTrainedModel, GenerationMixin):
                 shift_labels=shift_labels,
             )
         states = None
-        if output_hidden_states if output_hidden_states is not None else self.config.output_hidden_states:
+        if wants_states:
             if len(outputs) != len(self.model.blocks):
                 raise ValueError("output_hidden_states: not supported by a model that runs its blocks several times")
             states = (embedded, *outputs[:-1], hidden)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from app.data.sources import first_line
 from app.registry import UserError
+from app.training.checkpoints import require_finite
 from app.training.files import read_json
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -33,9 +34,7 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
             tensors |= safetensors.torch.load_file(file)
         except Exception as error:  # OSError, SafetensorError, and KeyError for a dtype that torch does not have
             raise UserError(f"{file}: is missing or damaged ({first_line(error)}); fetch it again") from error
-    for name, tensor in tensors.items():
-        if not (tensor.is_floating_point() and tensor.isfinite().all()):
-            raise UserError(f"{folder}: {name} holds NaN, infinity or no real numbers; fetch the weights again")
+    require_finite(str(folder), tensors)
     return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
 
 

@@ -155,15 +155,15 @@ def fingerprint(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def chosen_sizes(race: Race, asked: list[str] | None) -> list[str]:
-    """Those of the race's sizes that are asked for; all if none is.
+def chosen_sizes(race: Race, sizes: list[str] | None) -> list[str]:
+    """Those of the race's sizes that are chosen; all if none is.
 
     Raises:
         UserError: one is not of the race.
     """
-    if asked is not None and not isinstance(asked, list):
-        raise UserError(f"sizes={asked}: must be a list, such as sizes=[{race.sizes[0]}]")
-    for size in asked or ():
+    if sizes is not None and not isinstance(sizes, list):
+        raise UserError(f"sizes={sizes}: must be a list, such as sizes=[{race.sizes[0]}]")
+    for size in sizes or ():
         if size not in race.sizes:
-            raise UserError(unknown(f"sizes={asked}", size, race.sizes))
-    return race.sizes if asked is None else [size for size in race.sizes if size in asked]
+            raise UserError(unknown(f"sizes={sizes}", size, race.sizes))
+    return race.sizes if sizes is None else [size for size in race.sizes if size in sizes]

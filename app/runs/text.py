@@ -92,7 +92,7 @@ def _read_rows(path: Path, vocab_size: int, num_domains: int, num_topics: int) -
         "targets": (IGNORED, vocab_size),
         "document": (-1, 2**31),
         "domain": (0, num_domains),
-        "topic": (-1, max(num_topics, 0)),
+        "topic": (-1, num_topics),
         "nbytes": (0, 2**16),
     }
     try:

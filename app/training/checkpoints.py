@@ -203,10 +203,19 @@ def read_weight_file(path: Path, key: str = "") -> tuple[dict[str, Tensor], dict
         raise UserError(f"{key}{path}: is damaged ({' '.join(str(error).split())}); restore it") from error
     if header.pop(SUM, None) not in (None, _sum_of(tensors)):
         raise UserError(f"{key}{path}: is damaged (its checksum differs); restore it")
+    require_finite(f"{key}{path}", tensors)
+    return tensors, header
+
+
+def require_finite(place: str, tensors: Mapping[str, Tensor]) -> None:
+    """Check that tensors are weights.
+
+    Raises:
+        UserError: One holds NaN, infinity or no real numbers; the error begins with `place`.
+    """
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() and tensor.isfinite().all()):
-            raise UserError(f"{key}{path}: {name} holds NaN, infinity or no real numbers; restore it")
-    return tensors, header
+            raise UserError(f"{place}: {name} holds NaN, infinity or no real numbers; restore it")
 
 
 def _sum_of(tensors: Mapping[str, Tensor]) -> str:

@@ -29,8 +29,13 @@ from tests.conftest import ROOT
 from tests.support.damage import copy_of, damage, files_of, seal, survived
 
 FEW, MANY, HUB = range(12), range(12, 160), range(12, 212)
-RUN = [*SMALL.replace("tokenizer=bytes", "tokenizer=bpe tokenizer.vocab_size=300").split(), "logger=[tensorboard,csv]",
-       "router=mixtral", "experts=coarse", "experts.num_experts=4"]  # fmt: skip
+RUN = [
+    *SMALL.replace("tokenizer=bytes", "tokenizer=bpe tokenizer.vocab_size=300").split(),
+    "logger=[tensorboard,csv]",
+    "router=mixtral",
+    "experts=coarse",
+    "experts.num_experts=4",
+]
 
 
 def cases(few: range, many: range) -> list[Any]:
@@ -70,7 +75,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def outside(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever is planted would write into a home folder of its own, which stays empty."""
+    """A home directory that must stay empty: planted code would write into it."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     yield
@@ -156,9 +161,12 @@ def test_a_damaged_study_is_one_line(
     monkeypatch.setattr("app.config.compose.CONF", conf)
     race.main(["race=mine", "report=true"])
     results = tmp_path / "results/mine"
-    lines = [{"contestant": name, "size": "xs", "lr": lr, "seed": seed, "share": 1.0, "key": f"m{number}", "bpb": 2.0}
-             for number, (name, lr, seed) in enumerate((n, r, s) for n in study["contestants"] for r in study["lr"]
-                                                       for s in (0, 1, 9))]  # fmt: skip
+    lines = [
+        {"contestant": name, "size": "xs", "lr": lr, "seed": seed, "share": 1.0, "key": f"m{number}", "bpb": 2.0}
+        for number, (name, lr, seed) in enumerate(
+            (n, r, s) for n in study["contestants"] for r in study["lr"] for s in (0, 1, 9)
+        )
+    ]
     (results / "members.jsonl").write_text("".join(json.dumps(WHOLE | line) + "\n" for line in lines))
     (results / "seconds.json").write_text(json.dumps({"seconds_per_token": {"xs": {"top2": 1.0}}}))
     desk = tmp_path / ".cache/race"

@@ -16,10 +16,43 @@ from omegaconf.errors import OmegaConfBaseException
 from app.registry import NO_WRITE, UserError
 from app.training.files import checksum, digest
 
-ODD: list[Any] = [None, True, [], {}, "", "x", -1, 0, 1.5, 1e400, 2**70, "${oc.env:HOME}", "\ud800", "../../x", [[]],
-                  {"_target_": "os.system"}, "a\nb", "\u2028", [None], 10**12]  # fmt: skip
-GARBAGE = [b"", b"\xff\xfe\x00", b"[]", b"null", b"{}", b"[" * 50_000, b"{" * 3, b"a: &a [*a, *a]", b"2020-99-99",
-           b"\n\n", b'{"a": NaN}', b"- --multirun\n", b"PK\x03\x04"]  # fmt: skip
+ODD: list[Any] = [
+    None,
+    True,
+    [],
+    {},
+    "",
+    "x",
+    -1,
+    0,
+    1.5,
+    1e400,
+    2**70,
+    "${oc.env:HOME}",
+    "\ud800",
+    "../../x",
+    [[]],
+    {"_target_": "os.system"},
+    "a\nb",
+    "\u2028",
+    [None],
+    10**12,
+]
+GARBAGE = [
+    b"",
+    b"\xff\xfe\x00",
+    b"[]",
+    b"null",
+    b"{}",
+    b"[" * 50_000,
+    b"{" * 3,
+    b"a: &a [*a, *a]",
+    b"2020-99-99",
+    b"\n\n",
+    b'{"a": NaN}',
+    b"- --multirun\n",
+    b"PK\x03\x04",
+]
 
 
 def damage(file: Path, chance: random.Random) -> str:

@@ -15,16 +15,37 @@ from app.analysis.watch import watch
 transformers = pytest.importorskip("transformers")
 E, K, LAYERS, VOCAB = 8, 2, 2, 50
 SIZES = {
-    "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 8,
-    "num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 2, "num_experts": E,
-    "num_local_experts": E, "num_experts_per_tok": K, "pad_token_id": 0,
-}  # fmt: skip
-DEEPSEEK = {"n_routed_experts": E, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 0, "kv_lora_rank": 8,
-            "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}  # fmt: skip
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "moe_intermediate_size": 8,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_experts": E,
+    "num_local_experts": E,
+    "num_experts_per_tok": K,
+    "pad_token_id": 0,
+}
+DEEPSEEK = {
+    "n_routed_experts": E,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 0,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+}
 MODELS = {
-    "Mixtral": {}, "Qwen2Moe": {"decoder_sparse_step": 1}, "Qwen3Moe": {"decoder_sparse_step": 1}, "Olmoe": {},
-    "DeepseekV3": DEEPSEEK, "GptOss": {},
-}  # fmt: skip
+    "Mixtral": {},
+    "Qwen2Moe": {"decoder_sparse_step": 1},
+    "Qwen3Moe": {"decoder_sparse_step": 1},
+    "Olmoe": {},
+    "DeepseekV3": DEEPSEEK,
+    "GptOss": {},
+}
 
 
 def model_of(name: str) -> nn.Module:
@@ -96,14 +117,31 @@ ROUTERS = {  # class, its module, and its score function, as its source has it
     "DeepseekV4TopKRouter": ("deepseek_v4", "sqrt_softplus"),
     "DeepseekV4HashRouter": ("deepseek_v4", "sqrt_softplus"),
     "Cohere2MoeTopKRouter": ("cohere2_moe", "softmax"),
-}  # fmt: skip
+}
 OPTIONS = {
-    "hidden_size": 16, "num_experts": E, "num_local_experts": E, "n_routed_experts": E, "num_experts_per_tok": K,
-    "top_k": K, "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.5, "route_scale": 2.0,
-    "zero_expert_num": 0, "n_shared_experts": 1, "use_expert_bias": False, "scoring_func": "sqrtsoftplus",
-    "expert_selection_fn": "softmax", "topk_method": "greedy", "vocab_size": VOCAB, "router_jitter_noise": 0.0,
-    "input_jitter_noise": 0.0, "router_scaling_factor": 1.0, "num_group": 1,
-}  # fmt: skip
+    "hidden_size": 16,
+    "num_experts": E,
+    "num_local_experts": E,
+    "n_routed_experts": E,
+    "num_experts_per_tok": K,
+    "top_k": K,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.5,
+    "route_scale": 2.0,
+    "zero_expert_num": 0,
+    "n_shared_experts": 1,
+    "use_expert_bias": False,
+    "scoring_func": "sqrtsoftplus",
+    "expert_selection_fn": "softmax",
+    "topk_method": "greedy",
+    "vocab_size": VOCAB,
+    "router_jitter_noise": 0.0,
+    "input_jitter_noise": 0.0,
+    "router_scaling_factor": 1.0,
+    "num_group": 1,
+}
 
 
 class OneLayer(nn.Module):
@@ -134,14 +172,17 @@ def router_of(name: str, **options: object) -> OneLayer:
 
 
 def entropy_of(model: OneLayer, ids: torch.Tensor, score_function: str) -> float:
-    """Of the scores that a router's logits have by the definition of its score function."""
+    """Return the mean entropy of a router's normalised scores by the definition of its score function."""
     seen: list[torch.Tensor] = []
     hook = model.router.register_forward_hook(lambda m, i, o: seen.append(o[0].reshape(-1, o[0].shape[-1]).double()))
     with torch.no_grad():
         model(ids)
     hook.remove()
-    scores = {"softmax": lambda x: x.exp(), "sigmoid": lambda x: 1 / (1 + (-x).exp()),
-              "sqrt_softplus": lambda x: (1 + x.exp()).log().sqrt()}[score_function](seen[0])  # fmt: skip
+    scores = {
+        "softmax": lambda x: x.exp(),
+        "sigmoid": lambda x: 1 / (1 + (-x).exp()),
+        "sqrt_softplus": lambda x: (1 + x.exp()).log().sqrt(),
+    }[score_function](seen[0])
     share = scores / scores.sum(-1, keepdim=True)
     return float(-(share * share.log()).sum(-1).mean())
 

@@ -48,11 +48,22 @@ REFUSED = {
     "data.path=" + "[" * 3000: "cannot be read",
 }
 ACCEPTED = [
-    "optimizer=adamw", "optimizer._target_=torch.optim.SGD", "~optimizer.betas", "balance=[aux,z_loss]", "balance={}",
-    "+callbacks.x={_target_: lightning.pytorch.callbacks.LearningRateMonitor, logging_interval: step}", "seed=3",
-    "+router/score@router.layers.top.score=mlp", "experiment=paper/rmoe", "experts/activation=relu2", "data.seq_len=32",
-    "data.path='it is here'", r"data.path='\${x:y}'", "match.reference='experts=coarse'", "compile=false",
-]  # fmt: skip
+    "optimizer=adamw",
+    "optimizer._target_=torch.optim.SGD",
+    "~optimizer.betas",
+    "balance=[aux,z_loss]",
+    "balance={}",
+    "+callbacks.x={_target_: lightning.pytorch.callbacks.LearningRateMonitor, logging_interval: step}",
+    "seed=3",
+    "+router/score@router.layers.top.score=mlp",
+    "experiment=paper/rmoe",
+    "experts/activation=relu2",
+    "data.seq_len=32",
+    "data.path='it is here'",
+    r"data.path='\${x:y}'",
+    "match.reference='experts=coarse'",
+    "compile=false",
+]
 
 
 @pytest.mark.parametrize("override", REFUSED)
@@ -100,9 +111,22 @@ def test_a_source_names_an_option_of_the_group_data(option: str) -> None:
         with_whole_sources(config["data"] | {"sources": {"x": {"data": option, "path": "t"}}})
 
 
-STUDY = {"claim": "?", "baseline": "a", "common": [], "contestants": {"a": [], "b": ["router=gru"]}, "sizes": ["xs"],
-         "seeds": [1, 2], "noise_seeds": [], "tuning_seed": 0, "lr": [0.1, 0.2, 0.3], "lengths": [], "unmatched": [],
-         "match": "active_flops", "measure": "bpb", "margin": 0.01}  # fmt: skip
+STUDY = {
+    "claim": "?",
+    "baseline": "a",
+    "common": [],
+    "contestants": {"a": [], "b": ["router=gru"]},
+    "sizes": ["xs"],
+    "seeds": [1, 2],
+    "noise_seeds": [],
+    "tuning_seed": 0,
+    "lr": [0.1, 0.2, 0.3],
+    "lengths": [],
+    "unmatched": [],
+    "match": "active_flops",
+    "measure": "bpb",
+    "margin": 0.01,
+}
 
 
 @pytest.mark.parametrize(

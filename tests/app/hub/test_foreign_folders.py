@@ -84,8 +84,13 @@ def test_transformers_sees_weights_and_plain_values_only(folder: Path) -> None:
     (folder / "evil.py").write_text("")
     torch.save({}, folder / "pytorch_model.bin")
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
-    change(folder, auto_map={"AutoConfig": "evil.Evil"}, quantization_config={"quant_method": "awq"},
-           attn_implementation="somebody/kernel", _experts_implementation="x")  # fmt: skip
+    change(
+        folder,
+        auto_map={"AutoConfig": "evil.Evil"},
+        quantization_config={"quant_method": "awq"},
+        attn_implementation="somebody/kernel",
+        _experts_implementation="x",
+    )
     with plain_copy(folder) as copy:
         assert {path.name for path in copy.iterdir()} == {"config.json", "model.safetensors"}
         kept = json.loads((copy / "config.json").read_text())
@@ -129,8 +134,10 @@ def test_begin_and_end_go_out_as_they_came_in(folder: Path) -> None:
     add_tokenizer(folder)
     run = read_run(import_run(str(folder), "in", OVERRIDES)[0])
     export(run, folder.parent / "out", "unknown")
-    values = {name: json.loads((folder.parent / f"out/{name}.json").read_text())
-              for name in ("config", "generation_config", "tokenizer_config")}  # fmt: skip
+    values = {
+        name: json.loads((folder.parent / f"out/{name}.json").read_text())
+        for name in ("config", "generation_config", "tokenizer_config")
+    }
     begin, end = run.text.tokenizer.begin, run.text.tokenizer.separator
     for name in ("config", "generation_config"):
         assert (values[name]["bos_token_id"], values[name]["eos_token_id"]) == (begin, end)
@@ -181,7 +188,7 @@ DAMAGED: dict[str, Callable[[Path], Any]] = {
     "index is a list": lambda folder: index(folder, []),
     "index of an absent file": lambda folder: index(folder, {"weight_map": {"a": "b.safetensors"}}),
     "index of nothing": lambda folder: index(folder, {"weight_map": {}}),
-}  # fmt: skip
+}
 
 
 def index(folder: Path, value: Any) -> None:

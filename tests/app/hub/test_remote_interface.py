@@ -83,10 +83,20 @@ def gradient(model: Any, rows: Tensor, steps: int, folder: Path) -> float:
             return norm
 
     arguments = transformers.TrainingArguments(
-        str(folder), per_device_train_batch_size=len(rows) // steps, gradient_accumulation_steps=steps, max_steps=1,
-        learning_rate=0.0, max_grad_norm=1.0, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
-        logging_strategy="no", seed=0, data_seed=0,
-    )  # fmt: skip
+        str(folder),
+        per_device_train_batch_size=len(rows) // steps,
+        gradient_accumulation_steps=steps,
+        max_steps=1,
+        learning_rate=0.0,
+        max_grad_norm=1.0,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+        seed=0,
+        data_seed=0,
+    )
     data = [{"input_ids": row, "labels": masked(row, number)} for number, row in enumerate(rows)]
     Seen(model, arguments, train_dataset=data).train()
     assert len(found) == 1
@@ -122,9 +132,14 @@ def test_packed_documents_get_the_logits_of_each_alone(router: str, rows: Tensor
     document = torch.cat([torch.full((length,), number) for number, length in enumerate(lengths)])[None]
     same = (document[:, :, None] == document[:, None]).tril()[:, None]
     additive = torch.zeros(same.shape).masked_fill(~same, torch.finfo(torch.float32).min)
-    for how in ({"position_ids": positions}, {"seq_idx": document}, {"attention_mask": same},
-                {"attention_mask": additive}, {"cu_seq_lens_q": torch.tensor([0, 5, 8, 12]), "max_length_q": 5},
-                {"position_ids": positions, "attention_mask": torch.ones(1, 12)}):  # fmt: skip
+    for how in (
+        {"position_ids": positions},
+        {"seq_idx": document},
+        {"attention_mask": same},
+        {"attention_mask": additive},
+        {"cu_seq_lens_q": torch.tensor([0, 5, 8, 12]), "max_length_q": 5},
+        {"position_ids": positions, "attention_mask": torch.ones(1, 12)},
+    ):
         torch.testing.assert_close(model(rows[:1], **how).logits, alone, atol=1e-5, rtol=1e-4)
     assert (model(rows[:1]).logits - alone).abs().max() > 1e-3
 
@@ -226,10 +241,17 @@ def test_padding_on_either_side_changes_nothing(model: Any, rows: Tensor) -> Non
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("past_key_values", object()), ("use_cache", True), ("output_attentions", True), ("output_router_logits", True),
-     ("token_type_ids", torch.zeros(8, 12)), ("attention_mask", torch.ones(8, 5)),
-     ("inputs_embeds", torch.ones(8, 12, 32)), ("cu_seq_lens_q", torch.tensor([0, 5, 12]))],
-)  # fmt: skip
+    [
+        ("past_key_values", object()),
+        ("use_cache", True),
+        ("output_attentions", True),
+        ("output_router_logits", True),
+        ("token_type_ids", torch.zeros(8, 12)),
+        ("attention_mask", torch.ones(8, 5)),
+        ("inputs_embeds", torch.ones(8, 12, 32)),
+        ("cu_seq_lens_q", torch.tensor([0, 5, 12])),
+    ],
+)
 def test_an_argument_that_is_not_supported_is_refused_by_name(
     model: Any, rows: Tensor, argument: str, value: Any
 ) -> None:

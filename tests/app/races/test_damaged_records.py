@@ -15,11 +15,26 @@ from app.training.markdown import escaped
 from tests.app.races.test_plan import WHOLE
 
 LINE: dict[str, Any] = WHOLE | {
-    "contestant": "a", "size": "xs", "lr": 0.1, "seed": 1, "share": 1.0, "key": "m1", "bpb": 2.0, "routing": {"dead": 0}
-}  # fmt: skip
+    "contestant": "a",
+    "size": "xs",
+    "lr": 0.1,
+    "seed": 1,
+    "share": 1.0,
+    "key": "m1",
+    "bpb": 2.0,
+    "routing": {"dead": 0},
+}
 ODD: list[Any] = [None, "x", -1, 0, float("nan"), float("inf"), [], {}, True, [1], {"a": None}, {"a": "x"}, {"a": -1}]
-FITTING = {"routing": [None, {}, {"a": -1}], "tasks": [{}, {"a": None}, {"a": -1}], "lr": [0], "seed": [0, -1],
-           "contestant": ["x"], "size": ["x"], "torch": ["x"], "key": ["x"]}  # fmt: skip
+FITTING = {
+    "routing": [None, {}, {"a": -1}],
+    "tasks": [{}, {"a": None}, {"a": -1}],
+    "lr": [0],
+    "seed": [0, -1],
+    "contestant": ["x"],
+    "size": ["x"],
+    "torch": ["x"],
+    "key": ["x"],
+}
 
 
 @pytest.mark.parametrize("name", LINE)
@@ -110,9 +125,23 @@ def test_text_of_others_is_no_markup_in_a_page() -> None:
     shown = escaped(name)
     assert shown == r"a\|b \<script\> \[x\](http://y) \`c\` \_d\_ e_f \*g\*"
     assert escaped("two\nlines") == "two lines"
-    race = Race(claim="is <b> better?", before={}, common=[], contestants={name: []}, baseline=name,
-                match="active_flops", unmatched=[], sizes=["xs"], seeds=[1], noise_seeds=[], tuning_seed=0,
-                lr=[1, 2, 3], lengths=[], measure="bpb", margin=0.1)  # fmt: skip
+    race = Race(
+        claim="is <b> better?",
+        before={},
+        common=[],
+        contestants={name: []},
+        baseline=name,
+        match="active_flops",
+        unmatched=[],
+        sizes=["xs"],
+        seeds=[1],
+        noise_seeds=[],
+        tuning_seed=0,
+        lr=[1, 2, 3],
+        lengths=[],
+        measure="bpb",
+        margin=0.1,
+    )
     row = {"contestant": name, "seeds": [], "failed": ["a <img> |"]}
     page = markdown(race, "x", {"xs": {"noise": None, "missing": 0, "torch": [], "rows": [row]}})
     assert (

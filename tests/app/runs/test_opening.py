@@ -1,4 +1,4 @@
-"""What is read of a run is whole, and is about the weights that are asked for."""
+"""Everything read from a run is undamaged and describes the chosen weights."""
 
 import json
 import subprocess
@@ -215,7 +215,10 @@ def test_runs_of_the_same_second_have_different_names(
     for _ in range(3):
         train("run=null", "trainer.max_steps=1")
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
-        "2026-01-02_03-04-05", "2026-01-02_03-04-05_2", "2026-01-02_03-04-05_3"]  # fmt: skip
+        "2026-01-02_03-04-05",
+        "2026-01-02_03-04-05_2",
+        "2026-01-02_03-04-05_3",
+    ]
 
 
 def test_a_default_name_that_is_taken_while_the_text_is_read_is_changed(
