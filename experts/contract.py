@@ -7,7 +7,6 @@ F is the width inside one expert, Z the width that the experts see (D in most la
 """
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from app.registry import require
 from experts import grouped
 from experts.activation.contract import Activation
 from experts.activation.swiglu import SwiGLU
+from experts.matrix import MatrixLayout
 
 
 class Experts(nn.Module):
@@ -84,8 +84,6 @@ class Experts(nn.Module):
 class FeedForward(nn.Module):
     """One feed-forward network, y = activation(x W_in) W_out."""
 
-    hidden_axes: ClassVar = {"w_in.weight": -2, "w_out.weight": -1}  # hidden units
-
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.shape = dim, hidden_dim
@@ -101,6 +99,12 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.w_out(self.activation(self.w_in(x)))
 
+    def matrix_layouts(self) -> dict[str, MatrixLayout]:
+        """Return where the hidden units lie in each weight."""
+        _, hidden_dim = self.shape
+        sections = (hidden_dim,) * self.activation.columns
+        return {"w_in.weight": MatrixLayout(-2, sections, paired=True), "w_out.weight": MatrixLayout(-1, (hidden_dim,))}
+
 
 class Dispatcher:
     """Brings the rows of a stack to the processes that hold its experts: here, all of them are this one's.
@@ -115,8 +119,6 @@ class Dispatcher:
 
 class Stack(nn.Module):
     """E networks of one width, their weights stacked so that an idle expert still has a gradient."""
-
-    hidden_axes: ClassVar = {"w_in": -1, "w_out": -2}  # hidden units
 
     def __init__(self, num_experts: int, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -150,6 +152,12 @@ class Stack(nn.Module):
     def biases(self) -> list[nn.Parameter]:
         """Those of all networks (E, width)."""
         return [bias for bias in (self.b_in, self.b_out) if bias is not None]
+
+    def matrix_layouts(self) -> dict[str, MatrixLayout]:
+        """Return where the hidden units lie in each weight."""
+        _, _, hidden_dim = self.shape
+        sections = (hidden_dim,) * self.activation.columns
+        return {"w_in": MatrixLayout(-1, sections, paired=True), "w_out": MatrixLayout(-2, (hidden_dim,))}
 
     def params(self) -> list[int]:
         """Number of parameters of each network."""

@@ -20,7 +20,7 @@ from app.model.upcycle import Upcycle
 from app.registry import UserError, check, make, unknown
 from app.training.loggers import LoggerPart
 from app.training.module import LanguageModel
-from app.training.trainer import TrainerConfig
+from app.training.trainer import TrainerConfig, fixed_to_machine
 from app.training.unfilled import unfilled
 
 Config = Mapping[str, Any]
@@ -79,7 +79,10 @@ def build_optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
     Raises:
         UserError: there is no such optimizer, or a value is refused.
     """
-    entry = config["optimizer"]
+    entry = dict(config["optimizer"])
+    if entry.get("dtype") == "auto":
+        precision = fixed_to_machine(config["trainer"])["precision"]
+        entry["dtype"] = "bfloat16" if precision == "bf16-mixed" else "float32"
     if "_target_" in entry:
         make_optimizer = _foreign("optimizer", entry, torch.optim.Optimizer)
     else:

@@ -6,13 +6,14 @@ Queries and keys may be normed before the rotation, which keeps their products s
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from app.model.config import ModelConfig
 from app.model.documents import Mask, attend
+from experts.matrix import MatrixLayout
 from routers.contract import Context
 
 ROUNDED = 256  # positions: a text that grows token by token needs few tables of angles
@@ -32,8 +33,6 @@ class Positions(NamedTuple):
 
 class Attention(nn.Module):
     """Causal self-attention."""
-
-    hidden_axes: ClassVar = {"qkv.weight": -2, "out.weight": -1}  # heads
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -56,6 +55,14 @@ class Attention(nn.Module):
             key, value = positions.extended(key, value)
         y = attend(query, key, value, positions.mask)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, S, D)
+
+    def matrix_layouts(self) -> dict[str, MatrixLayout]:
+        """Return where the heads lie in each weight."""
+        heads = self.head_dim
+        return {
+            "qkv.weight": MatrixLayout(-2, tuple(self.sizes), unit=heads),
+            "out.weight": MatrixLayout(-1, (self.sizes[0],), unit=heads),
+        }
 
     def _heads(self, x: Tensor, norm: nn.Module) -> Tensor:
         """(B, heads, S, H) of x (B, S, heads * H), normed before or after it is cut into heads."""

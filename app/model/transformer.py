@@ -22,6 +22,7 @@ from app.registry import require
 from experts.contract import Experts
 from experts.grouped.device import autocast_dtype
 from experts.low_rank import SkilledLinear
+from experts.matrix import HasMatrixLayouts, MatrixLayout
 from routers.balancer import Balancer
 from routers.contract import Context, Routing
 from routers.router import Router
@@ -77,10 +78,14 @@ class Transformer(nn.Module):
         own = {*self.router_parameters(), *settled}
         return [p for p in self.parameters() if p.dim() >= 2 and p not in own]
 
-    def hidden_axes(self) -> dict[nn.Parameter, int]:
-        """Of every matrix (..., rows, columns) that has one, the axis that heads or hidden units lie on: -2 or -1."""
-        named = ((module, getattr(module, "hidden_axes", {})) for module in self.blocks.modules())
-        return {module.get_parameter(name): axis for module, axes in named for name, axis in axes.items()}
+    def matrix_layouts(self) -> dict[nn.Parameter, MatrixLayout]:
+        """Return where heads or hidden units lie in the weights of the blocks that have them."""
+        layouts: dict[nn.Parameter, MatrixLayout] = {}
+        for module in self.blocks.modules():
+            if isinstance(module, HasMatrixLayouts):
+                for name, layout in module.matrix_layouts().items():
+                    layouts[module.get_parameter(name)] = layout
+        return layouts
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the model and changes its dtype, but routers and balance stay float32: bfloat16 scores tie."""

@@ -108,21 +108,24 @@ class LanguageModel(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Weight decay on matrices only, routers at a rate of their own; `hidden` marks the matrices of the blocks.
 
-        `axis` says where they have heads or hidden units.
+        A group of hidden matrices also has the fields of their `MatrixLayout`; `axis` is None where they have none.
 
         The groups keep the order of the parameters: Lightning numbers the optimizer's state by it under FSDP2, and a
         checkpoint would hand one parameter's moments to another where the orders differ.
         """
         routers = {*self.model.router_parameters()}
         hidden = {*self.model.matrices()} & {*self.model.blocks.parameters()}
-        axes = self.model.hidden_axes()
+        layouts = self.model.matrix_layouts()
         learned = (p for p in self.parameters() if p.requires_grad)
-        runs = groupby(learned, key=lambda p: (p.dim() >= 2, p in routers, p in hidden, axes.get(p)))
-        groups = [
-            {"params": list(run), "hidden": is_hidden, "of_router": of_router, "axis": axis}
-            | ({} if matrix else {"weight_decay": 0.0})
-            for (matrix, of_router, is_hidden, axis), run in runs
-        ]
+        runs = groupby(learned, key=lambda p: (p.dim() >= 2, p in routers, p in hidden, layouts.get(p)))
+        groups = []
+        for (is_matrix, of_router, is_hidden, layout), run in runs:
+            group: dict[str, Any] = {"params": list(run), "hidden": is_hidden, "of_router": of_router, "axis": None}
+            if layout is not None:
+                group |= layout._asdict()
+            if not is_matrix:
+                group["weight_decay"] = 0.0
+            groups.append(group)
         optimizer = self.make_optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= self.router_lr_factor if group["of_router"] else 1.0

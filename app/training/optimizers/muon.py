@@ -12,18 +12,15 @@ section 2.5; blocks: arXiv 2510.16981): a wide network is the sum of narrow ones
 Embedding, head, norms, biases and routers take AdamW.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
-from torch.nn import functional
 
 from app.registry import register, require
-from experts.grouped.device import is_native
+from app.training.optimizers.blocks import Blocks, GateUp, map_blocks_on_ranks
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a, b, c of Jordan et al.: steep at 0, within 0.7..1.2 at 1
 MATCH = 0.2  # root mean square of an update of AdamW (2502.16982, section 2.2)
@@ -33,14 +30,17 @@ MATCH = 0.2  # root mean square of an update of AdamW (2502.16982, section 2.2)
 class Muon(torch.optim.AdamW):
     """Muon for the parameter groups that are marked as `hidden`, AdamW for all others.
 
-    A hidden group names the axis of its matrices (..., rows, columns) that heads or hidden units lie on: -2, -1, or
-    None for matrices that are taken whole.
+    A hidden group also says where heads or hidden units lie in its matrices (..., rows, columns), by the fields of
+    `experts.matrix.MatrixLayout`; with `axis` None they are taken whole.
 
     Args:
         lr: peak rate of both; at least 0.
         momentum: of Muon; in 0..1, below 1.
         steps: of Newton-Schulz; at least 1.
-        block: hidden units, or width of heads, that are made orthogonal together, at most; at least 1, None: all.
+        block: columns (or rows) that are made orthogonal together, at most; at least 1, None: all of a matrix.
+        gate_up: whether the two projections of a gated network are orthogonalized apart, or each unit's gate together
+            with its up.
+        dtype: of Newton-Schulz.
         betas: of AdamW.
         eps: of AdamW.
         weight_decay: of both; at least 0.
@@ -57,6 +57,8 @@ class Muon(torch.optim.AdamW):
         momentum: float,
         steps: int,
         block: int | None,
+        gate_up: GateUp,
+        dtype: Literal["float32", "bfloat16"],
         betas: list[float],
         eps: float,
         weight_decay: float,
@@ -69,7 +71,8 @@ class Muon(torch.optim.AdamW):
         require("eps", eps, eps >= 0, "must be at least 0")
         require("weight_decay", weight_decay, weight_decay >= 0, "must be at least 0")
         super().__init__(params, lr, (betas[0], betas[1]), eps, weight_decay, fused=True)
-        self.momentum, self.steps, self.block = momentum, steps, block
+        self.momentum, self.steps, self.block, self.gate_up = momentum, steps, block, gate_up
+        self.dtype = getattr(torch, dtype)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         torch.optim.Optimizer.__setstate__(self, state)  # AdamW's looks for its own state at every parameter
@@ -94,53 +97,19 @@ class Muon(torch.optim.AdamW):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         buffer = state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
-        axis = group["axis"] or -1
-        block = (group["axis"] and self.block) or parameter.size(axis)
-        update = partial(orthogonal_blocks, axis=axis, block=block, steps=self.steps)
-        direction = on_ranks(update, gradient.lerp(buffer, self.momentum), axis, block)
+        direction = gradient.lerp(buffer, self.momentum)
+        update = partial(orthogonal_update, steps=self.steps, dtype=self.dtype)
+        direction = map_blocks_on_ranks(update, direction, Blocks.of_group(group, self.block, self.gate_up))
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
 
 
-def on_ranks(function: Callable[[Tensor], Tensor], x: Tensor, axis: int, block: int) -> Tensor:
-    """The function of blocks of x (..., rows, columns) that may be split over ranks, split as it was.
-
-    A stack is split between its matrices, so each rank has whole ones. A single matrix is split anew, between its
-    blocks where every rank gets equally many, or else gathered, on every rank.
-    """
-    if not isinstance(x, DTensor):
-        return function(x)
-    number, mesh = math.ceil(x.size(axis) / block), x.device_mesh
-    shared = x.size(axis) % number == 0 and number % mesh.size() == 0
-    anew: list[Placement] = [Shard(axis % 2) if shared else Replicate()] * mesh.ndim
-    split = list(x.placements) if x.dim() == 3 else anew
-    own = x.redistribute(placements=split).to_local()
-    y = DTensor.from_local(function(own), mesh, split, shape=x.shape, stride=x.stride())
-    return y.redistribute(placements=x.placements)
+def orthogonal_update(x: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """Return x (..., rows, columns) made orthogonal, with the root mean square of an update of AdamW."""
+    return orthogonal(x, steps, dtype).mul_(MATCH * max(x.shape[-2:]) ** 0.5)
 
 
-def orthogonal_blocks(x: Tensor, axis: int, block: int, steps: int) -> Tensor:
-    """Each block of x (..., rows, columns) made orthogonal, of the root mean square of an update of AdamW."""
-    blocks = cut(x, axis, block)
-    y = orthogonal(blocks, steps).mul_(MATCH * max(blocks.shape[-2:]) ** 0.5)
-    return joined(y, axis, x.size(axis))
-
-
-def cut(x: Tensor, axis: int, block: int) -> Tensor:
-    """Even blocks (number, ...) of at most `block` neighbours on a negative axis; zeros fill the last one up."""
-    number = math.ceil(x.size(axis) / block)
-    width = math.ceil(x.size(axis) / number)
-    filled = functional.pad(x, [0, 0] * (-axis - 1) + [0, number * width - x.size(axis)])
-    return filled.unflatten(axis, (number, width)).movedim(axis - 1, 0)
-
-
-def joined(blocks: Tensor, axis: int, size: int) -> Tensor:
-    """What `cut` has cut, of that size on the axis."""
-    return blocks.movedim(0, axis - 1).flatten(axis - 1, axis).narrow(axis, 0, size)
-
-
-def orthogonal(x: Tensor, steps: int) -> Tensor:
+def orthogonal(x: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """U V^T of x = U S V^T (..., rows, columns), nearly: after four steps singular values within 0.67..1.2; 0 of 0."""
-    dtype = torch.bfloat16 if x.is_cuda or is_native(torch.bfloat16) else torch.float32
     wide = x.size(-2) <= x.size(-1)
     y = (x if wide else x.mT).to(dtype, memory_format=torch.contiguous_format)  # the smaller Gram matrix
     gram = y @ y.mT

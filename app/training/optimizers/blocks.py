@@ -1,0 +1,114 @@
+"""How a weight is cut into the matrices that an optimizer of matrices treats one by one."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+GateUp = Literal["apart", "together"]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of neighbouring units of a weight (..., rows, columns).
+
+    The axis is cut into blocks of at most `width` that differ by at most one unit, never across the seam between two
+    matrices that lie side by side in the weight (`sections`), and never through a unit such as a head.
+    """
+
+    axis: int = -1
+    """-2 or -1: the axis that is cut."""
+    width: int | None = None
+    """Largest size of a block on the axis; None: a section is one block."""
+    sections: tuple[int, ...] = ()
+    """Sizes of the matrices that lie side by side on the axis; empty: there is one."""
+    unit: int = 1
+    """Size of a unit on the axis."""
+    together: bool = False
+    """Whether a block holds the same units of every section; the sections then share its width."""
+
+    @classmethod
+    def of_group(cls, group: Mapping[str, Any], width: int | None, gate_up: GateUp) -> "Blocks":
+        """Return the blocks of the weights of a parameter group that has the fields of their `MatrixLayout`."""
+        if group["axis"] is None:
+            return cls()
+        sections = tuple(group["sections"])
+        together = gate_up == "together" and group["paired"] and len(sections) > 1
+        return cls(group["axis"], width, sections, group["unit"], together)
+
+    def cuts(self, section: int) -> list[tuple[int, int]]:
+        """Return (number, size) of the blocks of a section of that size: larger ones first, then one unit smaller."""
+        if self.width is None:
+            return [(1, section)]
+        width = self.width // len(self.sections) if self.together else self.width
+        units = section // self.unit
+        number = math.ceil(units / max(1, width // self.unit))
+        units_of_block, larger = divmod(units, number)
+        cuts = [(larger, (units_of_block + 1) * self.unit), (number - larger, units_of_block * self.unit)]
+        return [(count, size) for count, size in cuts if count]
+
+    def equal_parts(self, size: int) -> int | None:
+        """Return the size of the blocks of an axis of that size where they are its equal parts, else None."""
+        sizes = {block for section in self.sections or (size,) for _, block in self.cuts(section)}
+        return sizes.pop() if len(sizes) == 1 and not self.together else None
+
+
+def map_blocks(function: Callable[[Tensor], Tensor], x: Tensor, blocks: Blocks) -> Tensor:
+    """Return x (..., rows, columns) with `function` applied to its blocks.
+
+    Args:
+        function: From blocks (..., rows, columns), any number of dimensions before them, to results of the same shape.
+        x: A weight or a stack of weights.
+        blocks: How it is cut.
+    """
+    axis, sections = blocks.axis, blocks.sections or (x.size(blocks.axis),)
+    if len({*sections}) > 1:  # queries beside fewer keys and values
+        parts = x.split(sections, axis)
+        return torch.cat([map_blocks(function, part, replace(blocks, sections=())) for part in parts], axis)
+
+    x = x.unflatten(axis, (len(sections), sections[0]))  # the axis of sections comes before that of their units
+    cuts = blocks.cuts(sections[0])
+    parts = x.split([number * size for number, size in cuts], axis)
+    over = _over_equal_blocks_together if blocks.together else _over_equal_blocks
+    results = [over(function, part, size, axis) for part, (_, size) in zip(parts, cuts, strict=True)]
+    return torch.cat(results, axis).flatten(axis - 1, axis)
+
+
+def _over_equal_blocks(function: Callable[[Tensor], Tensor], x: Tensor, size: int, axis: int) -> Tensor:
+    """Apply `function` to blocks of each section; the sections are on the axis before."""
+    y = x.unflatten(axis, (-1, size)).movedim((axis - 2, axis - 1), (0, 1))  # (sections, blocks, ..., rows, columns)
+    return function(y).movedim((0, 1), (axis - 2, axis - 1)).flatten(axis - 1, axis)
+
+
+def _over_equal_blocks_together(function: Callable[[Tensor], Tensor], x: Tensor, size: int, axis: int) -> Tensor:
+    """Apply `function` to blocks that have the same units of all sections; the sections are on the axis before."""
+    sections = x.size(axis - 1)
+    y = x.unflatten(axis, (-1, size)).movedim(axis - 1, 0).flatten(axis - 1, axis)  # (blocks, ..., rows, columns)
+    return function(y).unflatten(axis, (sections, size)).movedim(0, axis - 1).flatten(axis - 1, axis)
+
+
+def map_blocks_on_ranks(function: Callable[[Tensor], Tensor], x: Tensor, blocks: Blocks) -> Tensor:
+    """Return `map_blocks` of a weight that may be split over ranks, split as it was.
+
+    A stack is split between its matrices, so each rank has whole ones. A single matrix is split anew, between its
+    blocks where every rank gets equally many, or else gathered, on every rank.
+    """
+    if not isinstance(x, DTensor):
+        return map_blocks(function, x, blocks)
+    mesh, size = x.device_mesh, x.size(blocks.axis)
+    part = blocks.equal_parts(size)
+    placements: list[Placement]
+    if x.dim() == 3:
+        placements = list(x.placements)
+    elif part is not None and (size // part) % mesh.size() == 0:
+        placements = [Shard(blocks.axis % 2)] * mesh.ndim
+        blocks = Blocks(blocks.axis, part)  # of this rank's part of the axis
+    else:
+        placements = [Replicate()] * mesh.ndim
+    own = x.redistribute(placements=placements).to_local()
+    y = DTensor.from_local(map_blocks(function, own, blocks), mesh, placements, shape=x.shape, stride=x.stride())
+    return y.redistribute(placements=x.placements)
