@@ -24,6 +24,12 @@ NANO = ("model=nano", "tokenizer=bytes", "data.seq_len=32", "data.batch_size=4",
         "data.val_rows=2", "trainer.max_steps=2", "trainer.precision=32-true", "callbacks=off")  # fmt: skip
 
 
+def on_cpu(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """The overrides, on the CPU unless they choose a device: `trainer=auto` would train on a GPU where there is one."""
+    chosen = any(override.startswith(("trainer=", "trainer.accelerator=")) for override in overrides)
+    return overrides if chosen else ("trainer=cpu", *overrides)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Escapes what a test has said of files whose names are no UTF-8: a report goes to another process as UTF-8."""
@@ -68,7 +74,7 @@ def compose(text: Path) -> Callable[..., dict[str, Any]]:
 
     def composed(*overrides: str) -> dict[str, Any]:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return as_dict(compose("config", ["data=text", f"data.path={text}", *NANO, *overrides]))
+            return as_dict(compose("config", ["data=text", f"data.path={text}", *NANO, *on_cpu(overrides)]))
 
     return composed
 
@@ -84,7 +90,7 @@ def train(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         GlobalHydra.instance().clear()
         monkeypatch.chdir(tmp_path)
         base = (*source, f"data.cache_dir={cache}", *NANO, f"run={name}")
-        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *base, *overrides])
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *base, *on_cpu(overrides)])
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
         return tmp_path / "runs" / name
 

@@ -30,7 +30,7 @@ from app.model.block import Block
 from app.model.moe import MoE
 from app.model.transformer import Transformer
 from app.registry import UserError, find
-from app.training.trainer import fixed_to_machine
+from app.training.trainer import fixed_to_machine, uses_gpu
 from experts.contract import FeedForward, Stack
 from experts.low_rank import skilled
 from experts.mixture import Mixture
@@ -196,7 +196,7 @@ def budget_of(config: dict[str, Any], convention: Convention = "real") -> tuple[
         data.micro_batches(placement.ranks),
         FLOAT if trainer.precision == "32-true" else 2,
         optimizer_states(build_optimizer(config)),
-        on_cpu=trainer.accelerator == "cpu",
+        on_cpu=not uses_gpu(trainer.accelerator),
     )
     return Budget.of(model, data.seq_len, convention), Memory.of(model, work, placement), Fit.of(model, work)
 

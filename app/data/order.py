@@ -4,6 +4,7 @@ Rows come in blocks. A block holds each domain's share, rounded so that the shar
 an order drawn from (seed, block); inside a domain the rows are a permutation drawn from (seed, domain, epoch).
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +66,10 @@ def _taken(weights: tuple[float, ...], count: int) -> list[int]:
 @lru_cache
 def _shares(weights: tuple[float, ...]) -> list[Fraction]:
     """The share of each domain in what those before it leave; the last one takes all, so the sum is exact."""
-    exact = [Fraction(weight).limit_denominator(10**6) for weight in weights]
+    # 0.3 means 3/10 and not the nearest binary fraction; a small weight keeps six digits, too, and is not rounded to 0
+    smallest = Fraction(min((weight for weight in weights if weight > 0), default=1.0))
+    limit = 10**6 if smallest >= Fraction(1, 10**6) else math.ceil(10**6 / smallest)
+    exact = [Fraction(weight).limit_denominator(limit) for weight in weights]
     return [weight / (sum(exact[place:]) or 1) for place, weight in enumerate(exact)]
 
 

@@ -34,7 +34,7 @@ from app.training.checkpoints import read_checkpoint, step_of
 from app.training.expert_parallel import check_expert_parallel
 from app.training.messages import say
 from app.training.processes import Decision, require_starter
-from app.training.trainer import fixed_to_machine, make_trainer
+from app.training.trainer import TrainerConfig, device_line, fixed_to_machine, make_trainer
 
 WITHOUT_EFFECT = {  # a key, and what must be set for it to do something
     "match.by": ("match.reference", lambda config: config["match"]["reference"] is not None),
@@ -61,7 +61,7 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
     checkpoint = goes_on_from(folder)
     if checkpoint is not None and step_of(checkpoint) >= config["trainer"]["max_steps"]:
         return _nothing_to_do(config, folder, checkpoint)
-    check_config(config)
+    say(device_line(check_config(config)))
     if not goes_on:  # a saved config is matched already
         config = matched(config, overrides)
     if checkpoint is None:
@@ -82,8 +82,11 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
     return {"config": config, "folder": str(folder), "checkpoint": checkpoint and str(checkpoint)}
 
 
-def check_config(config: Config) -> None:
-    """Builds everything that needs no text, without memory: mistakes in the config end here.
+def check_config(config: Config) -> TrainerConfig:
+    """Build everything that needs no text, without memory: mistakes in the config end here.
+
+    Returns:
+        How the run trains.
 
     Raises:
         UserError: a name or a value does not exist or does not fit.
@@ -99,6 +102,7 @@ def check_config(config: Config) -> None:
     with torch.device("meta"):
         module = build_module(config, 1, ["text"], data.micro_batch_size)
     check_expert_parallel(module.model, trainer.ep_size)
+    return trainer
 
 
 def _resolved(chosen: Config, overrides: list[str], folder: Path) -> tuple[Config, list[str], bool]:

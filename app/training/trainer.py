@@ -1,4 +1,4 @@
-"""From the words of `trainer=...` to Lightning's Trainer."""
+"""From the config group `trainer` to Lightning's Trainer."""
 
 import os
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from app.training.saving import Checkpoints
 from app.training.strategy import Accumulate, Format, make_strategy
 from app.training.usage import Usage
 from app.training.validation import Validations
+from experts.grouped.device import is_native
 
 COUNTS = ("devices", "num_nodes", "max_steps", "val_every", "log_every", "checkpoint_every", "timeout_s", "ep_size")
 
@@ -57,6 +58,9 @@ class TrainerConfig:
         for name in COUNTS:
             require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
         require("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "must be at least 1")
+        what, allowed = self.accelerator, ("auto", "cpu", "gpu")
+        require("accelerator", what, what != "mps", "is not supported (MPS has no float64); trainer=cpu always works")
+        require("accelerator", what, what in allowed, "must be auto, cpu or gpu; trainer=cpu always works")
         pure = self.precision == "bf16-true"
         require("precision", self.precision, not pure, "routers compute in float32; use bf16-mixed")
         require("export_weights", self.export_weights, self.export_weights in (None, "last"), "must be last, or null")
@@ -72,11 +76,36 @@ class TrainerConfig:
         require("ep_size", size, ranks % size == 0, f"must divide {ranks}, the number of processes")
 
 
+def uses_gpu(accelerator: str) -> bool:
+    """Return whether a run with this `trainer.accelerator` trains on GPUs: `auto` does where torch finds one."""
+    return accelerator != "cpu" and torch.cuda.is_available()
+
+
 def native_precision(accelerator: str) -> Literal["32-true", "bf16-mixed"]:
     """bfloat16 where the device computes in it, float32 where it would only emulate it (10 times slower)."""
-    gpu = accelerator != "cpu" and torch.cuda.is_available()
-    native = gpu or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    if uses_gpu(accelerator):
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = is_native(torch.bfloat16)
     return "bf16-mixed" if native else "32-true"
+
+
+def device_line(config: TrainerConfig) -> str:
+    """Return what a run says first: the device it trains on, and the precision."""
+    processes = config.devices * config.num_nodes
+    if uses_gpu(config.accelerator):
+        device = f"{processes} x {torch.cuda.get_device_name()}"
+    else:
+        name = torch.cpu.get_capabilities().get("cpu_name", "unknown")
+        each = f"{config.threads} threads" if config.threads != 1 else "1 thread"
+        device = f"CPU ({name}), {each}" if processes == 1 else f"CPU ({name}), {processes} processes of {each}"
+    line = f"training on {device}, in {config.precision}"
+    others = torch.cuda.device_count() if uses_gpu(config.accelerator) else 0
+    if others > config.devices and config.num_nodes == 1:
+        line += f"; {others} GPUs are there: trainer=ddp trainer.devices={others} trains on all"
+    if config.accelerator == "auto" and torch.backends.mps.is_available():
+        line += "; the GPU of a Mac (MPS) is not supported"
+    return line
 
 
 def fixed_to_machine(trainer: dict[str, Any]) -> dict[str, Any]:
@@ -100,12 +129,18 @@ def fixed_to_machine(trainer: dict[str, Any]) -> dict[str, Any]:
 def make_trainer(
     config: TrainerConfig, folder: Path, loggers: list[Logger], callbacks: list[lightning.Callback]
 ) -> lightning.Trainer:
-    """The Trainer of a run; checkpoints lie in the run's folder."""
+    """The Trainer of a run; checkpoints lie in the run's folder.
+
+    Raises:
+        UserError: There is no GPU for `accelerator=gpu`, or Lightning refuses a value.
+    """
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError(f"trainer.accelerator=gpu: torch {torch.__version__} finds no GPU; trainer=cpu always works")
     saving = (config.checkpoint_every, config.checkpoint_minutes, config.keep_checkpoints, config.timeout_s)
     ours = [Usage(), Validations(config.val_every), Checkpoints(folder / "checkpoints", *saving)]
     try:
         return _trainer(config, folder, loggers, [*callbacks, *ours])
-    except (MisconfigurationException, ValueError) as error:  # the second: no such accelerator
+    except (MisconfigurationException, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"trainer.accelerator={config.accelerator}: {reason}; trainer=cpu always works") from error
 
@@ -114,9 +149,9 @@ def _trainer(
     config: TrainerConfig, folder: Path, loggers: list[Logger], callbacks: list[lightning.Callback]
 ) -> lightning.Trainer:
     ranks = config.devices * config.num_nodes
-    on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
+    gpu = uses_gpu(config.accelerator)
     return lightning.Trainer(
-        accelerator=config.accelerator,
+        accelerator="cuda" if gpu else "cpu",
         strategy=make_strategy(config.strategy, ranks, config.timeout_s, config.checkpoint_format, config.accumulate),
         devices=config.devices,
         num_nodes=config.num_nodes,
@@ -126,7 +161,7 @@ def _trainer(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=config.log_every,
-        deterministic=on_cpu if config.deterministic is None else config.deterministic,
+        deterministic=not gpu if config.deterministic is None else config.deterministic,
         detect_anomaly=config.detect_anomaly,
         use_distributed_sampler=False,  # the order of the rows is the data module's
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),  # ours, or none

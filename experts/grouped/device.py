@@ -11,16 +11,22 @@ def on_host(x: Tensor) -> bool:
 
 @torch.compiler.assume_constant_result
 def is_native(dtype: torch.dtype) -> bool:
-    """Whether this CPU multiplies matrices of that dtype; without AVX-512 torch takes 100 times longer in bfloat16."""
-    if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype != torch.float16 or torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    """Return whether this CPU has instructions that multiply in `dtype`; emulated, bfloat16 is slower than float32.
+
+    oneDNN calls bfloat16 supported on every CPU with AVX-512, but computes it in float32 with conversions where the
+    instructions are missing (Skylake, Ice Lake); without AVX-512 it is 100 times slower. Arm CPUs were not measured and
+    count as without.
+    """
+    needed = {torch.bfloat16: ("amx_bf16", "avx512_bf16"), torch.float16: ("amx_fp16", "avx512_fp16")}
+    if dtype not in needed:
+        return True
+    return any(torch.cpu.get_capabilities().get(name, False) for name in needed[dtype])
 
 
 @torch.compiler.assume_constant_result
 def has_amx() -> bool:
-    """Whether this CPU multiplies tiles in bfloat16, several times faster than vectors."""
-    return torch.cpu._is_amx_tile_supported()
+    """Return whether this CPU multiplies tiles in bfloat16, several times faster than vectors."""
+    return torch.cpu.get_capabilities().get("amx_bf16", False)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:

@@ -3,8 +3,8 @@
     v_i = (mean(load) - load_i) / mean(load)      d_i = u tanh(c v_i), minus its mean over the experts
     m_i <- a m_i + (1 - a) d_i                    b_i <- b_i + m_i
 
-Soft-clamped Momentum Expert Bias Updates, Arcee Trinity Large 2026, arXiv 2602.17004; the form is known here from
-summaries of the report and its values of u, c and a are unverified. The load is that of the step before.
+Soft-clamped Momentum Expert Bias Updates, Arcee Trinity Large 2026, arXiv 2602.17004, where u is called lambda (5e-4),
+c kappa (2) and a beta (0.5). The load is that of the step before.
 """
 
 import torch

@@ -2,9 +2,9 @@
 
     loss = sum_i (mean_t gate_ti - target_i)^2, mean over layers;   0 at the target
 
-PSEC's released code pulls its two alphas so, (mean of both - 8)^2 + (mean of the first - 16)^2 (Liu et al. 2025, arXiv
-2502.05932, in its code only): the same least value, at a first alpha of 16 and a second of 0, which are 1 and 0 here,
-where the factor 16 is the layout's.
+PSEC's released code pulls its two alphas so, (mean of both - 8)^2 + (mean of alpha_1 - 16)^2 (Liu et al. 2025, arXiv
+2502.05932, in its code only): the same least value, at alpha_0 = 0 and alpha_1 = 16, the safety skill, which are 0 and
+1 here, where the factor 16 is the layout's: `target=[0, 1]`.
 """
 
 from collections.abc import Sequence

@@ -2,9 +2,12 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.config.compose import composed
+from app.data.module import build_data
 from app.data.order import BLOCK, Order
 
 WEIGHTS = (0.5, 0.25, 0.15, 0.1, 0.0)
@@ -78,3 +81,29 @@ def test_a_domain_repeats_no_row_before_all_were_read():
 def test_without_weights_domains_come_by_size_and_one_without_rows_never():
     assert Order.of([30, 0, 10], [(0, None)], 0).taken(400) == [300, 0, 100]
     assert Order.of([30, 0, 10], [(0, [1, 2, 1])], 0).taken(400) == [200, 0, 200]
+
+
+@pytest.mark.parametrize("scale", [1, 1e-6, 1e-9, 1e-30, 1e9])
+def test_shares_do_not_depend_on_the_scale_of_the_weights(scale):
+    counted = Order.of(ROWS, [(0, [scale * weight for weight in WEIGHTS])], 0).taken(10**6)
+    assert all(abs(n - weight * 10**6) <= 1 for n, weight in zip(counted, WEIGHTS, strict=True))
+    assert Order.of(ROWS, [(0, [scale] * 5)], 0)[3].domain in range(5)
+
+
+@pytest.mark.parametrize("small", [1e-3, 1e-6, 4e-7, 1e-7, 1e-12, 1e-300])
+def test_a_small_weight_is_not_none(small):
+    count = 10**20
+    counted = Order.of((9, 9, 9), [(0, [0.3, 0.7, small])], 0).taken(count)
+    assert counted[2] == pytest.approx(small / (1 + small) * count, rel=1e-5, abs=1)
+
+
+@pytest.mark.parametrize("key", ["data.weights", "data.final_weights"])
+def test_small_weights_of_a_mix_keep_their_shares_in_both_phases(text, key):
+    small = "{one: 3.0e-8, two: 1.0e-8}"
+    sources = f"data.sources={{one: {{path: {text}}}, two: {{path: {text}}}}}"
+    phases = {"data.weights": "{one: 1, two: 1}", "data.final_weights": "{one: 1, two: 1}"} | {key: small}
+    values = [f"{name}={value}" for name, value in phases.items()]
+    config = composed(["data=mix", sources, "data.until=0.5", "tokenizer=bytes", *values])
+    source = build_data(config["data"], config["tokenizer"], 0).source
+    phase = source.phases[key == "data.final_weights"]
+    assert Order.of((50, 50), [(0, phase.weights)], 0).taken(400) == [300, 100]

@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from app.config.build import build_module
+from app.config.build import build_module, build_optimizer
 from app.training.optimizers import muon
 from app.training.optimizers.blocks import Blocks, map_blocks, map_blocks_on_ranks
 from app.training.optimizers.muon import Muon, orthogonal_update
@@ -272,9 +272,28 @@ def test_ranks_share_the_blocks_of_a_matrix_out(tmp_path: Path, blocks: Blocks, 
     ],
 )
 def test_a_mistake_ends_in_one_line(compose: Compose, override: str, line: str) -> None:
-    from app.config.build import build_optimizer
     from app.registry import UserError
 
     with pytest.raises(UserError) as caught:
         build_optimizer(compose("optimizer=muon", override))
     assert line in str(caught.value)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(
+    ("overrides", "dtype"),
+    [
+        (["trainer.precision=32-true"], torch.float32),
+        (["trainer.precision=bf16-mixed"], torch.bfloat16),
+        (["trainer.precision=bf16-mixed", "optimizer.dtype=float32"], torch.float32),
+        (["trainer.precision=auto"], None),
+    ],
+)
+def test_the_dtype_follows_the_precision_of_the_run_and_not_the_cpu(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch, native: bool, overrides: list[str], dtype: torch.dtype | None
+) -> None:
+    """A study fixes the precision, so that its runs are the same on every machine."""
+    monkeypatch.setattr("app.training.trainer.is_native", lambda dtype: native)
+    optimizer = build_optimizer(compose("optimizer=muon", *overrides))([torch.zeros(1)])
+    assert isinstance(optimizer, Muon)
+    assert optimizer.dtype == (dtype or (torch.bfloat16 if native else torch.float32))
