@@ -53,11 +53,17 @@ class Speed(lightning.Callback):
         require("peak_flops", peak_flops, peak_flops is None or peak_flops > 0, "must be positive, or null")
         self.peak_flops = peak_flops
 
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        seq_len = getattr(getattr(trainer, "datamodule", None), "seq_len", None)
+        # counted here, for later the model may be split over ranks
+        self.flops = None if seq_len is None else Budget.of(pl_module.model, seq_len).flops_per_token_train
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
         self.cuda = pl_module.device.type == "cuda"
         self.tokens = int(pl_module.tokens_seen)
-        self.per_token = _utilisation_per_token(trainer, pl_module, self.peak_flops)
+        self.per_token = self._utilisation_per_token(trainer, pl_module)
         writer = event_writer(trainer)
         if self.per_token is None and writer is not None:
             writer.add_text(
@@ -132,15 +138,13 @@ class Speed(lightning.Callback):
         self._reset()
         write(trainer, values)
 
-
-def _utilisation_per_token(trainer: lightning.Trainer, module: LanguageModel, peak: float | None) -> float | None:
-    """Share of all devices' FLOPs in a second that one token takes; None where the peak or the row is unknown."""
-    dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-    peak = peak or get_available_flops(module.device, dtype)
-    seq_len = getattr(getattr(trainer, "datamodule", None), "seq_len", None)
-    if peak is None or seq_len is None:
-        return None
-    return Budget.of(module.model, seq_len).flops_per_token_train / (peak * trainer.world_size)
+    def _utilisation_per_token(self, trainer: lightning.Trainer, module: LanguageModel) -> float | None:
+        """Return the share of all devices' FLOPs in a second that one token takes; None where it is not known."""
+        dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
+        peak = self.peak_flops or get_available_flops(module.device, dtype)
+        if peak is None or self.flops is None:
+            return None
+        return self.flops / (peak * trainer.world_size)
 
 
 def _between(start: Mark, end: Mark) -> float:

@@ -20,7 +20,7 @@ ORDER = {  # every folder, and all that it may import beside itself: of those ab
     "app.data": ["app.registry"],
     "app.training": ["app.registry", "routers", "experts", "app.model"],
     "app.config": ["app.registry", "routers", "app.model", "app.training"],
-    "app.cost": ["app.registry", "experts", "app.model", "app.data", "app.training", "app.config"],
+    "app.cost": ["app.registry", "routers", "experts", "app.model", "app.data", "app.training", "app.config"],
     "app.runs": ["app.registry", "app.model", "app.data", "app.training", "app.config", "app.cost"],
     "app.hub": [
         "app.registry",

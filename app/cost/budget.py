@@ -2,8 +2,9 @@
 
 Parameters are exact. FLOPs are training's 3 x forward, and forward counts one of these conventions:
 
-    real        2 (active matrix parameters) + 4 L H S: what torch counts; attention over the full row of S positions
-    causal      2 (active matrix parameters) + 2 L H S: the causal half of the attention
+    real        what torch counts: 2 for each number of a matrix that a token meets, as often as it is multiplied by it,
+                and 4 L H S for attention over the full row of S positions
+    causal      the same with 2 L H S, the causal half of the attention
     paper       2 (4 L D^2 + N_ffn + V D) + 4 L D S: DeepSeekMoE's tables (arXiv 2401.06066), without norms and routers,
                 with D^2 for each of the four matrices of an attention, and with nominal widths: the simplest fraction
                 of 8 D / 3 that the real, rounded width stands for
@@ -22,6 +23,7 @@ from rich.table import Table
 from torch import nn
 
 from app.config.build import build_optimizer, build_trainer_config
+from app.cost.flops import forward_flops
 from app.cost.kept import FLOAT, Work, count
 from app.cost.memory import Fit, Memory, Placement, optimizer_states
 from app.data.module import build_data
@@ -32,8 +34,6 @@ from app.model.transformer import Transformer
 from app.registry import UserError, find
 from app.training.trainer import fixed_to_machine, uses_gpu
 from experts.contract import FeedForward, Stack
-from experts.low_rank import skilled
-from experts.mixture import Mixture
 
 Convention = Literal["real", "causal", "paper", "paper_real"]
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
@@ -73,7 +73,7 @@ class Budget:
             router_params=routers + count(model.shared_score),
             ffn_params=round(ffn) if convention == "paper" else count(*(b.ffn for b in blocks)) - routers,
             active_ffn_params=round(active_ffn),
-            flops_per_token_forward=_forward_flops(model, seq_len, convention, active, active_ffn),
+            flops_per_token_forward=_forward_flops(model, seq_len, convention, active_ffn),
             seq_len=seq_len,
             convention=convention,
         )
@@ -155,30 +155,13 @@ def _width(network: FeedForward | Stack) -> tuple[int, int]:
     return network.w_out.out_features, network.w_out.in_features
 
 
-def _forward_flops(
-    model: Transformer, seq_len: int, convention: Convention, active_params: int, active_ffn: float
-) -> float:
+def _forward_flops(model: Transformer, seq_len: int, convention: Convention, active_ffn: float) -> float:
     """Per token, by the formulas at the top of this file."""
     config = model.config
     if convention.startswith("paper"):
         products = config.num_layers * 4 * config.dim**2 + active_ffn + model.head.weight.numel()
         return 2 * products + 4 * config.num_layers * config.dim * seq_len
-    looked_up = 0 if config.tie_embeddings else count(model.embedding)
-    matrices = active_params - looked_up - sum(p.numel() for p in model.parameters() if p.dim() < 2)
-    attention = 4 * config.num_heads * config.head_width * seq_len / (2 if convention == "causal" else 1)  # of a layer
-    return 2 * matrices + config.num_layers * attention + sum(_again(block, attention) for block in model.blocks)
-
-
-def _again(block: nn.Module, attention: float) -> float:
-    """Per token, what a mixture of outputs computes in a block beside the first time."""
-    if not (isinstance(block, Block) and isinstance(block.ffn, MoE) and isinstance(block.ffn.experts, Mixture)):
-        return 0
-    mixture = block.ffn.experts
-    networks = [n for n in (block.attention, mixture) if mixture.on_model or skilled(n)]
-    matrices = sum(p.numel() for n in networks for p in n.parameters() if p.dim() >= 2)
-    factors = sum(p.numel() for n in networks for layer in skilled(n) for p in layer.settled())
-    again = (mixture.passes - 1) * (2 * matrices + attention * (block.attention in networks))
-    return again - 2 * factors if again and not mixture.on_model else again  # the first of them is without experts
+    return forward_flops(model, seq_len / 2 if convention == "causal" else seq_len)
 
 
 def budget_of(config: dict[str, Any], convention: Convention = "real") -> tuple[Budget, Memory, Fit]:

@@ -78,6 +78,10 @@ class Transformer(nn.Module):
         own = {*self.router_parameters(), *settled}
         return [p for p in self.parameters() if p.dim() >= 2 and p not in own]
 
+    def stacked_vectors(self) -> list[nn.Parameter]:
+        """Return the parameters that hold one vector for each expert, such as biases; they are no matrices."""
+        return [p for module in self.modules() if isinstance(module, Experts) for p in module.settled()]
+
     def matrix_layouts(self) -> dict[nn.Parameter, MatrixLayout]:
         """Return where heads or hidden units lie in the weights of the blocks that have them."""
         layouts: dict[nn.Parameter, MatrixLayout] = {}

@@ -6,12 +6,15 @@
     drop      copied, then a share of every expert's hidden units is drawn anew from N(mean, std) of the dense matrix
               (Nakamura et al. 2025, arXiv 2502.19261, section 3)
 
-With gates that sum to 1 the first forward pass of `copied` and `granular` is that of the dense model. All else is taken
-over as it is; a shared expert starts at 0.
+The outputs of the experts are divided by the sum of a token's gates at equal scores: 1 where gates are normalised,
+top_k / E under a softmax over all experts (so does Megatron-Core for 2410.07524), each times the router's `scale`.
+Where this sum is the same for all tokens, the first forward pass of `copied` and `granular` is that of the dense model;
+else it is near it as long as the scores are near each other. All else is taken over as it is; a shared expert starts at
+0.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +24,8 @@ from app.model.moe import MoE
 from app.model.transformer import Transformer
 from app.registry import UserError, require
 from experts.contract import FeedForward, Routed
-from routers.contract import Score
+from routers.contract import Context, Score
+from routers.router import Router
 
 How = Literal["copied", "granular", "drop"]
 State = dict[str, Tensor]
@@ -63,30 +67,47 @@ def upcycle(model: Transformer, dense: State, how: How, drop_share: float = 0.5,
             _copy(name, parameter, dense.get(name))
     for index, block in enumerate(block for block in model.blocks if isinstance(block, Block)):
         prefix = f"blocks.{index}.ffn."
-        w_in, w_out = _dense_weights(dense, f"{prefix}experts.common.")  # (D, 2F), (F, D)
+        network = _dense_network(dense, f"{prefix}experts.common.")
         if isinstance(block.ffn, MoE):
-            _fill(block.ffn, w_in, w_out, how, drop_share, random)
+            _fill(block.ffn, network, how, drop_share, random)
         else:
             for name, parameter in block.ffn.named_parameters():
                 _copy(prefix + name, parameter, dense.get(prefix + name))
 
 
-def _dense_weights(dense: State, prefix: str) -> tuple[Tensor, Tensor]:
+class _Network(NamedTuple):
+    """A dense feed-forward network."""
+
+    w_in: Tensor  # (D, 2F)
+    w_out: Tensor  # (F, D)
+    b_in: Tensor | None  # (2F,)
+    b_out: Tensor | None  # (D,)
+
+
+def _dense_network(dense: State, prefix: str) -> _Network:
     if f"{prefix}w_in.weight" not in dense:
         raise UserError(f"the checkpoint has no {prefix}w_in.weight: it is not of a dense model, or has fewer layers")
-    return dense[f"{prefix}w_in.weight"].T, dense[f"{prefix}w_out.weight"].T
+    w_in, w_out = dense[f"{prefix}w_in.weight"].T, dense[f"{prefix}w_out.weight"].T
+    return _Network(w_in, w_out, dense.get(f"{prefix}w_in.bias"), dense.get(f"{prefix}w_out.bias"))
 
 
-def _fill(layer: MoE, w_in: Tensor, w_out: Tensor, how: How, drop_share: float, random: torch.Generator) -> None:
-    """The experts of one layer from one dense network (D, 2F), (F, D)."""
-    layout = layer.experts
+def _fill(layer: MoE, network: _Network, how: How, drop_share: float, random: torch.Generator) -> None:
+    """Overwrite the experts of one layer by one dense network."""
+    layout, (w_in, w_out, b_in, b_out) = layer.experts, network
     if not isinstance(layout, Routed) or hasattr(layout, "up") or layout.routed.activation.columns != 2:
         raise UserError(f"{type(layout).__name__} cannot be upcycled: it has no stack of experts in the model's width")
-    parts = _parts(layout, len(w_out), how)
+    if (layout.routed.b_in is None) != (b_in is None):
+        raise UserError("experts.activation.bias: must be as in the dense model of upcycle.checkpoint")
+    parts, gate_sum = _parts(layout, len(w_out), how), _gate_sum(layer.router)
     for e in range(len(layout.routed.w_in)):
         units = torch.arange(layout.hidden_dim) + e % parts * layout.hidden_dim
-        layout.routed.w_in[e] = w_in[:, torch.cat((units, units + len(w_out)))]
-        layout.routed.w_out[e] = w_out[units] * parts
+        columns = torch.cat((units, units + len(w_out)))  # of gate and up
+        layout.routed.w_in[e] = w_in[:, columns]
+        layout.routed.w_out[e] = w_out[units] * parts / gate_sum
+        if b_in is not None and layout.routed.b_in is not None:
+            layout.routed.b_in[e] = b_in[columns]
+        if b_out is not None and layout.routed.b_out is not None:
+            layout.routed.b_out[e] = b_out / gate_sum
         if how == "drop":
             _draw_anew(layout.routed.w_in[e], layout.routed.w_out[e], drop_share, random)
     if parts > 1:
@@ -105,6 +126,27 @@ def _parts(layout: Routed, dense_width: int, how: How) -> int:
             f"of {dense_width}: copied and drop need equal widths, granular a width and a top_k that divide evenly"
         )
     return parts
+
+
+def _gate_sum(router: Router) -> float:
+    """Return the sum of the gates of a token whose scores are all equal.
+
+    Raises:
+        UserError: No factor on the outputs makes up for these gates.
+    """
+    name = type(router.weigh).__name__
+    if router.weigh.on_input:
+        raise UserError(f"upcycle.checkpoint: {name} weighs what experts see, so they cannot start as a dense model")
+    token, expert = torch.zeros(router.top_k, dtype=torch.int64), torch.arange(router.top_k)
+    was_training = router.weigh.training
+    router.weigh.eval()
+    gates = router.weigh(
+        router.weigh.activated(torch.zeros(1, router.num_experts)), token, expert, Context(torch.ones(1, 1).bool())
+    )
+    router.weigh.train(was_training)
+    if gates.sum() <= 0:
+        raise UserError(f"upcycle.checkpoint: {name} gives gates of 0 to equal scores; set router/weigh=softmax")
+    return float(gates.sum())
 
 
 def _equal_scores(score: Score, num_experts: int, parts: int) -> None:

@@ -115,9 +115,12 @@ class LanguageModel(lightning.LightningModule):
         """
         routers = {*self.model.router_parameters()}
         hidden = {*self.model.matrices()} & {*self.model.blocks.parameters()}
+        vectors = {*self.model.stacked_vectors()}
         layouts = self.model.matrix_layouts()
         learned = (p for p in self.parameters() if p.requires_grad)
-        runs = groupby(learned, key=lambda p: (p.dim() >= 2, p in routers, p in hidden, layouts.get(p)))
+        runs = groupby(
+            learned, key=lambda p: (p.dim() >= 2 and p not in vectors, p in routers, p in hidden, layouts.get(p))
+        )
         groups = []
         for (is_matrix, of_router, is_hidden, layout), run in runs:
             group: dict[str, Any] = {"params": list(run), "hidden": is_hidden, "of_router": of_router, "axis": None}

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from app.data.module import TokenDataModule, build_data
+from app.data.steps import evenly
 from app.registry import UserError, find, knobs, names
 from tests.app.data.toy import CONF, Toy
 
@@ -66,6 +67,28 @@ def test_limited_validation_takes_evenly_spaced_rows_of_each_domain(toy):
     real = torch.cat([batch["valid"][:, 0] for batch in batches])
     domains = torch.cat([batch["domain"][:, 0] for batch in batches])
     assert domains[real].bincount().tolist() == [3, 3, 3]
+    whole = list(toy().val_dataloader())
+    tokens, every = (torch.cat([batch["tokens"] for batch in part]) for part in (batches, whole))
+    everywhere = torch.cat([batch["domain"][:, 0] for batch in whole])
+    valid = torch.cat([batch["valid"][:, 0] for batch in whole])
+    for domain in range(3):
+        of_domain = every[(everywhere == domain) & valid]
+        places = [i * len(of_domain) // 3 for i in range(3)]
+        assert places[-1] > 2, "the text is longer than the rows that are read"
+        assert torch.equal(tokens[(domains == domain) & real], of_domain[places])
+
+
+@pytest.mark.parametrize(
+    ("rows", "limit", "expected"),
+    [
+        ([10], 3, [(0, 0), (0, 3), (0, 6)]),
+        ([10], 10, [(0, i) for i in range(10)]),
+        ([2, 9], 3, [(0, 0), (0, 1), (1, 0), (1, 3), (1, 6)]),
+        ([0, 2], None, [(1, 0), (1, 1)]),
+    ],
+)
+def test_held_out_rows_are_spread_over_the_whole_of_a_domain(rows, limit, expected):
+    assert evenly(rows, limit) == expected
 
 
 def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(toy):

@@ -50,6 +50,58 @@ def test_the_first_forward_of_a_granular_model_is_the_dense_models(segments):
     torch.testing.assert_close(logits(model), logits(dense), rtol=1e-4, atol=1e-4)
 
 
+def equal_scores(model: Transformer) -> Transformer:
+    """The model with routers that score all experts alike, but for what breaks ties."""
+    for router in model.routers():
+        with torch.no_grad():
+            for parameter in router.score.parameters():
+                parameter.mul_(1e-5)
+    return model
+
+
+@pytest.mark.parametrize("how", ["copied", "granular"])
+@pytest.mark.parametrize(
+    "router",
+    [
+        ["router=mixtral", "router.weigh.scale=2.5"],  # sums to 2.5 for every token
+        ["router=sigmoid", "router.weigh.scale=0.5"],
+        ["router=topk"],  # softmax over all experts, not normalised: sums to top_k / E at equal scores
+        ["router=sigmoid", "router.weigh.normalize=false"],
+        ["router=topk", "router/weigh=sqrt_softplus", "router.weigh.normalize=false"],
+    ],
+)
+def test_gates_that_do_not_sum_to_one_are_made_up_for(how, router):
+    dense = build("experts=dense")
+    segments = 2 if how == "granular" else 1
+    layout = ["experts=fine_grained", f"experts.segments={segments}", "experts.num_experts=4"]
+    model = build(*layout, *router)
+    upcycle(model, dense.state_dict(), how)
+    torch.testing.assert_close(logits(equal_scores(model)), logits(dense), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("weigh", ["relu", "sigmoid_input"])
+def test_gates_that_nothing_makes_up_for_are_refused(weigh):
+    model = build("experts=coarse", "router=topk", f"router/weigh={weigh}")
+    with pytest.raises(UserError, match=r"upcycle\.checkpoint: "):
+        upcycle(model, build("experts=dense").state_dict(), "copied")
+
+
+@pytest.mark.parametrize(("how", "segments"), [("copied", 1), ("granular", 2)])
+def test_biases_are_taken_over_too(how, segments):
+    biased = ["experts/activation=clamped_swiglu", "experts.activation.bias=true"]
+    dense = build("experts=dense", *biased)
+    with torch.no_grad():
+        for name, parameter in dense.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    layout = ["experts=fine_grained", f"experts.segments={segments}", "experts.num_experts=4"]
+    model = build(*layout, *biased)
+    upcycle(model, dense.state_dict(), how)
+    torch.testing.assert_close(logits(model), logits(dense), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match=r"experts\.activation\.bias"):
+        upcycle(build(*layout), dense.state_dict(), how)
+
+
 def test_drop_upcycling_draws_a_share_of_the_hidden_units_anew_in_every_expert():
     dense, model = build("experts=dense"), build("experts=coarse")
     upcycle(model, dense.state_dict(), "drop", drop_share=0.25, seed=3)

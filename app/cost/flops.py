@@ -1,0 +1,135 @@
+"""Floating-point operations of a forward pass, per token.
+
+A plain product counts 2 for each number of its matrix. What is not one, a router that carries a state over layers or a
+layout that uses a matrix twice, is run on the meta device, where nothing is computed, under torch's counter.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from app.model.block import Block
+from app.model.moe import MoE, Unrouted
+from app.model.transformer import Transformer
+from experts.contract import Experts
+from experts.low_rank import skilled
+from experts.mixture import Mixture
+from routers.contract import Context, Score
+
+T = TypeVar("T")
+Module = TypeVar("Module", bound=nn.Module)
+TOKENS = 64  # that a part is counted on, and twice as many: what does not grow with them is no work of a token
+
+
+def forward_flops(model: Transformer, attended: float) -> float:
+    """Return the FLOPs per token of a forward pass in training.
+
+    Args:
+        model: It may lie on the meta device.
+        attended: Positions that a token attends to.
+    """
+    config = model.config
+    attention = 4 * config.num_heads * config.head_width * attended  # of a layer: products with keys and with values
+    blocks = [block for block in model.blocks if isinstance(block, Block)]
+    flops = 2.0 * model.head.weight.numel() + router_flops(model)
+    for block in blocks:
+        flops += attention + 2 * _matrices(block.attention) + _ffn_flops(block.ffn, config.dim)
+        flops += _repeated_flops(block, attention)
+    return flops
+
+
+def router_flops(model: Transformer) -> float:
+    """Return the FLOPs per token of the scores of all MoE layers, each as often as it is evaluated."""
+    layers = [module for module in model.modules() if isinstance(module, MoE)]
+    scores = [_on_meta(layer.router.score) for layer in layers]
+    shared = None if model.shared_score is None else _on_meta(model.shared_score)
+    once, twice = (_score_flops(scores, shared, model.config.dim, tokens) for tokens in (TOKENS, 2 * TOKENS))
+    flops = 0.0
+    for layer, score, first, second in zip(layers, scores, once, twice, strict=True):
+        mixture = layer.experts
+        passes = mixture.passes if isinstance(mixture, Mixture) and mixture.on_model else 1
+        flops += passes * (2 * _matrices(score) if first is None or second is None else (second - first) / TOKENS)
+    return flops
+
+
+def _score_flops(scores: list[Score], shared: nn.Module | None, dim: int, num_tokens: int) -> list[int | None]:
+    """Return what torch counts in the score of each layer; None for one that does not run on the meta device."""
+    x = torch.empty(num_tokens, dim, device="meta")
+    ids = torch.empty(num_tokens, dtype=torch.int64, device="meta")
+    valid = torch.empty(1, num_tokens, dtype=torch.bool, device="meta")
+    state: Tensor | None = None
+    flops: list[int | None] = []
+    for score in scores:
+        context = Context(valid, ids, state, shared=shared, domain=ids)
+        result, number = _counted(partial(score, x, context))
+        state = None if result is None else result.state
+        flops.append(number)
+    return flops
+
+
+def _ffn_flops(ffn: nn.Module, dim: int) -> float:
+    """Return the FLOPs per token of a feed-forward part, without its router."""
+    if isinstance(ffn, MoE) and not isinstance(ffn.experts, Mixture):
+        routed = 2 * ffn.experts.active_params(ffn.router.top_k)
+        return routed + _unrouted_flops(ffn.experts, dim)
+    if isinstance(ffn, Unrouted):
+        return _unrouted_flops(ffn.experts, dim)
+    return 2 * (_matrices(ffn) - (_matrices(ffn.router) if isinstance(ffn, MoE) else 0))
+
+
+def _unrouted_flops(experts: Experts, dim: int) -> float:
+    """Return the FLOPs per token of what a layout computes for every token, whoever its experts are."""
+    layout = _on_meta(experts)
+
+    def compute(num_tokens: int) -> None:
+        x = torch.empty(num_tokens, dim, device="meta")
+        layout.shared(x)
+        if layout.num_experts:
+            layout.leave(torch.empty_like(layout.enter(x)), x)
+
+    (_, once), (_, twice) = _counted(partial(compute, TOKENS)), _counted(partial(compute, 2 * TOKENS))
+    if once is None or twice is None:
+        return 2 * (_matrices(experts) - sum(experts.expert_params()))
+    return (twice - once) / TOKENS
+
+
+def _repeated_flops(block: Block, attention: float) -> float:
+    """Return the FLOPs per token of what a mixture of outputs computes in a block beside the first time."""
+    if not (isinstance(block.ffn, MoE) and isinstance(block.ffn.experts, Mixture)):
+        return 0
+    mixture = block.ffn.experts
+    networks = [n for n in (block.attention, mixture) if mixture.on_model or skilled(n)]
+    matrices = sum(_matrices(network) for network in networks)
+    factors = sum(p.numel() for n in networks for layer in skilled(n) for p in layer.settled())
+    repeated = (mixture.passes - 1) * (2 * matrices + attention * (block.attention in networks))
+    if repeated and not mixture.on_model:
+        repeated -= 2 * factors  # the first pass is without experts
+    return repeated
+
+
+def _counted(compute: Callable[[], T]) -> tuple[T | None, int | None]:
+    """Return the result of a computation on the meta device and its FLOPs; None where it does not run there."""
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter, torch.no_grad():
+            result = compute()
+    except (NotImplementedError, RuntimeError):  # a part that reads values, which the meta device does not have
+        return None, None
+    return result, counter.get_total_flops()
+
+
+def _on_meta(module: Module) -> Module:
+    """Return a copy of a module with parameters and buffers that have shapes and no memory."""
+    tensors: dict[int, Tensor] = {id(p): nn.Parameter(p.detach().to("meta"), False) for p in module.parameters()}
+    tensors |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
+    return copy.deepcopy(module, tensors)
+
+
+def _matrices(module: nn.Module) -> int:
+    """Return the number of parameters in matrices."""
+    return sum(p.numel() for p in module.parameters() if p.dim() >= 2)
