@@ -1,36 +1,42 @@
-"""`python -m app.zoo`: the table of all registered parts, read from their classes, docstrings and YAMLs.
+"""`python -m app.zoo [GROUP ...]`: all parts, or those of some groups, from their classes, docstrings and YAMLs.
 
 `--json` for programs, `--markdown` for the README, `--refused` for the pairs that cannot go together and why.
 """
 
 import argparse
 import json
+import shutil
 import sys
 from dataclasses import asdict
 
 from app.config.errors import exit_on_mistake
+from app.registry import UserError, unknown
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m app.zoo", description="Prints all registered parts.")
+    """Print the parts."""
+    parser = argparse.ArgumentParser(prog="python -m app.zoo", description="Prints all parts, or those of groups.")
+    groups = "router, score, select, weigh, drop, balance, experts or activation; none: all"
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=groups)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a list of objects")
     form.add_argument("--markdown", action="store_true", help="the table of the README")
     form.add_argument("--refused", action="store_true", help="pairs that cannot go together, and why")
     asked = parser.parse_args(arguments)
-    from rich.console import Console  # torch takes seconds to import, and --help needs none of it
+    from app.pages import catalogue, refused  # torch takes seconds to import, and --help needs none of it
 
-    from app.pages import catalogue, refused
-
+    for group in asked.groups:
+        if group not in catalogue.GROUPS:
+            raise UserError(unknown(group, group, catalogue.GROUPS))
+    chosen = asked.groups or catalogue.GROUPS
     if asked.json:
-        print(json.dumps([asdict(entry) for entry in catalogue.entries()], indent=1))
+        print(json.dumps([asdict(entry) for entry in catalogue.entries() if entry.kind in chosen], indent=1))
     elif asked.markdown:
         print(catalogue.markdown(), end="")
     elif asked.refused:
         print(refused.markdown(), end="")
     else:
-        Console().print(catalogue.table())
+        print(catalogue.listing(chosen, min(120, shutil.get_terminal_size((80, 24)).columns)))
 
 
 if __name__ == "__main__":

@@ -211,14 +211,27 @@ class Routed(Experts):
         return self.routed.params()
 
 
-def require_pool(num_experts: int, top_k: int) -> None:
-    """Range check of the two numbers that every routed layout has.
+def require_pool(num_experts: int, top_k: int, segments: int = 1) -> None:
+    """Check the two numbers that every routed layout has.
+
+    Args:
+        num_experts: Routed experts, before each is split into `segments`.
+        top_k: Experts per token, before the split.
+        segments: Parts that every expert is split into.
 
     Raises:
-        ValueError: fewer than one expert, or more experts per token than there are.
+        ValueError: There are fewer than one expert, or more experts per token than there are.
     """
     require("num_experts", num_experts, num_experts >= 1, "leaves no routed expert")
-    require("top_k", top_k, 1 <= top_k <= num_experts, f"must be in 1..{num_experts}, the number of routed experts")
+    allowed = f"must be in 1..{num_experts}, "
+    if segments == 1:
+        allowed += "the number of routed experts"
+    else:
+        allowed += (
+            f"num_experts: both count experts before each is split into segments={segments}, so there are "
+            f"{segments * num_experts} experts, and a token has {segments} * top_k of them"
+        )
+    require("top_k", top_k, 1 <= top_k <= num_experts, allowed)
 
 
 def segment(hidden_dim: int, segments: int) -> int:

@@ -30,7 +30,7 @@ class DeepSeek(Routed):
     def __init__(
         self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int, segments: int, num_shared: int
     ) -> None:
-        require_pool(num_experts, top_k)
+        require_pool(num_experts, top_k, segments)
         width = segment(hidden_dim, segments)
         allowed = f"must be in 0..{segments * top_k - 1}, segments * top_k - 1"
         require("num_shared", num_shared, 0 <= num_shared < segments * top_k, allowed)

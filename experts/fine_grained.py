@@ -25,6 +25,6 @@ class FineGrained(Routed):
     """
 
     def __init__(self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int, segments: int) -> None:
-        require_pool(num_experts, top_k)
+        require_pool(num_experts, top_k, segments)
         width = segment(hidden_dim, segments)
         super().__init__(dim, segments * num_experts, segments * top_k, width)

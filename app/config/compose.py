@@ -19,6 +19,7 @@ from hydra.errors import MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
+from app.config.hints import unknown_key
 from app.config.overrides import path_quoted
 from app.registry import PLUGINS, UserError, unknown
 
@@ -129,7 +130,7 @@ def require_known_keys(config: Any) -> Config:
     own, groups = own_keys(), config_groups()
     for key, value in config.items():
         if key not in own and key not in groups:
-            raise UserError(unknown(str(key), str(key), {*own, *groups}))
+            raise UserError(unknown_key(str(key), {k: config[k] for k in config if k in own or k in groups}, CONF))
         if isinstance(own.get(key), bool) and not isinstance(value, bool):
             raise UserError(f"{key}={value}: must be true or false")
     for group in own.keys() - {*groups}:

@@ -7,14 +7,16 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from app.config.compose import CONF
+from app.config.hints import unknown_key
 from app.registry import NO_WRITE, UserError, unknown
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)
@@ -94,5 +96,6 @@ def _unknown_key(text: str, cause: OmegaConfBaseException) -> str:
     found = re.search(r"'([^']+)'", text)
     key, parent = found[1] if found else str(cause.key), cause.parent_node
     if isinstance(parent, DictConfig) and str(cause.key) not in parent:
-        return unknown(key, str(cause.key), map(str, parent))
+        root: Any = parent._get_root()
+        return unknown_key(key, OmegaConf.to_container(root, resolve=False), CONF)
     return " ".join(str(cause).split())

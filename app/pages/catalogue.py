@@ -1,15 +1,30 @@
 """The table of all registered parts, read from their classes, docstrings and YAMLs."""
 
 import inspect
+import itertools
 import re
 import sys
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
-from rich.table import Table
-
-from app.config.parts import KINDS, build_part
+from app.config.compose import CONF
+from app.config.parts import FOLDERS, KINDS, build_part
 from app.registry import find, knobs, names
+
+GROUPS = ("router", *KINDS)
+QUESTIONS = {
+    "router": "presets of score, weigh, select and drop",
+    "score": "how well does an expert fit a token?",
+    "weigh": "what is that worth?",
+    "select": "who computes what?",
+    "drop": "which expert is full?",
+    "balance": "how is the load kept even?",
+    "experts": "what is computed?",
+    "activation": "with which activation?",
+}
 
 
 @dataclass(frozen=True)
@@ -58,15 +73,46 @@ def markdown() -> str:
     return head + "".join(f"| {' | '.join(_cells(e))} |\n" for e in entries())
 
 
-def table() -> Table:
-    """For the terminal."""
-    made = Table(title="router-zoo")
-    for column in ("part", "name", "what it does", "paper", "causal train", "causal eval", "scope", "k"):
-        made.add_column(column, overflow="fold")
-    for e in entries():
-        causal = (_yes(e.causal_training), _yes(e.causal_evaluation))
-        made.add_row(e.kind, e.name, e.line, e.paper, *causal, e.scope, e.k)
-    return made
+def listing(groups: Sequence[str], width: int) -> str:
+    """Return the parts of some groups for a terminal or a pipe of so many columns.
+
+    Args:
+        groups: Of `GROUPS`, each with the router presets or the parts of one kind.
+        width: Columns of the text.
+    """
+    return "\n\n".join("\n".join(_lines_of_group(group, width)) for group in groups)
+
+
+def _lines_of_group(group: str, width: int) -> Iterator[str]:
+    override = FOLDERS.get(group, group)
+    yield f"{group.upper()}: {QUESTIONS[group]}   {override}={'[NAME,...]' if group == 'balance' else 'NAME'}"
+    texts = _presets() if group == "router" else {e.name: _sentence(e) for e in entries() if e.kind == group}
+    indent = " " * 20
+    for name, text in texts.items():
+        start = f"  {name:<{len(indent) - 3}} "
+        yield textwrap.fill(text, width, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _presets() -> dict[str, str]:
+    """Return what each router preset is, by the comment that its file begins with."""
+    return {path.stem: _first_comment(path) for path in sorted((CONF / "router").glob("*.yaml"))}
+
+
+def _first_comment(path: Path) -> str:
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in lines)
+
+
+def _sentence(entry: Entry) -> str:
+    """Return what a part does, its paper, and what a user should know before choosing it."""
+    remarks = [f"arXiv {entry.paper}"] if entry.paper and entry.paper not in entry.line else []
+    if not entry.causal_evaluation:
+        remarks.append("looks at later tokens: needs allow_non_causal=true")
+    elif not entry.causal_training:
+        remarks.append("looks at later tokens in training")
+    if entry.k == "varying":
+        remarks.append("the number of experts per token varies")
+    return entry.line + (f" ({'; '.join(remarks)})" if remarks else "")
 
 
 def _cells(row: Entry) -> tuple[str, ...]:

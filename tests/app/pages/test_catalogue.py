@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
+
 from app import zoo
+from app.config.compose import CONF
 from app.config.parts import KINDS
 from app.pages import catalogue
-from app.registry import names
+from app.registry import UserError, names
 
 
 def test_the_table_holds_every_registered_part_once():
@@ -25,8 +28,27 @@ def test_json_says_what_the_classes_say(capsys):
     assert not rows["select", "expert_choice"]["causal_evaluation"]
 
 
-def test_the_printed_table_names_every_part(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_the_list_names_every_part_and_preset_and_keeps_to_the_width(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
     zoo.main([])
+    lines = capsys.readouterr().out.splitlines()
+    first_words = [line.split()[0] for line in lines if line.startswith("  ") and not line.startswith("   ")]
+    presets = sorted(path.stem for path in (CONF / "router").glob("*.yaml"))
+    assert first_words == [*presets, *(name for kind in KINDS for name in names(kind))]
+    assert all(len(line) <= max(columns, 80) for line in lines), "a heading may be longer than 60"
+
+
+def test_groups_choose_what_is_listed(capsys):
+    zoo.main(["score", "drop"])
     printed = capsys.readouterr().out
-    assert all(name in printed for kind in KINDS for name in names(kind))
+    assert "SCORE: how well does an expert fit a token?   router/score=NAME" in printed
+    assert all(name in printed for name in (*names("score"), *names("drop")))
+    assert "loss_free" not in printed
+    zoo.main(["--json", "drop"])
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == names("drop")
+
+
+def test_an_unknown_group_is_one_line():
+    with pytest.raises(UserError, match="^scor: unknown; did you mean 'score'\\? .one of: activation, balance"):
+        zoo.main(["scor"])
