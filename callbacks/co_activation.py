@@ -59,7 +59,7 @@ class CoActivation(RoutingCallback):
             return
         drawn = draw.panels(
             list(shares(sums["pairs"])),
-            title=f"Experts that share their tokens, step {trainer.global_step}",
+            title=f"Experts that share their tokens, step {step_of(trainer)}",
             rows="expert",
             columns="other expert",
             unit="share of the expert's tokens",

@@ -84,7 +84,7 @@ class DomainPictures(RoutingCallback):
             self._publish(trainer, kind, load)
 
     def _publish(self, trainer: lightning.Trainer, kind: str, load: Tensor) -> None:
-        writer, step = event_writer(trainer), trainer.global_step
+        writer, step = event_writer(trainer), step_of(trainer)
         seen = load.sum((0, 2)) > 0  # labels that occurred
         if writer is None or not seen.any():
             return
@@ -104,7 +104,7 @@ class DomainPictures(RoutingCallback):
             yticks=range(len(names)),
             yticklabels=[name[:16] for name in names],
         )
-        draw.publish(writer, f"specialisation/experts_by_{kind}", drawn, step_of(trainer))
+        draw.publish(writer, f"specialisation/experts_by_{kind}", drawn, step)
 
 
 def by_domain(load: Tensor) -> Tensor:

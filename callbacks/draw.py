@@ -74,9 +74,23 @@ def panels(
     top: float,
     loads: bool = False,
     column_names: Sequence[Sequence[int]] | None = None,
+    edges: Sequence[int] | None = None,
     **ticks: Any,
 ) -> "Figure":
-    """One heat map a layer, with one scale; `ticks` are set on every axis, `column_names` under those of each layer."""
+    """Draw one heat map for each layer, with one scale.
+
+    Args:
+        maps: Values (rows, columns) of each layer.
+        title: Of the figure.
+        rows: Name of the vertical axis.
+        columns: Name of the horizontal axis.
+        unit: Of the values.
+        top: Value at the end of the colour scale.
+        loads: Whether the values are loads.
+        column_names: Numbers under the columns of each layer.
+        edges: Where the columns begin, and where the last one ends; None: they are equally wide.
+        ticks: Set on every axis.
+    """
     layers = evenly_spaced(len(maps))
     across = min(4, len(layers))
     down = -(-len(layers) // across)
@@ -84,7 +98,7 @@ def panels(
     for axes in all_axes[len(layers) :]:
         axes.set_axis_off()
     for place, (layer, axes) in enumerate(zip(layers, all_axes, strict=False)):
-        image = paint(axes, maps[layer], top, loads)
+        image = paint(axes, maps[layer], top, loads, edges)
         axes.set(title=f"layer {layer}", xlabel=columns, ylabel="" if place % across else rows, **ticks)
         if place % across and "yticks" in ticks:
             axes.set_yticklabels([])
@@ -104,17 +118,25 @@ def _name_columns(axes: "Axes", numbers: Sequence[int]) -> None:
         axes.set_xticks(range(len(numbers)), [str(number) for number in numbers], fontsize=7)
 
 
-def paint(axes: "Axes", values: Tensor, top: float, loads: bool) -> Any:
-    """Values (rows, columns) as cells of one axis; whole numbers on both."""
+def paint(axes: "Axes", values: Tensor, top: float, loads: bool, edges: Sequence[int] | None = None) -> Any:
+    """Values (rows, columns) as cells of one axis; whole numbers on both. Columns may have `edges`."""
     from matplotlib.colors import Normalize, TwoSlopeNorm
     from matplotlib.ticker import MaxNLocator
 
     cells: NDArray[np.float64] = values.double().cpu().numpy()
     norm = TwoSlopeNorm(1, 0, max(top, 1 + 1e-6)) if loads else Normalize(0, top)
-    image = axes.imshow(cells, aspect="auto", interpolation="nearest", cmap=LOADS if loads else COLOURS, norm=norm)
+    colours = LOADS if loads else COLOURS
+    image: Any
+    middles = np.arange(cells.shape[1], dtype=float)
+    if edges is None:
+        image = axes.imshow(cells, aspect="auto", interpolation="nearest", cmap=colours, norm=norm)
+    else:
+        image = axes.pcolormesh(edges, np.arange(len(cells) + 1) - 0.5, cells, cmap=colours, norm=norm)
+        axes.invert_yaxis()  # the first row on top, as in an image
+        middles = (np.asarray(edges[:-1]) + np.asarray(edges[1:])) / 2
     if loads:
         rows, columns = np.nonzero(cells == 0)
-        axes.scatter(columns, rows, marker="x", color="black", s=20, linewidths=1)
+        axes.scatter(middles[columns], rows, marker="x", color="black", s=20, linewidths=1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return image

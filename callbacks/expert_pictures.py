@@ -18,7 +18,7 @@ from callbacks.writing import event_writer, step_of
 from routers.assignments import expert_load, importance
 from routers.contract import Routing
 
-COLUMNS = 256  # of the history; where it is full, every second one is left out
+COLUMNS = 256  # of the history; where it is full, each two neighbours become one
 
 
 @register("callback")
@@ -69,10 +69,22 @@ class ExpertPictures(RoutingCallback):
         self.steps.append(step)
         self.history.append(uniform_multiple(sums["load"]).float().cpu())
         if len(self.steps) > COLUMNS:
-            self.steps, self.history = self.steps[1::2], self.history[1::2]
-        self._publish(trainer, step, uniform_multiple(sums["importance"]))
+            self._halve()
+        self._publish(trainer, uniform_multiple(sums["importance"]))
 
-    def _publish(self, trainer: lightning.Trainer, step: int, mass: torch.Tensor) -> None:
+    def _halve(self) -> None:
+        """Join neighbours in the history, each with the weight of its steps; an odd one at the end stays."""
+        widths = [step - before for before, step in zip([0, *self.steps], self.steps, strict=False)]
+        steps, history = [], []
+        for i in range(0, len(self.steps) - 1, 2):
+            share = widths[i] / (widths[i] + widths[i + 1])
+            steps.append(self.steps[i + 1])
+            history.append(share * self.history[i] + (1 - share) * self.history[i + 1])
+        odd = len(self.steps) % 2
+        self.steps = steps + self.steps[len(self.steps) - odd :]
+        self.history = history + self.history[len(self.history) - odd :]
+
+    def _publish(self, trainer: lightning.Trainer, mass: torch.Tensor) -> None:
         writer = event_writer(trainer)
         if writer is None:
             return
@@ -83,7 +95,12 @@ class ExpertPictures(RoutingCallback):
             ("load", now, "Load of every expert", draw.LOAD),
             ("importance", mass, "Gates of every expert", "sum of the gates, multiples of the mean"),
         ):
-            names = {"title": f"{what}, step {step}", "rows": "MoE layer", "columns": "expert", "unit": unit}
+            names = {
+                "title": f"{what}, step {step_of(trainer)}",
+                "rows": "MoE layer",
+                "columns": "expert",
+                "unit": unit,
+            }
             drawn = draw.heat_map(values, **names, top=self.top, loads=True)
             draw.publish(writer, f"experts/{tag}", drawn, step_of(trainer))
         if len(self.steps) > 1:
@@ -91,15 +108,13 @@ class ExpertPictures(RoutingCallback):
 
     def _over_time(self) -> Any:
         maps = list(torch.stack(self.history, -1))  # L times (E, steps)
-        title, places = "Load of every expert over time", sorted({0, len(self.steps) // 2, len(self.steps) - 1})
         return draw.panels(
             maps,
-            title=title,
+            title="Load of every expert over time",
             rows="expert",
             columns="step",
             unit=draw.LOAD,
             top=self.top,
             loads=True,
-            xticks=places,
-            xticklabels=[str(self.steps[place]) for place in places],
+            edges=[0, *self.steps],
         )

@@ -85,7 +85,7 @@ class LayerInformation(RoutingCallback):
             num_experts = sums["joint"].size(-1)
             drawn = draw.heat_map(
                 square(information),
-                title=f"What one layer's choice tells of another's, step {trainer.global_step}",
+                title=f"What one layer's choice tells of another's, step {step_of(trainer)}",
                 rows="MoE layer",
                 columns="MoE layer",
                 unit="mutual information, nats (top: ln E)",

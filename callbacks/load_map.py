@@ -1,8 +1,8 @@
 """What came of the experts, told on the terminal when the run ends: no browser is needed for the first answer.
 
-    experts of held-out text, · none to █ 2 times the even load, x dead
+    experts on held-out text: ░ little, ▒ even, ▓ more, █ from 1.75 times the even load on, x no token
     layer 0  ▒█▓░▓▒x▓
-    load: even. The busiest expert of a layer has 1.31 times the even load (MaxVio 0.31; layer 2: 0.52)
+    load: even. The busiest expert, number 5 of layer 2, has 1.52 times the even load; MaxVio is 0.31 on average
     specialisation: the choice of experts tells 24 % of the domain (0.39 of 1.61 nats)
     dead: 1 of 32 experts got no token (layer 0: 1)
 
@@ -22,8 +22,7 @@ from callbacks.routing_callback import RoutingCallback
 from callbacks.writing import labels_of
 from routers.contract import Routing
 
-SHADES = "·░▒▓█"
-FULL = 2.0  # multiple of the even load that has the darkest shade
+SHADES = {0.75: "░", 1.25: "▒", 1.75: "▓", float("inf"): "█"}  # by multiples of the even load, up to the number
 WORDS = ((0.5, "even"), (2.0, "uneven"), (float("inf"), "very uneven"))  # MaxVio below which the load is called so
 
 
@@ -53,23 +52,28 @@ class LoadMap(RoutingCallback):
 def lines(load: Tensor) -> list[str]:
     """What is told of a load (L, domains, E)."""
     whole = load.sum(1)  # (L, E)
-    said = [_balance(max_violation(whole)), _specialisation(load), _dead(dead_experts(whole), whole.size(1))]
-    head = f"experts of held-out text, {SHADES[0]} none to {SHADES[-1]} {FULL:g} times the even load, x dead"
+    said = [_balance(whole), _specialisation(load), _dead(dead_experts(whole), whole.size(1))]
+    head = "experts on held-out text: ░ little, ▒ even, ▓ more, █ from 1.75 times the even load on, x no token"
     rows = [f"layer {layer}  {_shaded(row)}" for layer, row in enumerate(uniform_multiple(whole))]
     return [head, *rows, *(line for line in said if line)]
 
 
 def _shaded(row: Tensor) -> str:
-    steps = (row / FULL * (len(SHADES) - 1)).round().clamp(max=len(SHADES) - 1).int().tolist()
-    return "".join("x" if load == 0 else SHADES[step] for load, step in zip(row.tolist(), steps, strict=True))
+    return "".join("x" if load == 0 else _shade(load) for load in row.tolist())
 
 
-def _balance(violation: Tensor) -> str:
-    mean, worst = violation.mean().item(), int(violation.argmax())
-    word = next(word for below, word in WORDS if mean < below)
+def _shade(load: float) -> str:
+    return next(shade for below, shade in SHADES.items() if load < below)
+
+
+def _balance(load: Tensor) -> str:
+    """Return a line on the load (L, E) of the experts."""
+    violation, multiple = max_violation(load).mean().item(), uniform_multiple(load)
+    layer, expert = divmod(int(multiple.argmax()), load.size(1))
+    word = next(word for below, word in WORDS if violation < below)
     return (
-        f"load: {word}. The busiest expert of a layer has {1 + mean:.2f} times the even load (MaxVio {mean:.2f}; layer "
-        f"{worst}: {violation[worst]:.2f})"
+        f"load: {word}. The busiest expert, number {expert} of layer {layer}, has {multiple.max():.2f} times the even "
+        f"load; MaxVio is {violation:.2f} on average"
     )
 
 

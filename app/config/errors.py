@@ -97,5 +97,6 @@ def _unknown_key(text: str, cause: OmegaConfBaseException) -> str:
     key, parent = found[1] if found else str(cause.key), cause.parent_node
     if isinstance(parent, DictConfig) and str(cause.key) not in parent:
         root: Any = parent._get_root()
-        return unknown_key(key, OmegaConf.to_container(root, resolve=False), CONF)
+        config: Any = OmegaConf.to_container(root, resolve=False)
+        return unknown_key(key, config, CONF)
     return " ".join(str(cause).split())

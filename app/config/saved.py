@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from app.config.compose import Config, require_groups, require_known_keys
-from app.config.overrides import combined, last
+from app.config.overrides import combined, key_of, last
 from app.config.own_overrides import require_own_overrides
 from app.registry import UserError
 from app.training.files import read_whole
@@ -56,6 +56,22 @@ def with_later_keys(config: Config) -> Config:
     return whole
 
 
+def get(config: Config, path: str) -> Any:
+    """Return the value of a key with dots; None where there is none."""
+    value: Any = config
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def put(config: Config, path: str, value: Any) -> None:
+    """Set the value of a key with dots."""
+    *groups, name = path.split(".")
+    for key in groups:
+        config = config.setdefault(key, {})
+    config[name] = value
+
+
 def read_list(path: Path) -> list[str]:
     """Return a saved list of overrides, which set nothing but values of our own config groups.
 
@@ -85,6 +101,40 @@ def with_saved_overrides(typed: list[str]) -> list[str]:
         return typed
     flags = [word for word in typed if word.startswith("-")]
     return [*flags, *combined(read_list(saved), [word for word in typed if word not in flags])]
+
+
+def folder_of_start(place: str | None) -> Path | None:
+    """Return the folder of the run that `init.from` names itself, its weights or a checkpoint; None if none."""
+    if place is None:
+        return None
+    path = Path(place)
+    return next((folder for folder in (path, path.parent, path.parent.parent) if (folder / CONFIG).is_file()), None)
+
+
+def with_options_of_start(typed: list[str]) -> list[str]:
+    """Return the overrides, before them the options of experts, router and balance of the run that `init.from` names.
+
+    So its keys exist, and single ones can be set. An option that was typed stays; an `experiment` chooses all of them.
+
+    Raises:
+        UserError: The config of that run is damaged.
+    """
+    folder, keys = folder_of_start(last(typed, "init.from")), {key_of(override) for override in typed}
+    if folder is None or "experiment" in keys:
+        return typed
+    saved = read_config(folder / CONFIG)
+    options = {"balance": f"[{','.join(saved['balance'])}]" if saved["balance"] else "none"}
+    options |= {f"router/{part}": get(saved, f"router.{part}.name") for part in ("score", "select", "weigh", "drop")}
+    options |= {"experts": get(saved, "experts.name"), "experts/activation": get(saved, "experts.activation.name")}
+    if "router" in keys:  # a preset may bring its own balance
+        options = {key: option for key, option in options.items() if key.startswith("experts")}
+    before = [
+        f"{key}={option}"
+        for key, option in options.items()
+        if option is not None and not keys & {key.replace("/", "."), key.split("/")[0]}
+    ]
+    require_own_overrides(str(folder / CONFIG), before)
+    return [*before, *typed]
 
 
 class _PlainLoader(yaml.SafeLoader):

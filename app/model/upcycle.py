@@ -137,12 +137,12 @@ def _gate_sum(router: Router) -> float:
     name = type(router.weigh).__name__
     if router.weigh.on_input:
         raise UserError(f"upcycle.checkpoint: {name} weighs what experts see, so they cannot start as a dense model")
-    token, expert = torch.zeros(router.top_k, dtype=torch.int64), torch.arange(router.top_k)
     was_training = router.weigh.training
     router.weigh.eval()
-    gates = router.weigh(
-        router.weigh.activated(torch.zeros(1, router.num_experts)), token, expert, Context(torch.ones(1, 1).bool())
-    )
+    with torch.device("cpu"):  # values are needed, also for a model on the meta device
+        activated = router.weigh.activated(torch.zeros(1, router.num_experts))
+        token, expert = torch.zeros(router.top_k, dtype=torch.int64), torch.arange(router.top_k)
+        gates = router.weigh(activated, token, expert, Context(torch.ones(1, 1, dtype=torch.bool)))
     router.weigh.train(was_training)
     if gates.sum() <= 0:
         raise UserError(f"upcycle.checkpoint: {name} gives gates of 0 to equal scores; set router/weigh=softmax")

@@ -3,14 +3,18 @@
 Nothing is trained at step 0, so a checkpoint of that step, as an import leaves it, is weights and no more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from app.config.build import build_init, build_module, build_skills, build_upcycle
 from app.config.compose import Config
+from app.config.overrides import key_of
+from app.config.saved import CONFIG, folder_of_start, get, put, read_config
 from app.data.module import TokenDataModule
 from app.data.tokenizers import Tokenizer
 from app.model.assemble import build_model
@@ -20,9 +24,58 @@ from app.registry import UserError
 from app.runs.library import begin_skills, check_skills, require_same_tokenizer
 from app.runs.read import PREFIX, WEIGHTS, weights_of
 from app.runs.resume import newest_checkpoint, require_same_model
+from app.runs.text import tokenizer_config
 from app.training.checkpoints import read_checkpoint, step_of, write_weight_file
+from app.training.messages import say
 from app.training.module import LanguageModel
 from app.training.unfilled import Given
+
+OF_THE_MODEL = ("model", "experts", "router", "balance", "tokenizer")  # groups that come with its weights
+ROUTER_PARTS = ("score", "select", "weigh", "drop")
+
+
+def with_model_of_start(config: Config, overrides: list[str]) -> Config:
+    """Return a config whose model, router, experts, balance and tokenizer are those of the run that `init.from` names.
+
+    Options of these groups that are other than in that run stay as they are chosen, and so do single values that
+    `overrides` set. An `experiment` chooses all of them. Weights without a config beside them give nothing.
+
+    Args:
+        config: As it was composed.
+        overrides: That it was composed of.
+
+    Raises:
+        UserError: The config of that run is damaged.
+    """
+    place = build_init(config).place
+    folder, keys = folder_of_start(place), [key_of(override) for override in overrides]
+    if folder is None or "experiment" in keys:
+        return config
+    saved = read_config(folder / CONFIG)
+    taken: list[str] = []
+    if "model" not in keys:
+        taken.append("model")
+    if get(config, "experts.name") == get(saved, "experts.name"):
+        taken.append("experts")
+    if config["balance"].keys() == saved["balance"].keys():
+        taken.append("balance")
+    if "router" not in keys:
+        same = [p for p in ROUTER_PARTS if get(config, f"router.{p}.name") == get(saved, f"router.{p}.name")]
+        taken += [f"router.{part}" for part in same]
+        if not any("router.layers" in override for override in overrides):
+            taken.append("router.layers")
+    started = deepcopy(config)
+    for path in taken:
+        put(started, path, deepcopy(get(saved, path)))
+    if not any(key.split(".")[0] == "tokenizer" for key in keys):
+        started["tokenizer"] = tokenizer_config(folder, saved)
+    if "allow_non_causal" not in keys:
+        started["allow_non_causal"] = saved["allow_non_causal"]
+    for key in (key for key in keys if "." in key and key.split(".")[0] in OF_THE_MODEL):
+        if not isinstance(get(config, key), dict):  # a part of a router is no single value
+            put(started, key, get(config, key))
+    say(f"init.from={place}: model, router, experts, balance and tokenizer are that run's, but for what is set here")
+    return started
 
 
 def goes_on_from(folder: Path) -> Path | None:
@@ -129,10 +182,35 @@ def _require_same_shapes(config: Config, begin: State, vocab_size: int, place: s
     with torch.device("meta"):
         mine = dict(build_model(config, vocab_size).named_parameters())
     theirs = {name.removeprefix(PREFIX): weights for name, weights in begin.items()}
+    different = []
     for name in sorted(mine.keys() | (theirs.keys() - {n for n in theirs if n.startswith("balancer.")})):
         here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (mine, theirs))
         if here != there and not (name == "head.weight" and config["model"]["tie_embeddings"]):
-            raise UserError(
-                f"init.from={place}: is of another model: {name} is {there} there and {here} here; set the same model, "
-                "router and experts"
-            )
+            different.append(f"{name} is {there} there and {here} here")
+    if different:
+        keys = _different_keys(config)
+        what = f"set {', '.join(keys)}, as there, or leave them out" if keys else "; ".join(different[:5])
+        raise UserError(f"init.from={place}: is of another model: {what}")
+
+
+def _different_keys(config: Config) -> list[str]:
+    """Return the keys of model, router and experts that differ from the run that `init.from` names, with its values."""
+    folder = folder_of_start(build_init(config).place)
+    if folder is None:
+        return []
+    saved = read_config(folder / CONFIG)
+    return [
+        f"{key}={value}"
+        for group in ("model", "experts", "router")
+        for key, value in _values(saved[group], f"{group}.")
+        if get(config, key) != value
+    ]
+
+
+def _values(config: Config, before: str) -> Iterator[tuple[str, Any]]:
+    """Yield every key of a config with its groups, and its value."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _values(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value

@@ -11,7 +11,7 @@ from typing import Any
 
 from app.config.compose import Config
 from app.config.overrides import key_of
-from app.config.saved import CONFIG, OVERRIDES, read_config, read_list
+from app.config.saved import CONFIG, OVERRIDES, get, put, read_config, read_list
 from app.registry import UserError
 from app.training.checkpoints import newest
 from app.training.messages import say
@@ -83,26 +83,12 @@ def _merged(saved: Config, composed: Config, overrides: list[str]) -> tuple[Conf
     for override in overrides:
         key = key_of(override)
         for path in PLACE if key == "trainer" else [key]:
-            asked, has = _get(composed, path), _get(merged, path)
+            asked, has = get(composed, path), get(merged, path)
             if any(fnmatch(f"{path}.", f"{free}.*") for free in FREE):
-                _put(merged, path, asked)
+                put(merged, path, asked)
             elif asked != has:
                 kept[override] = f"keeping {path}={_short(has)} of the run, not {_short(asked)}"
     return merged, kept
-
-
-def _get(config: Config, path: str) -> Any:
-    value: Any = config
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
-def _put(config: Config, path: str, value: Any) -> None:
-    *inner, last_key = path.split(".")
-    for key in inner:
-        config = config.setdefault(key, {})
-    config[last_key] = value
 
 
 def _short(value: Any) -> Any:

@@ -24,7 +24,7 @@ from app.config.saved import CONFIG, OVERRIDES, RUNS, dumped, listed
 from app.cost.match import matched
 from app.data.module import TokenDataModule, build_data
 from app.registry import UserError
-from app.runs.begin import check_begin, check_begin_with_text, goes_on_from
+from app.runs.begin import check_begin, check_begin_with_text, goes_on_from, with_model_of_start
 from app.runs.folder import SUMMARY, NameTakenError, opened, run_name, taken
 from app.runs.read import require_same_text
 from app.runs.resume import saved_config
@@ -120,7 +120,9 @@ def _resolved(chosen: Config, overrides: list[str], folder: Path) -> tuple[Confi
     if goes_on:
         chosen, overrides, kept = saved_config(folder, chosen, overrides)
         messages = [f"resume: {line}" for line in kept]
-    elif chosen["resume"]:
+    else:
+        chosen = with_model_of_start(chosen, overrides)
+    if chosen["resume"] and not goes_on:
         messages.append(f"resume: {folder} does not exist yet: starting afresh")
     for line in messages:
         say(line)

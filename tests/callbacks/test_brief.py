@@ -122,7 +122,7 @@ def test_load_and_gates_are_drawn_as_they_are_told(start: Start, monkeypatch) ->
     monkeypatch.setattr(draw, "heat_map", lambda cells, **k: drawn.update({k["title"]: cells}) or heat_map(cells, **k))
     run = start(callbacks=[ExpertScalars(), ExpertPictures(every=2, top=3.0)], steps=2)
     assert "experts/importance" in run.events.Tags()["images"]
-    for title, name in (("Load of every expert, step 2", "load"), ("Gates of every expert, step 2", "importance")):
+    for title, name in (("Load of every expert, step 1", "load"), ("Gates of every expert, step 1", "importance")):
         told = [run.scalar(f"experts_by_layer/{name}_max/{layer}")[-1] for layer in range(2)]
         assert drawn[title].amax(1).tolist() == pytest.approx(told)
 
@@ -174,6 +174,15 @@ def test_time_left_reads_as_minutes_or_hours() -> None:
 
 def test_a_table_shows_text_as_it_is() -> None:
     assert table(["a"], [["x|y\n*"]]).splitlines()[2] == "| x&#124;y ⏎ &#42; |"
+
+
+def test_a_history_that_is_full_joins_neighbours_by_their_steps() -> None:
+    pictures = ExpertPictures(every=1, top=3.0)
+    pictures.steps = [100, 200, 220, 230, 330]
+    pictures.history = [torch.full((1, 2), value) for value in (1.0, 3.0, 0.0, 3.0, 7.0)]
+    pictures._halve()
+    assert pictures.steps == [200, 230, 330]
+    assert [values[0, 0].item() for values in pictures.history] == pytest.approx([2.0, 1.0, 7.0])
 
 
 def test_the_history_of_the_load_is_resumed() -> None:

@@ -35,3 +35,17 @@ def test_a_picture_has_as_many_layers_as_fit_a_card_and_says_so(layers: int, sho
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert len(titles) == shown and titles[0] == "layer 0" and titles[-1] == f"layer {layers - 1}"
     assert figure.get_suptitle() == said
+
+
+def test_columns_are_as_wide_as_their_steps() -> None:
+    edges = [0, 100, 200, 220]
+    figure = draw.panels(
+        [LOAD], title="t", rows="expert", columns="step", unit="load", top=3.0, loads=True, edges=edges
+    )
+    axes = figure.axes[0]
+    mesh, marks = axes.collections
+    assert mesh.get_coordinates()[0, :, 0].tolist() == edges
+    assert mesh.get_array().tolist() == LOAD.tolist()
+    top, bottom = reversed(axes.get_ylim())
+    assert top < bottom, "expert 0 stands on top"
+    assert sorted(map(tuple, marks.get_offsets().tolist())) == [(50, 0), (210, 1)], "in the middle of their columns"

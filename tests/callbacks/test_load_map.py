@@ -10,10 +10,17 @@ from tests.callbacks.conftest import Start
 def test_the_map_has_a_shade_for_each_load_and_marks_the_dead() -> None:
     load = torch.tensor([[[0.0, 10, 20, 40, 10, 1, 60, 19]], [[20.0] * 8]])  # (L, domains, E), 20 where even
     head, first, second, balance, dead = lines(load)
-    assert first == "layer 0  x░▒█░·█▒" and second == "layer 1  ▒▒▒▒▒▒▒▒"
-    assert balance.startswith("load: uneven") and "2.00 times the even load (MaxVio 1.00; layer 0: 2.00)" in balance
+    assert first == "layer 0  x░▒█░░█▒" and second == "layer 1  ▒▒▒▒▒▒▒▒"
+    assert balance.startswith("load: uneven. The busiest expert, number 6 of layer 0, has 3.00 times the even load; ")
+    assert balance.endswith("MaxVio is 1.00 on average")
     assert dead == "dead: 1 of 16 experts got no token (layer 0: 1)"
-    assert "2 times" in head
+    assert "x no token" in head
+
+
+def test_only_an_expert_without_any_token_has_the_mark_of_none() -> None:
+    load = torch.full((1, 1, 100), 1000.0)
+    load[0, 0, 0], load[0, 0, 1] = 1, 0
+    assert lines(load)[1] == "layer 0  ░x" + 98 * "▒"
 
 
 def test_experts_of_one_domain_each_tell_all_of_it() -> None:

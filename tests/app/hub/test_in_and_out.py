@@ -98,6 +98,29 @@ def test_a_run_begins_with_the_weights_of_another(place: Path) -> None:
     assert moved and not any(".attention." in name for name in moved)
 
 
+def test_a_run_takes_model_router_experts_and_tokenizer_of_the_one_it_begins_with(place: Path) -> None:
+    """On other text, which another tokenizer would be learned from; what is typed is as typed."""
+    few = (
+        "data=text data.path=u.txt data.seq_len=32 data.batch_size=4 data.val_rows=4 callbacks=off trainer.max_steps=1"
+    )
+    done = run(place, f"train {few} run=taken init.from=runs/one router.select.limit=2 optimizer.lr=1e-9")
+    assert done.returncode == 0, done.stderr
+    assert "init.from=runs/one: model, router, experts, balance and tokenizer are that run's" in done.stderr
+    one, taken = (read_run(place / "runs" / name) for name in ("one", "taken"))
+    for group in ("model", "experts", "balance"):
+        assert taken.config[group] == one.config[group]
+    select = one.config["router"]["select"] | {"limit": 2}
+    assert taken.config["router"] == one.config["router"] | {"select": select}
+    assert (
+        taken.text.tokenizer.encode(["the people"])[0].ids.tolist()
+        == one.text.tokenizer.encode(["the people"])[0].ids.tolist()
+    )
+    for name, weights in one.model.state_dict().items():
+        torch.testing.assert_close(taken.model.state_dict()[name], weights, rtol=1e-4, atol=1e-4, msg=name)
+    again = run(place, f"train {few} run=again init.from=runs/one/checkpoints/step_30.ckpt")
+    assert again.returncode == 0, again.stderr
+
+
 def test_experts_start_from_a_dense_model_that_came_in(place: Path) -> None:
     config = config_of(*CASES["llama"])
     torch.manual_seed(0)
@@ -117,7 +140,10 @@ def test_experts_start_from_a_dense_model_that_came_in(place: Path) -> None:
     ("words", "said"),
     [
         ("init.from=runs/nowhere", "init.from=runs/nowhere: no such file or folder"),
-        ("init.from=runs/one experts=coarse", "is of another model: .* set the same model, router and experts"),
+        (
+            "init.from=runs/one experts=coarse model.num_layers=3",
+            r"is of another model: set model\.num_layers=2, experts\.name=deepseek, .*, as there, or leave them out",
+        ),
         ("init.from=runs/one data.path=u.txt", "init.from=runs/one: cuts text by another tokenizer"),
         ("init.from=runs/one upcycle.checkpoint=runs/one", "a run begins from one of them"),
         ("init.freeze=[atention]", "init.freeze=atention: unknown; did you mean 'attention'"),

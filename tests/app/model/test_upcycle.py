@@ -79,6 +79,15 @@ def test_gates_that_do_not_sum_to_one_are_made_up_for(how, router):
     torch.testing.assert_close(logits(equal_scores(model)), logits(dense), rtol=1e-3, atol=1e-3)
 
 
+def test_it_can_be_tried_without_memory():
+    with torch.device("meta"):
+        model = build("experts=coarse", "router=topk")
+        upcycle(
+            model, {name: tensor.to("meta") for name, tensor in build("experts=dense").state_dict().items()}, "copied"
+        )
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("weigh", ["relu", "sigmoid_input"])
 def test_gates_that_nothing_makes_up_for_are_refused(weigh):
     model = build("experts=coarse", "router=topk", f"router/weigh={weigh}")

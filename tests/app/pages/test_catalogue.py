@@ -50,5 +50,5 @@ def test_groups_choose_what_is_listed(capsys):
 
 
 def test_an_unknown_group_is_one_line():
-    with pytest.raises(UserError, match="^scor: unknown; did you mean 'score'\\? .one of: activation, balance"):
+    with pytest.raises(UserError, match=r"^scor: unknown; did you mean 'score'\? .one of: activation, balance"):
         zoo.main(["scor"])
