@@ -33,11 +33,12 @@ docs: .venv/train ## every table that code can write, in README.md and docs/
 
 .venv/train: requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "installing the requirements into .venv; torch alone is some 200 MB for the CPU, gigabytes for CUDA"
+	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
 .venv/dev: requirements-dev.txt .venv/train
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
 clean:

@@ -1,5 +1,6 @@
 """The numbers of a report on a run: held-out text by expert, experiments, statistics, likelihood, curves, budget."""
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def measure(run: TrainedRun, rows: int, experiments: bool = True) -> dict[str, A
     statistics = routing_statistics(sums)
     return {
         "run": str(run.folder),
-        "about": f"{run.checkpoint.name}, {int(sums['tokens']):,} tokens of held-out text",
+        "about": f"{run.checkpoint.name}, {int(sums['tokens']):,} tokens: {_which_rows(run, rows)}",
         "num_experts": run.model.num_experts,
         "domains": domains,
         "samples": list(samples.values()),
@@ -54,6 +55,20 @@ def measure(run: TrainedRun, rows: int, experiments: bool = True) -> dict[str, A
         "budget": Budget.of(run.model, run.seq_len).as_dict(),
         "config": dumped(run.config),
     }
+
+
+def _which_rows(run: TrainedRun, rows: int) -> str:
+    """Return in words which held-out rows the numbers are of, at most `rows` of every domain."""
+    kept = Counter(run.text.rows["domain"][:, 0].tolist())
+    read = {min(rows, number) for number in kept.values()}
+    whole = all(rows >= number for number in kept.values())
+    number = f"{min(read)}" if len(read) == 1 else f"{min(read)} to {max(read)}"
+    if whole:
+        return f"all {number} held-out rows of each domain that its validations read, so the loss is theirs"
+    return (
+        f"{number} of the {max(kept.values())} held-out rows of each domain that its validations read, so the loss "
+        f"is near theirs; --rows {max(kept.values())} reads all"
+    )
 
 
 def _sample(name: str, batch: Batch, nll: Tensor, routings: list[Routing], tokenizer: Tokenizer) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Import this module first; a value that the user has set in the environment stays
 import ctypes
 import logging
 import os
+import signal
 import sys
 import warnings
 
@@ -22,6 +23,16 @@ SETTINGS = {
 for _name, _value in SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
+# A study or torchrun that is killed cannot end the processes that it has started: the system sends them SIGTERM then.
+PARENT = "ROUTER_ZOO_PARENT"  # set by a study for its trials: its process
+PR_SET_PDEATHSIG = 1  # of Linux
+
+_parent = os.environ.pop(PARENT, None)
+if sys.platform == "linux" and (_parent is not None or "TORCHELASTIC_RUN_ID" in os.environ):
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+if _parent not in (None, str(os.getppid())):
+    sys.exit(128 + signal.SIGTERM)  # it was gone before
+
 # glibc gives large blocks back to the system when they are freed and asks for them again at the next step, page by
 # page; keeping them made a layer's step 8 % faster: mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, max).
 _chosen = any(name.startswith("MALLOC_") for name in os.environ)
@@ -29,11 +40,20 @@ if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt") and not _ch
     ctypes.CDLL(None).mallopt(-4, 0)
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
 
-# What we warn of is one line, whatever Hydra makes of the root logger.
+
+class _OneLine(logging.Formatter):
+    """A warning is marked as one; news are not."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
+
+
+# What we say and warn of is one line, whatever Hydra makes of the root logger.
 _lines = logging.StreamHandler()
-_lines.setFormatter(logging.Formatter("warning: %(message)s"))
+_lines.setFormatter(_OneLine())
 logging.getLogger("app").addHandler(_lines)
-logging.getLogger("app").setLevel(logging.WARNING)
+logging.getLogger("app").setLevel(logging.INFO)
 
 # Lightning's own news of the day; what a run says is in `app.runs.run`.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

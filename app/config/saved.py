@@ -17,7 +17,7 @@ LATER: dict[
 ] = {  # keys that came later, with the value that a run without them had, by group and name of the part
     ("model", None): {"qkv_bias": False},
     ("tokenizer", "file"): {"begin": None},
-    ("optimizer", "muon"): {"gate_up": "apart", "dtype": "auto"},
+    ("optimizer", "muon"): {"gate_up": None, "dtype": "auto"},
 }
 CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"  # of a run
 

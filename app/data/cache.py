@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -83,7 +84,11 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed; the lock is ours
     try:
         unfinished.mkdir()
-        _fill(source, tokenizer, unfinished)
+        started = time.monotonic()
+        learned = " and learns a tokenizer from it" if tokenizer.learns else ""
+        log.info(f"data: reads the text{learned}, which may take minutes; {folder} keeps the tokens for later runs")
+        size, tokens = _fill(source, tokenizer, unfinished)
+        log.info(f"data: {size / 1e6:.1f} MB of text are {tokens:,} tokens, {time.monotonic() - started:.0f} s")
         sums = {path.name: _sum(path) for path in unfinished.iterdir()}
         (unfinished / SUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
         unfinished.rename(folder)
@@ -91,7 +96,8 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _fill(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
+def _fill(source: Source, tokenizer: Tokenizer, folder: Path) -> tuple[int, int]:
+    """Write the files of a corpus; return the bytes of its text, and its tokens."""
     with _progress() as progress:
         if tokenizer.learns:
             limit = SAMPLE // len(source.domains)
@@ -106,6 +112,7 @@ def _fill(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
                     writer.add(document, encoded)
             writer.finish()
         writer.describe()
+    return writer.size
 
 
 def _progress() -> Progress:

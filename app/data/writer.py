@@ -65,6 +65,11 @@ class CorpusWriter:
         data = document.text if isinstance(document.text, bytes) else document.text.encode()
         self._hashes.append(hashlib.sha256(f"{document.split} {document.domain} ".encode() + data).digest())
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Bytes of text, and tokens."""
+        return sum(s.bytes for s in self._streams.values()), sum(s.tokens for s in self._streams.values())
+
     def finish(self) -> None:
         """Ends the last documents and writes the description, after which the folder is complete."""
         for stream in self._streams.values():

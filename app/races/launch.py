@@ -4,6 +4,7 @@ A sweep over `member=KEY,...`: the launcher may run its jobs in this process (ba
 or on other machines (submitit). What goes wrong in a member is in its record, and the others go on.
 """
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from rich.table import Table
 from app.analysis.curves import table_of
 from app.races.plan import Member
 from app.races.records import read_record
-from app.races.work import DESK, hand_out, work
+from app.races.work import DESK, STUDY, hand_out, work
 from app.training.messages import console
 
 EVERY = 2.0  # seconds between two looks at the members
@@ -34,6 +35,7 @@ def launch(members: Sequence[Member], overrides: Sequence[str]) -> None:
         hand_out(member)
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
+    os.environ[STUDY] = str(os.getpid())
     with watched(members):
         sweep = f"member={','.join(member.key for member in members)}"
         batches = hydra.multirun("race", work, [*overrides, sweep], with_log_configuration=False)

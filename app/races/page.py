@@ -11,8 +11,9 @@ from typing import Any
 from app.races.pictures import pictures
 from app.races.race import Race
 from app.races.tables import (
-    COLUMNS,
+    BEHAVIOUR,
     LEGEND,
+    QUALITY,
     cells,
     comma_separated,
     details,
@@ -24,6 +25,7 @@ from app.races.tables import (
 )
 from app.training.files import write_whole
 
+OF_THE_RUNS = "Speed and memory, the routers, and the learning rate"
 PAGE = Path(__file__).with_suffix(".html")
 
 
@@ -54,7 +56,18 @@ def _html(race: Race, name: str, result: Mapping[str, Any], drawn: Mapping[str, 
     page = PAGE.read_text(encoding="utf-8")
     for place, text in {"NAME": name, "CLAIM": race.claim, "LEGEND": LEGEND}.items():
         page = page.replace(f"<!--{place}-->", escape(text))
-    return page.replace("<!--SIZES-->", sections)
+    return page.replace("<!--CONTESTANTS-->", _contestants(race)).replace("<!--SIZES-->", sections)
+
+
+def _contestants(race: Race) -> str:
+    """What each name stands for."""
+    common = f"<dt>all of them</dt><dd>{_code(race.common)}</dd>" if race.common else ""
+    each = (f"<dt>{escape(name)}</dt><dd>{_code(words)}</dd>" for name, words in race.contestants.items())
+    return f"<dl>{common}{''.join(each)}</dl>"
+
+
+def _code(overrides: Sequence[str]) -> str:
+    return " ".join(f"<code>{escape(override)}</code>" for override in overrides) or "nothing else"
 
 
 def _section(race: Race, size: str, numbers: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
@@ -68,8 +81,10 @@ def _section(race: Race, size: str, numbers: Mapping[str, Any], images: Mapping[
         for name, image in images.items()
     )
     said = escape(state_line(numbers) + noise_line(numbers))
+    quality = _table(QUALITY, [(row[: len(QUALITY)], verdict) for row, verdict in rows])
+    behaviour = _table(("contestant", *BEHAVIOUR), [([row[0], *row[len(QUALITY) :]], "") for row, _ in rows])
     failed = "".join(f"<p>{escape(line)}</p>" for line in failures(numbers))
-    return f"<h2>Size {escape(size)}</h2><p>{said}</p>{failed}{_table(COLUMNS, rows)}{shown}{more}"
+    return f"<h2>Size {escape(size)}</h2><p>{said}</p>{failed}{quality}{shown}<p>{OF_THE_RUNS}:</p>{behaviour}{more}"
 
 
 def _table(head: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]) -> str:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from app.races.race import Race
 from app.races.tables import ranked
 
+NOT_TIMED = "not timed yet:\npython -m benchmarks.race NAME\nmeasures the seconds of a step"
 Row = Mapping[str, Any]
 COLORS = {
     "better": "tab:green", "worse": "tab:red", "equivalent": "tab:blue", "cannot tell": "0.5", "not finished": "0.8"
@@ -38,6 +39,7 @@ def forest(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
     for place, row in enumerate(others):
         value, verdict = row["difference"][race.measure], row["verdict"]
         axes.errorbar(value["mean"], place, xerr=value["half"], fmt="o", color=COLORS[verdict], capsize=3)
+    _say_if_empty(axes, others, "no contestant has ended on the seeds of the comparison")
     axes.set_yticks(range(len(others)), [f"{row['contestant']}: {row['verdict']}" for row in others])
     axes.set(xlabel=f"{race.measure} minus that of {race.baseline} (left is better)")
 
@@ -54,6 +56,7 @@ def curves(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
     for each, label in zip(axes, ("training tokens", "FLOPs", "seconds of training"), strict=True):
         each.set(xlabel=label)
         each.grid(alpha=0.3)
+        _say_if_empty(each, each.lines, NOT_TIMED if rows else "no run has ended")
     axes[0].set(ylabel="bits per byte")
     if rows:
         axes[0].legend(fontsize=6)
@@ -62,7 +65,9 @@ def curves(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
 def balance(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
     """Quality against the evenness of the load."""
     axes = figure.subplots()
-    _scatter(axes, race, [(row["routing"]["maxvio"], row) for row in rows if row["routing"]])
+    points = [(row["routing"]["maxvio"], row) for row in rows if row["routing"]]
+    _scatter(axes, race, points)
+    _say_if_empty(axes, points, "no contestant with routers has ended")
     axes.set(xlabel="MaxVio (0: even load)", ylabel=race.measure)
 
 
@@ -73,8 +78,16 @@ def frontier(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
     _scatter(axes, race, points)
     best = [(x, y) for x, y in ((x, row[race.measure]["mean"]) for x, row in points)]
     front = sorted((x, y) for x, y in best if not any(a > x and b < y for a, b in best))
-    axes.plot(*zip(*front, strict=True), color="0.6", zorder=0) if front else axes.text(0.3, 0.5, "not timed yet")
+    if front:
+        axes.plot(*zip(*front, strict=True), color="0.6", zorder=0)
+    _say_if_empty(axes, front, NOT_TIMED)
     axes.set(xlabel="training tokens per second", ylabel=race.measure)
+
+
+def _say_if_empty(axes: Axes, shown: Sequence[Any], missing: str) -> None:
+    """Write into an empty plot what it needs."""
+    if not shown:
+        axes.text(0.5, 0.5, missing, ha="center", va="center", transform=axes.transAxes, color="0.4", wrap=True)
 
 
 def _scatter(axes: Axes, race: Race, points: Sequence[tuple[float, Row]]) -> None:

@@ -73,6 +73,10 @@ class Race:
             require(name, values, len({*values}) == len(values) > 0, "must name each once, and at least one")
         fresh = self.tuning_seed not in {*self.seeds, *self.noise_seeds}
         require("tuning_seed", self.tuning_seed, fresh, "must be none of the seeds of the comparison")
+        rate = last(self.common, "optimizer.lr")
+        require(
+            "common", f"optimizer.lr={rate}", rate is None, "would be overridden by the rates of `lr`: put it there"
+        )
         rising = len(self.lr) >= 3 and sorted({*self.lr}) == self.lr and self.lr[0] > 0
         require("lr", self.lr, rising, "must be at least three, rising")
         require("lengths", self.lengths, all(0 < share != 1 for share in self.lengths), "must be above 0, and not 1")

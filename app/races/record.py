@@ -10,6 +10,7 @@ import torch
 from app.analysis.curves import table_of
 from app.analysis.specialisation import load_by_label, mutual_information
 from app.analysis.tasks.suite import scores
+from app.config.compose import Config
 from app.data.corpus import Batch
 from app.model.moe import MoE
 from app.runs.folder import SUMMARY
@@ -37,11 +38,19 @@ def record_of(folder: Path) -> Record:
         "domains": summary["val_bpb_by_domain"],
         **{name: summary[name] for name in (*KEPT, *ABOUT)},
         "torch": summary["versions"]["torch"],
+        "optimizer": optimizer_of(run.config),
         "flops": summary["flops_per_token_train"] + chosen_flops(run, trained.get("mean_k")),
         "curve": written[CURVE],
         "routing": trained | routing_numbers(run) if run.model.num_experts else None,
         "tasks": {name: found and found.accuracy for name, found in scores(run, ITEMS).items()},
     }
+
+
+def optimizer_of(config: Config) -> str:
+    """Return what of the optimizer decides how weights of different widths are treated, in words."""
+    entry = config["optimizer"]
+    rule = f", gate_up={entry['gate_up']}" if "gate_up" in entry else ""
+    return f"{entry.get('name', entry.get('_target_'))}{rule}, precision {config['trainer']['precision']}"
 
 
 def chosen_flops(run: TrainedRun, mean_k: float | None) -> float:

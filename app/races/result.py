@@ -13,6 +13,7 @@ Line = Mapping[str, Any]  # of members.jsonl
 Runs = Mapping[int, Line]  # of one contestant, by seed
 COST = ("active_params", "total_params", "flops", "peak_memory_bytes")
 MATCHED = {"active_flops": "flops", "total_params": "total_params"}
+OLD_RULE = "Muon with blocks of 128 columns across gate and up (optimizer.gate_up=null)"  # of records without a word
 SEEDS = (5, 10)  # with which the smallest difference that can be seen is told
 
 
@@ -66,7 +67,14 @@ class _Size:
         verdicts = judged(tested, self.race.margin, len(others))
         rows = [self.row(name, verdicts.get(name)) for name in self.race.contestants]
         torch = sorted({line["torch"] for line in self.lines if "failed" not in line})
-        return {"noise": self.noise(), "missing": self.missing(), "torch": torch, "rows": rows}
+        optimizers = sorted({line.get("optimizer", OLD_RULE) for line in self.lines if "failed" not in line})
+        return {
+            "noise": self.noise(),
+            "missing": self.missing(),
+            "torch": torch,
+            "optimizers": optimizers,
+            "rows": rows,
+        }
 
     def paired(self, contestant: str, measure: str, domain: str | None = None) -> list[float]:
         """Differences to the baseline."""

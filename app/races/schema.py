@@ -30,6 +30,8 @@ def problem_of(record: Record) -> str | None:
         return "tasks must hold numbers or null"
     if not is_positive(record.get("flops", 1)):  # older records of tuning trials have none
         return f"flops={record['flops']} must be a number above 0"
+    if not isinstance(record.get("optimizer", ""), str):  # older records have none
+        return f"optimizer={record['optimizer']} must be a text"
     if not isinstance(record.get("torch"), str):
         return f"torch={record.get('torch')} must be a version"
     return None

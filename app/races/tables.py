@@ -12,10 +12,20 @@ from app.races.result import unequal
 from app.training.markdown import escaped
 
 Row = Mapping[str, Any]
-COLUMNS = (
-    "contestant", "seeds", "bits per byte", "difference", "verdict", "active M", "total M", "FLOPs", "x FLOPs",
-    "x seconds", "tokens/s", "MB", "MaxVio", "dead", "dropped", "k", "domain information", "learning rate",
-)  # fmt: skip
+QUALITY = (
+    "contestant",
+    "seeds",
+    "bits per byte",
+    "difference",
+    "verdict",
+    "active M",
+    "total M",
+    "FLOPs",
+    "x FLOPs",
+    "x seconds",
+)
+BEHAVIOUR = ("tokens/s", "MB", "MaxVio", "dead", "dropped", "k", "domain information", "learning rate")
+COLUMNS = (*QUALITY, *BEHAVIOUR)
 SHORT = ("contestant", "seeds", "bits per byte", "difference", "verdict", "FLOPs")
 LEGEND = """\
 Difference to the baseline in bits per byte, paired by seed, with its 95 % interval; verdicts at 5 %, corrected for the
@@ -79,7 +89,10 @@ def noise_line(size: Mapping[str, Any]) -> str:
 def state_line(size: Mapping[str, Any]) -> str:
     """Whether it is over, and on what it ran; other kernels round otherwise, which after some steps is another run."""
     left = f"Incomplete: {size['missing']} runs are missing. " if size["missing"] else ""
-    return left + (f"Runs by torch {' and '.join(size['torch'])}. " if size["torch"] else "")
+    made_by = (
+        f"Runs by torch {' and '.join(size['torch'])}, {' and '.join(size['optimizers'])}. " if size["torch"] else ""
+    )
+    return left + made_by
 
 
 def failures(size: Mapping[str, Any]) -> list[str]:
@@ -98,13 +111,23 @@ def table(race: Race, name: str, size: Mapping[str, Any]) -> Table:
 
 def markdown(race: Race, name: str, result: Mapping[str, Any]) -> str:
     """The page of a race."""
-    parts = [f"# {name}\n\n{escaped(race.claim)}\n"]
+    parts = [f"# {name}\n\n{escaped(race.claim)}\n", LEGEND + "\n", contestants(race)]
     for size, numbers in result.items():
         rows = [cells(race, row) for row in ranked(race, numbers["rows"])]
         parts.append(f"## Size {size}\n\n{state_line(numbers)}{noise_line(numbers)}\n\n{_marked(COLUMNS, rows)}")
         parts += ["".join(f"- {escaped(line)}\n" for line in failures(numbers))] if failures(numbers) else []
         parts += [f"{text}:\n\n{_marked(*shown)}" for text, shown in details(race, numbers).items()]
-    return "\n".join([*parts, LEGEND + "\n"])
+    return "\n".join(parts)
+
+
+def contestants(race: Race) -> str:
+    """Return a Markdown list of the contestants and the overrides that make them."""
+    lines = [f"- **{escaped(name)}**: {_code(overrides)}\n" for name, overrides in race.contestants.items()]
+    return "".join(["The contestants, on top of " + _code(race.common) + ":\n\n", *lines])
+
+
+def _code(overrides: Sequence[str]) -> str:
+    return " ".join(f"`{override}`" for override in overrides) or "nothing else"
 
 
 def _marked(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -5,6 +5,7 @@ The member lies in the folder DESK: what it is told (KEY.yaml), what it says (KE
 """
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 from filelock import FileLock
 from omegaconf import DictConfig
 
+from app.config.environment import PARENT
 from app.config.saved import listed, read_list
 from app.races.plan import Member, folder_of
 from app.races.record import record_of
@@ -23,6 +25,8 @@ from app.training.files import write_whole
 
 DESK = Path(".cache/race")
 TRAIN = Path(__file__).parents[2] / "train.py"
+STUDY = "ROUTER_ZOO_STUDY"  # in the environment of its workers: the process of the study
+LOOK_EVERY = 1.0  # seconds
 STOPPED = (130, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)  # somebody ended it: it goes on next time
 
 
@@ -55,12 +59,30 @@ def trained(key: str, overrides: list[str]) -> dict[str, Any] | None:
             pass
     own = [f"run={folder.name}", "resume=true", "callbacks=race", "logger=csv"]
     with log.open("wb") as out:
-        code = subprocess.run([sys.executable, str(TRAIN), *overrides, *own], stdout=out, stderr=out).returncode
+        command, environment = [sys.executable, str(TRAIN), *overrides, *own], os.environ | {PARENT: str(os.getpid())}
+        code = _waited_for(subprocess.Popen(command, stdout=out, stderr=out, env=environment))
     if code in STOPPED:
         return None
     if code or not (folder / SUMMARY).exists():
         return {"failed": reason(code, log.read_text(errors="replace"))}
     return record_of(folder)
+
+
+def _waited_for(run: "subprocess.Popen[bytes]") -> int:
+    """Return the exit status of a run, which is ended as soon as the study is gone that this worker works for.
+
+    The run itself ends with this process (`app.config.environment`), but a worker of a pool outlives a killed study.
+    """
+    of_pool = str(os.getppid()) == os.environ.get(STUDY)
+    while True:
+        try:
+            return run.wait(LOOK_EVERY)
+        except subprocess.TimeoutExpired:
+            if of_pool and str(os.getppid()) != os.environ[STUDY]:
+                run.terminate()
+        except BaseException:  # somebody ends this worker, too
+            run.terminate()
+            raise
 
 
 def reason(code: int, said: str) -> str:

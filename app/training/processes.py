@@ -4,11 +4,8 @@ The first process decides everything (config, folder, text) and the others recei
 composed differently on two ranks. Lightning starts the others of this machine; torchrun and Slurm start all of them.
 """
 
-import ctypes
 import json
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,7 +25,6 @@ from torch import distributed
 from app.registry import UserError
 
 Decision = dict[str, Any]  # plain values
-PR_SET_PDEATHSIG = 1  # of Linux
 UNBOUNDED = timedelta(days=30)  # for the first process may tokenise for hours
 
 
@@ -69,12 +65,6 @@ def started() -> tuple[int, int]:
     return max(1, torch.cuda.device_count()), 1
 
 
-def _end_with_torchrun() -> None:
-    """Asks this process to end, as SIGTERM does, when torchrun itself is killed: nobody would end it then."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 @contextmanager
 def agreed(decide: Callable[[], Decision], size: Callable[[Decision], int], timeout_s: int) -> Iterator[Decision]:
     """What the first process of the run decides, on all of them, which have met inside.
@@ -88,8 +78,6 @@ def agreed(decide: Callable[[], Decision], size: Callable[[Decision], int], time
         UserError: a process is missing, or there are more or fewer than the decision needs.
     """
     starter = environment()
-    if isinstance(starter, TorchElasticEnvironment):
-        _end_with_torchrun()
     if starter.creates_processes_externally:
         yield _shared(starter, lambda: _fitting(decide(), size, _world(starter)), timeout_s)
         return

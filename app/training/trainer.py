@@ -21,6 +21,7 @@ from app.training.validation import Validations
 from experts.grouped.device import is_native
 
 COUNTS = ("devices", "num_nodes", "max_steps", "val_every", "log_every", "checkpoint_every", "timeout_s", "ep_size")
+VALIDATIONS, LEAST_VAL_EVERY = 10, 32  # of a run, and steps between them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,18 +110,21 @@ def device_line(config: TrainerConfig) -> str:
 
 
 def fixed_to_machine(trainer: dict[str, Any]) -> dict[str, Any]:
-    """The group `trainer` with what `auto` and null mean on this machine; decided once, a resumed run keeps it.
+    """The group `trainer` with what `auto` and null mean for this run; decided once, a resumed run keeps it.
 
     Raises:
         UserError: a number of processes is none.
     """
-    precision, threads = trainer["precision"], trainer["threads"]
+    precision, threads, val_every = trainer["precision"], trainer["threads"], trainer["val_every"]
     there = dict(zip(("devices", "num_nodes"), started(), strict=True))
     trainer = trainer | {key: there[key] for key in there if trainer[key] == "auto"}
     for key in there:
         if not isinstance(trainer[key], int):
             raise UserError(f"trainer.{key}={trainer[key]}: must be a whole number, or auto")
+    if val_every is None and isinstance(trainer["max_steps"], int):
+        val_every = max(LEAST_VAL_EVERY, trainer["max_steps"] // VALIDATIONS)
     return trainer | {
+        "val_every": val_every,
         "precision": native_precision(trainer["accelerator"]) if precision == "auto" else precision,
         "threads": threads_per_process(trainer["devices"]) if threads is None else threads,  # sums depend on it
     }

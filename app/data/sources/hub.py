@@ -17,6 +17,7 @@ from app.registry import UserError, register, unknown
 OWN: dict[str, Split] = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 PATIENCE = 4  # seconds for the Hub's first answer
 SHUFFLE_SEED = 0  # the text is the same for runs of any seed
+log = logging.getLogger(__name__)
 AT_HOME = "use data=text data.path=FILE"
 
 
@@ -191,12 +192,24 @@ class Hub:
             self._ask()  # the library itself tries for minutes
         where, revision = (str(self._folder), None) if self._folder else (self._name, self._commit)
         try:
-            columns = self._columns(datasets.load_dataset_builder(where, self._config, revision=revision))
+            builder = datasets.load_dataset_builder(where, self._config, revision=revision)
+            columns = self._columns(builder)
+            self._say_size(builder.info.download_size)
             return datasets.load_dataset(where, self._config, revision=revision, streaming=self._streaming, **columns)
         except UserError:
             raise
         except Exception as error:  # wrong config, gated, no space: each has its own error
             raise self._unreadable(error) from error
+
+    def _say_size(self, download: int | None) -> None:
+        """Say what comes over the network, before it is waited for."""
+        if self._folder is not None:
+            return
+        if self._streaming:
+            amount = "all of it" if self._max_bytes is None else f"{self._max_bytes / 1e6:,.0f} MB of text a split"
+        else:
+            amount = "all of it, of unknown size" if download is None else f"{download / 1e6:,.0f} MB"
+        log.info(f"data.name={self._name}: reads {amount} from the Hub")
 
     def _columns(self, builder: Any) -> dict[str, list[str]]:
         """Out of Parquet only the column of the text is read, so the others may change from shard to shard."""

@@ -6,6 +6,10 @@ from pathlib import Path
 from lightning.pytorch.loggers import MLFlowLogger
 
 from app.registry import UserError, register
+from app.training.files import write_whole
+from app.training.messages import is_first_rank
+
+ID = "mlflow_id"  # file in the folder of a run
 
 
 @register("logger")
@@ -27,14 +31,9 @@ class MlFlow:
 
     def open(self, folder: Path, step: int) -> MLFlowLogger:
         uri = self.tracking_uri or f"sqlite:///{folder.absolute()}/mlflow.db"
-        known = self._known(uri, folder.name) if step else None
-        return MLFlowLogger(self.experiment, run_name=folder.name, tracking_uri=uri, run_id=known)
-
-    def _known(self, uri: str, name: str) -> str | None:
-        """The run of this name, which has begun already."""
-        from mlflow import MlflowClient
-
-        client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name(self.experiment)
-        found = client.search_runs([experiment.experiment_id], f"tags.mlflow.runName = '{name}'") if experiment else []
-        return str(found[0].info.run_id) if found else None
+        path = folder / ID
+        known = path.read_text(encoding="utf-8") if path.exists() else None
+        logger = MLFlowLogger(self.experiment, run_name=folder.name, tracking_uri=uri, run_id=known)
+        if known is None and is_first_rank():
+            write_whole(path, str(logger.run_id))  # other runs may have this name, too
+        return logger

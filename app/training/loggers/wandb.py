@@ -1,11 +1,16 @@
 """Weights & Biases, by Lightning's WandbLogger; `pip install wandb` and log in first."""
 
+import secrets
 from importlib.util import find_spec
 from pathlib import Path
 
 from lightning.pytorch.loggers import WandbLogger
 
 from app.registry import UserError, register
+from app.training.files import write_whole
+from app.training.messages import is_first_rank
+
+ID = "wandb_id"  # file in the folder of a run
 
 
 @register("logger")
@@ -14,23 +19,42 @@ class Wandb:
 
     Args:
         project: where the runs lie.
+        entity: user or team that the project belongs to; null: that of the login.
+        group: name of runs that belong together; null: none.
+        tags: of the run.
         offline: whether they stay in the folder `wandb` of the run until `wandb sync` sends them.
 
     Raises:
         UserError: its package is not installed.
     """
 
-    def __init__(self, *, project: str, offline: bool) -> None:
+    def __init__(self, *, project: str, entity: str | None, group: str | None, tags: list[str], offline: bool) -> None:
         if find_spec("wandb") is None:
             raise UserError("logger=wandb: not installed; pip install wandb, or use logger=tensorboard")
-        self.project, self.offline = project, offline
+        self.project, self.entity, self.group, self.tags, self.offline = project, entity, group, tags, offline
 
     def open(self, folder: Path, step: int) -> WandbLogger:
         return WandbLogger(
             name=folder.name,
-            id=folder.name,
+            id=run_id(folder),
             project=self.project,
+            entity=self.entity,
+            group=self.group,
+            tags=self.tags,
             offline=self.offline,
             save_dir=folder,
             resume="allow",
         )
+
+
+def run_id(folder: Path) -> str:
+    """Return the id of a run at Weights & Biases: new for a new folder whatever its name, the same when it goes on.
+
+    An id is taken forever there, also by a run that was deleted, so the name of a folder is none.
+    """
+    path = folder / ID
+    if not is_first_rank():
+        return folder.name  # of a logger that sends nothing
+    if not path.exists():
+        write_whole(path, secrets.token_hex(8))
+    return path.read_text(encoding="utf-8")

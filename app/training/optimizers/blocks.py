@@ -32,10 +32,15 @@ class Blocks:
     """Whether a block holds the same units of every section; the sections then share its width."""
 
     @classmethod
-    def of_group(cls, group: Mapping[str, Any], width: int | None, gate_up: GateUp) -> "Blocks":
-        """Return the blocks of the weights of a parameter group that has the fields of their `MatrixLayout`."""
+    def of_group(cls, group: Mapping[str, Any], width: int | None, gate_up: GateUp | None) -> "Blocks":
+        """Return the blocks of the weights of a parameter group that has the fields of their `MatrixLayout`.
+
+        With `gate_up` None the axis is cut as if it held one matrix, wherever the blocks fall.
+        """
         if group["axis"] is None:
             return cls()
+        if gate_up is None:
+            return cls(group["axis"], width)
         sections = tuple(group["sections"])
         together = gate_up == "together" and group["paired"] and len(sections) > 1
         return cls(group["axis"], width, sections, group["unit"], together)

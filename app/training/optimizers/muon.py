@@ -39,7 +39,7 @@ class Muon(torch.optim.AdamW):
         steps: of Newton-Schulz; at least 1.
         block: columns (or rows) that are made orthogonal together, at most; at least 1, None: all of a matrix.
         gate_up: whether the two projections of a gated network are orthogonalized apart, or each unit's gate together
-            with its up.
+            with its up; None: as one matrix wherever the blocks fall, as before there was a choice.
         dtype: of Newton-Schulz.
         betas: of AdamW.
         eps: of AdamW.
@@ -57,7 +57,7 @@ class Muon(torch.optim.AdamW):
         momentum: float,
         steps: int,
         block: int | None,
-        gate_up: GateUp,
+        gate_up: GateUp | None,
         dtype: Literal["float32", "bfloat16"],
         betas: list[float],
         eps: float,

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,45 @@ def test_a_killed_race_goes_on_and_gives_the_same_table(raced: Raced, tmp_path: 
     files = [folder / "results" / "mine" / "members.jsonl" for folder in (raced[0], tmp_path)]
     lines = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
     assert without_memory(lines[0]) == without_memory(lines[1])
+
+
+def trials(folder: Path) -> list[int]:
+    """The processes of `train.py` that run in a folder."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            here = process.name.isdigit() and (process / "cwd").readlink() == folder
+            if here and b"train.py" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except OSError:  # it has ended meanwhile, or is not ours
+            continue
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.2)
+    return condition()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a process that its parent was killed")
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
+def test_a_killed_study_leaves_no_trial_running(tmp_path: Path, launcher: list[str]) -> None:
+    """Only the process of the study is killed, by a signal that it cannot handle."""
+    endless = [*COMMON, "trainer.max_steps=1000000", "trainer.checkpoint_every=1000000", "trainer.val_every=1000000"]
+    write_race(tmp_path, common=endless, contestants={"top2": ["experts=coarse"]}, before={}, unmatched=[])
+    there = environment() | {"PYTHONPATH": str(ROOT)}
+    started = subprocess.Popen(words(tmp_path, *launcher), cwd=tmp_path, env=there, stderr=subprocess.DEVNULL)
+    try:
+        number = 2 if launcher else 1
+        assert wait_for(lambda: len(trials(tmp_path)) == number, 120)
+        assert wait_for(lambda: bool(list(tmp_path.glob("runs/*/csv"))), 120), "they train"
+        started.kill()
+        started.wait()
+        assert wait_for(lambda: not trials(tmp_path), 30)
+    finally:
+        started.kill()
+        for process in trials(tmp_path):
+            os.kill(process, signal.SIGKILL)

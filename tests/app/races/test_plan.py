@@ -177,6 +177,10 @@ def test_a_run_of_half_the_length_has_half_the_steps(plan: Plan) -> None:
         ({"tuning_seed": 1}, "race.tuning_seed=1: must be none of the seeds"),
         ({"lr": [0.1, 0.2]}, "must be at least three, rising"),
         ({"lr": [0.1, 0.3, 0.2]}, "must be at least three, rising"),
+        (
+            {"common": [*VALUES["common"], "optimizer.lr=0.5"]},
+            "race.common=optimizer.lr=0.5: would be overridden by the rates of `lr`",
+        ),
         ({"margin": 0.0}, "race.margin=0.0: must be above 0"),
         ({"seeds": [0, 0]}, "must name each once"),
         ({"unmatched": ["nobody"]}, "race.unmatched=['nobody']: must be among"),

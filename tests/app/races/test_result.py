@@ -3,12 +3,15 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
+from app.races import pictures
 from app.races.page import write_result
 from app.races.race import read_race
 from app.races.result import result_of, unequal
@@ -122,7 +125,50 @@ def test_it_is_complete_when_nobody_who_can_run_is_missing(result: dict[str, Any
 
 def test_runs_of_several_versions_of_torch_are_told() -> None:
     elsewhere = [{**each, "torch": "2.11"} if each.get("seed") == 1 else each for each in lines()]
-    assert "Runs by torch 2.11 and 2.13. " in markdown(RACE, "r", result_of(RACE, elsewhere, {}))
+    assert "Runs by torch 2.11 and 2.13, " in markdown(RACE, "r", result_of(RACE, elsewhere, {}))
+
+
+def test_a_result_says_by_which_rule_the_optimizer_treated_its_weights() -> None:
+    old = "Muon with blocks of 128 columns across gate and up"
+    assert old in markdown(RACE, "r", result_of(RACE, lines(), {}))
+    new = [{**each, "optimizer": "muon, gate_up=apart, precision 32-true"} for each in lines()]
+    page = markdown(RACE, "r", result_of(RACE, new, {}))
+    assert "2.13, muon, gate_up=apart, precision 32-true. " in page
+    assert old not in page
+
+
+def test_the_page_explains_columns_and_contestants_before_the_first_table(
+    tmp_path: Path, result: dict[str, Any]
+) -> None:
+    race = replace(RACE, contestants=NAMES | {"good": ["experts.num_experts=<4>", "router=gru"]})
+    write_result(tmp_path, race, result)
+    for name, code in (("README.md", "`router=gru`"), ("index.html", "<code>router=gru</code>")):
+        page = (tmp_path / name).read_text()
+        table = min(place for mark in ("| contestant |", "<table>") if (place := page.find(mark)) > 0)
+        assert page.index("95 % interval") < page.index(code) < table
+    assert "&lt;4&gt;" in (tmp_path / "index.html").read_text()
+
+
+def test_an_empty_plot_says_what_is_missing() -> None:
+    dense = [row for row in result_of(RACE, [], {}).get("xs", {"rows": []})["rows"] if row["seeds"]]
+    for draw, missing in (
+        (pictures.forest, "no contestant has ended"),
+        (pictures.curves, "no run has ended"),
+        (pictures.balance, "no contestant with routers has ended"),
+        (pictures.frontier, "not timed yet"),
+    ):
+        figure = Figure()
+        draw(figure, RACE, dense)
+        assert any(missing in text.get_text() for axes in figure.axes for text in axes.texts)
+
+
+def test_a_plot_with_points_says_nothing_of_what_is_missing(result: dict[str, Any]) -> None:
+    rows = [row for row in result["xs"]["rows"] if row["seeds"]]
+    for draw in (pictures.forest, pictures.curves, pictures.balance, pictures.frontier):
+        figure = Figure()
+        draw(figure, RACE, rows)
+        texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+        assert not any("not timed" in text or "has ended" in text for text in texts)
 
 
 def test_another_cost_and_the_edge_of_the_grid_are_marked(rows: dict[str, Any]) -> None:
