@@ -264,7 +264,7 @@ def test_ranks_share_the_blocks_of_a_matrix_out(tmp_path: Path, blocks: Blocks, 
     [
         ("optimizer.momentum=1", "optimizer.momentum=1.0: must be at least 0 and below 1"),
         ("optimizer.block=0", "optimizer.block=0: must be at least 1, or null"),
-        ("optimizer.gate_up=apar", "optimizer.gate_up=apar: must be one of apart, together"),
+        ("optimizer.gate_up=apar", "optimizer.gate_up=apar: must be one of apart, together, null"),
         ("optimizer.dtype=half", "optimizer.dtype=half: must be one of float32, bfloat16"),
         ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: must be two numbers"),
         ("optimizer.name=moun", "optimizer=moun: unknown; did you mean 'muon'?"),
@@ -297,3 +297,19 @@ def test_the_dtype_follows_the_precision_of_the_run_and_not_the_cpu(
     optimizer = build_optimizer(compose("optimizer=muon", *overrides))([torch.zeros(1)])
     assert isinstance(optimizer, Muon)
     assert optimizer.dtype == (dtype or (torch.bfloat16 if native else torch.float32))
+
+
+@pytest.mark.parametrize(("value", "rule"), [("apart", "apart"), ("together", "together"), ("null", None)])
+def test_the_rule_for_gate_and_up_is_chosen_by_config(compose: Compose, value: str, rule: str | None) -> None:
+    optimizer = build_optimizer(compose("optimizer=muon", f"optimizer.gate_up={value}"))([torch.zeros(1)])
+    assert isinstance(optimizer, Muon)
+    assert optimizer.gate_up == rule
+
+
+def test_without_a_rule_the_axis_is_cut_as_if_it_held_one_matrix() -> None:
+    """As runs did before there was a choice; they go on so."""
+    whole, gradient = torch.randn(3, 8, 40), torch.randn(3, 8, 40)
+    moved = updated(whole, gradient, hidden(whole, **GATE_UP), block=16, gate_up=None)
+    parts = zip(whole.split([14, 13, 13], -1), gradient.split([14, 13, 13], -1), strict=True)
+    expected = [updated(part, its, hidden(part)) for part, its in parts]
+    torch.testing.assert_close(moved, torch.cat(expected, -1))
