@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from app.data.corpus import Corpus
+from app.data.notice import SlowNotice
 from app.data.sources import Document, Source
 from app.data.tokenizers import Tokenizer, pieces
 from app.data.writer import CorpusWriter
@@ -86,9 +87,11 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
         unfinished.mkdir()
         started = time.monotonic()
         learned = " and learns a tokenizer from it" if tokenizer.learns else ""
-        log.info(f"data: reads the text{learned}, which may take minutes; {folder} keeps the tokens for later runs")
-        size, tokens = _fill(source, tokenizer, unfinished)
-        log.info(f"data: {size / 1e6:.1f} MB of text are {tokens:,} tokens, {time.monotonic() - started:.0f} s")
+        line = f"data: reads the text{learned}, which may take minutes; {folder} keeps the tokens for later runs"
+        with SlowNotice(log.info, line) as notice:
+            size, tokens = _fill(source, tokenizer, unfinished)
+        if notice.said:
+            log.info(f"data: {size / 1e6:.1f} MB of text are {tokens:,} tokens, {time.monotonic() - started:.0f} s")
         sums = {path.name: _sum(path) for path in unfinished.iterdir()}
         (unfinished / SUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
         unfinished.rename(folder)

@@ -27,6 +27,7 @@ DESK = Path(".cache/race")
 TRAIN = Path(__file__).parents[2] / "train.py"
 STUDY = "ROUTER_ZOO_STUDY"  # in the environment of its workers: the process of the study
 LOOK_EVERY = 1.0  # seconds
+OF_POOL = os.environ.get(STUDY) == str(os.getppid())  # whether this is a worker that a study has started by itself
 STOPPED = (130, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)  # somebody ended it: it goes on next time
 
 
@@ -53,6 +54,8 @@ def trained(key: str, overrides: list[str]) -> dict[str, Any] | None:
 
     It goes on with what an earlier start has left; a run that a killed worker has left going is waited for.
     """
+    if _study_is_gone():  # a pool hands out what is left in its queue
+        return None
     folder, log = folder_of(key), DESK / f"{key}.log"
     if folder.exists():
         with FileLock(folder / LOCK):
@@ -73,16 +76,20 @@ def _waited_for(run: "subprocess.Popen[bytes]") -> int:
 
     The run itself ends with this process (`app.config.environment`), but a worker of a pool outlives a killed study.
     """
-    of_pool = str(os.getppid()) == os.environ.get(STUDY)
     while True:
         try:
             return run.wait(LOOK_EVERY)
         except subprocess.TimeoutExpired:
-            if of_pool and str(os.getppid()) != os.environ[STUDY]:
+            if _study_is_gone():
                 run.terminate()
         except BaseException:  # somebody ends this worker, too
             run.terminate()
             raise
+
+
+def _study_is_gone() -> bool:
+    """Return whether this is a worker of a pool, and the study that has started it was killed."""
+    return OF_POOL and os.environ[STUDY] != str(os.getppid())
 
 
 def reason(code: int, said: str) -> str:

@@ -26,7 +26,6 @@ from app.runs.read import PREFIX, WEIGHTS, weights_of
 from app.runs.resume import newest_checkpoint, require_same_model
 from app.runs.text import tokenizer_config
 from app.training.checkpoints import read_checkpoint, step_of, write_weight_file
-from app.training.messages import say
 from app.training.module import LanguageModel
 from app.training.unfilled import Given
 
@@ -74,7 +73,6 @@ def with_model_of_start(config: Config, overrides: list[str]) -> Config:
     for key in (key for key in keys if "." in key and key.split(".")[0] in OF_THE_MODEL):
         if not isinstance(get(config, key), dict):  # a part of a router is no single value
             put(started, key, get(config, key))
-    say(f"init.from={place}: model, router, experts, balance and tokenizer are that run's, but for what is set here")
     return started
 
 

@@ -13,6 +13,7 @@ from hydra.types import RunMode
 
 from app.config.build import (
     build_callbacks,
+    build_init,
     build_loggers,
     build_module,
     build_trainer_config,
@@ -20,9 +21,10 @@ from app.config.build import (
 from app.config.compose import Config
 from app.config.overrides import key_of
 from app.config.own_overrides import calls_resolver
-from app.config.saved import CONFIG, OVERRIDES, RUNS, dumped, listed
+from app.config.saved import CONFIG, OVERRIDES, RUNS, dumped, folder_of_start, listed
 from app.cost.match import matched
 from app.data.module import TokenDataModule, build_data
+from app.data.notice import SlowNotice
 from app.registry import UserError
 from app.runs.begin import check_begin, check_begin_with_text, goes_on_from, with_model_of_start
 from app.runs.folder import SUMMARY, NameTakenError, opened, run_name, taken
@@ -36,6 +38,7 @@ from app.training.messages import say
 from app.training.processes import Decision, require_starter
 from app.training.trainer import TrainerConfig, device_line, fixed_to_machine, make_trainer
 
+OF_THAT_RUN = "model, router, experts, balance and tokenizer are that run's, but for what is set here"
 WITHOUT_EFFECT = {  # a key, and what must be set for it to do something
     "match.by": ("match.reference", lambda config: config["match"]["reference"] is not None),
     "upcycle.how": ("upcycle.checkpoint", lambda config: config["upcycle"]["checkpoint"] is not None),
@@ -61,14 +64,18 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
     checkpoint = goes_on_from(folder)
     if checkpoint is not None and step_of(checkpoint) >= config["trainer"]["max_steps"]:
         return _nothing_to_do(config, folder, checkpoint)
-    say(device_line(check_config(config)))
-    if not goes_on:  # a saved config is matched already
-        config = matched(config, overrides)
-    if checkpoint is None:
-        check_begin(config)
-    data = _text(config, folder)
-    if checkpoint is None:
-        check_begin_with_text(config, data.tokenizer)
+    with SlowNotice(say, device_line(check_config(config))) as device:
+        if not goes_on:  # a saved config is matched already
+            config = matched(config, overrides)
+        if checkpoint is None:
+            check_begin(config)
+        data = _text(config, folder)
+        if checkpoint is None:
+            check_begin_with_text(config, data.tokenizer)
+        device.say_now()
+    start = build_init(config).place
+    if checkpoint is None and folder_of_start(start) is not None:
+        say(f"init.from={start}: {OF_THAT_RUN}")
     config = config | {"data": config["data"] | data.source.pinned}
     files: dict[str, Any] = {CONFIG: dumped(config), OVERRIDES: listed(_lasting(overrides))}
     files |= text_files(data)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from app.data.notice import SlowNotice
 from app.data.reading.column import TextColumn
 from app.data.reading.packing import LARGEST
 from app.data.reading.paths import home
@@ -194,22 +195,24 @@ class Hub:
         try:
             builder = datasets.load_dataset_builder(where, self._config, revision=revision)
             columns = self._columns(builder)
-            self._say_size(builder.info.download_size)
-            return datasets.load_dataset(where, self._config, revision=revision, streaming=self._streaming, **columns)
+            with SlowNotice(log.info, self._size(builder.info.download_size)):
+                return datasets.load_dataset(
+                    where, self._config, revision=revision, streaming=self._streaming, **columns
+                )
         except UserError:
             raise
         except Exception as error:  # wrong config, gated, no space: each has its own error
             raise self._unreadable(error) from error
 
-    def _say_size(self, download: int | None) -> None:
-        """Say what comes over the network, before it is waited for."""
+    def _size(self, download: int | None) -> str:
+        """Return a line on how much is read, and from where."""
         if self._folder is not None:
-            return
+            return f"data.name={self._name}: reads the folder"
         if self._streaming:
             amount = "all of it" if self._max_bytes is None else f"{self._max_bytes / 1e6:,.0f} MB of text a split"
         else:
             amount = "all of it, of unknown size" if download is None else f"{download / 1e6:,.0f} MB"
-        log.info(f"data.name={self._name}: reads {amount} from the Hub")
+        return f"data.name={self._name}: reads {amount} from the Hub"
 
     def _columns(self, builder: Any) -> dict[str, list[str]]:
         """Out of Parquet only the column of the text is read, so the others may change from shard to shard."""

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 GateUp = Literal["apart", "together"]
@@ -99,8 +101,9 @@ def _over_equal_blocks_together(function: Callable[[Tensor], Tensor], x: Tensor,
 def map_blocks_on_ranks(function: Callable[[Tensor], Tensor], x: Tensor, blocks: Blocks) -> Tensor:
     """Return `map_blocks` of a weight that may be split over ranks, split as it was.
 
-    A stack is split between its matrices, so each rank has whole ones. A single matrix is split anew, between its
-    blocks where every rank gets equally many, or else gathered, on every rank.
+    A stack is split between its matrices, so each rank has whole ones. A single matrix is split anew between its blocks
+    where they are equal parts of it and every rank gets equally many. Else it is gathered, and each rank computes a
+    share of the blocks, or all of them where they cannot be shared evenly.
     """
     if not isinstance(x, DTensor):
         return map_blocks(function, x, blocks)
@@ -114,6 +117,17 @@ def map_blocks_on_ranks(function: Callable[[Tensor], Tensor], x: Tensor, blocks:
         blocks = Blocks(blocks.axis, part)  # of this rank's part of the axis
     else:
         placements = [Replicate()] * mesh.ndim
+        function = partial(_shared_out, function, mesh)
     own = x.redistribute(placements=placements).to_local()
     y = DTensor.from_local(map_blocks(function, own, blocks), mesh, placements, shape=x.shape, stride=x.stride())
     return y.redistribute(placements=x.placements)
+
+
+def _shared_out(function: Callable[[Tensor], Tensor], mesh: DeviceMesh, blocks: Tensor) -> Tensor:
+    """Return function(blocks) of blocks (..., rows, columns) that every rank has, computed by all ranks together."""
+    flat = blocks.flatten(0, -3)
+    if len(flat) % mesh.size():
+        return function(blocks)
+    parts: list[Placement] = [Shard(0)] * mesh.ndim
+    own = DTensor.from_local(flat, mesh, [Replicate()] * mesh.ndim).redistribute(placements=parts).to_local()
+    return DTensor.from_local(function(own), mesh, parts).full_tensor().view_as(blocks)

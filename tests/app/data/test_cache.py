@@ -5,11 +5,12 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from app.data.cache import _progress, _watch, open_corpus
+from app.data.cache import _fill, _progress, _watch, open_corpus
 from app.data.sources import Document
 from app.data.tokenizers.bpe import Bpe
 from app.data.tokenizers.bytes import Bytes
@@ -157,3 +158,26 @@ def test_a_warm_cache_needs_no_datasets_library(tmp_path):
     code = "import sys, app.data.module, app.registry; app.registry.names('data'); print('datasets' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+def test_the_first_reading_says_what_takes_long_and_a_short_one_nothing(tmp_path, monkeypatch, caplog):
+    """Also where the output is no terminal."""
+    caplog.set_level("INFO", logger="app")
+    open_corpus(Toy(), Bytes(), tmp_path / "quick")
+    assert not caplog.messages
+    monkeypatch.setattr("app.data.notice.PATIENCE", 0.0)
+    monkeypatch.setattr("app.data.cache._fill", slowly(_fill))
+    open_corpus(Toy(), Bpe(vocab_size=300), tmp_path / "slow")
+    began, ended = caplog.messages
+    assert began.startswith("data: reads the text and learns a tokenizer from it, which may take minutes; ")
+    assert "MB of text are" in ended
+    open_corpus(Toy(), Bpe(vocab_size=300), tmp_path / "slow")
+    assert len(caplog.messages) == 2, "what the cache has is not read again"
+
+
+def slowly(function):
+    def after_a_while(*arguments):
+        time.sleep(0.2)
+        return function(*arguments)
+
+    return after_a_while

@@ -205,6 +205,7 @@ def test_a_killed_study_leaves_no_trial_running(tmp_path: Path, launcher: list[s
         started.kill()
         started.wait()
         assert wait_for(lambda: not trials(tmp_path), 30)
+        assert not wait_for(lambda: bool(trials(tmp_path)), 10), "a worker of a pool does not begin with the next one"
     finally:
         started.kill()
         for process in trials(tmp_path):

@@ -1,5 +1,7 @@
 """Two workers on one desk, as when a race is killed and started again while workers of the first are still there."""
 
+import signal
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -36,3 +38,39 @@ def test_a_member_that_another_worker_trains_is_waited_for_and_not_trained_again
     for worker in workers:
         worker.join(60)
     assert trainings == ["m1"] and (work.DESK / "m1.json").exists()
+
+
+class Endless:
+    """A run that ends only when it is asked to."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def wait(self, seconds: float) -> int:
+        if self.asked:
+            return -signal.SIGTERM
+        raise subprocess.TimeoutExpired("train.py", seconds)
+
+    def terminate(self) -> None:
+        self.asked = True
+
+
+@pytest.fixture
+def gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is a worker whose study was killed, so it has another parent now."""
+    monkeypatch.setattr(work, "OF_POOL", True)
+    monkeypatch.setenv(work.STUDY, "999999999")
+
+
+def test_a_worker_whose_study_was_killed_ends_its_run(gone: None) -> None:
+    run = Endless()
+    assert work._waited_for(run) in work.STOPPED  # type: ignore[arg-type]
+    assert run.asked
+
+
+def test_a_worker_whose_study_was_killed_begins_no_other_run(
+    gone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert work.trained("m1", []) is None
+    assert not list(tmp_path.rglob("*"))

@@ -214,9 +214,12 @@ def weights(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> dict[str, 
 
 
 @pytest.mark.parametrize(("trainer", "block"), [("ddp", 128), ("fsdp2", 128), ("fsdp2", 8), ("fsdp2", 12), ("ep", 8)])
-def test_two_ranks_step_as_one_process_does(compose: Compose, tmp_path: Path, trainer: str, block: int) -> None:
+@pytest.mark.parametrize("gate_up", ["apart", "together"])
+def test_two_ranks_step_as_one_process_does(
+    compose: Compose, tmp_path: Path, trainer: str, block: int, gate_up: str
+) -> None:
     parts = (*CLIP, "optimizer=muon", "optimizer.lr=0.05", "optimizer.eps=1e-3", "schedule.warmup_steps=0")
-    parts = (*parts, f"optimizer.block={block}")
+    parts = (*parts, f"optimizer.block={block}", f"optimizer.gate_up={gate_up}", "experts=deepseek")
     one = weights(compose(*parts))
     for other in each(lambda rank: weights(compose(*parts, f"trainer={trainer}"), rank, 2), 2, tmp_path):
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
@@ -231,11 +234,12 @@ APART = (24, 24)
         (Blocks(-2, 8), (24, 16)),
         (Blocks(-1, 8), (48, 8)),
         (Blocks(-2, 24, APART), (24, 16)),
-        (Blocks(-2, 24, (32, 8, 8), unit=8), (48, 16)),
+        (Blocks(-2, 24, (32, 8, 8), unit=8), (32, 16)),  # a block of 16 and, on both ranks, the blocks of 8
         (Blocks(-2, 8, (32, 8, 8)), (24, 16)),
         (Blocks(-2, 16), (48, 16)),
         (Blocks(-2, 20), (48, 16)),
-        (Blocks(-2, 24, APART, together=True), (48, 16)),
+        (Blocks(-2, 24, APART, together=True), (24, 16)),
+        (Blocks(-2, 48, APART, together=True), (48, 16)),
     ],
 )
 def test_ranks_share_the_blocks_of_a_matrix_out(tmp_path: Path, blocks: Blocks, own: tuple[int, int]) -> None:
