@@ -25,7 +25,9 @@ class Bare:
         lightning.seed_everything(config["seed"], verbose=False)
         self.device, self.seed = torch.device(device), config["seed"]
         self.clip_norm = config["trainer"]["gradient_clip_val"]
-        self.low = (precision or native_precision("gpu" if device == "cuda" else "cpu")) == "bf16-mixed"
+        precision = precision or native_precision("gpu" if device == "cuda" else "cpu")
+        config["trainer"]["precision"] = precision  # which the optimizer follows
+        self.low = precision == "bf16-mixed"
         self.data = build_data(config["data"], config["tokenizer"], config["seed"])
         module = build_module(config, self.data.vocab_size, self.data.domains, self.data.micro_batch_size)
         self.module = module.to(self.device)

@@ -104,7 +104,7 @@ def with_saved_overrides(typed: list[str]) -> list[str]:
 
 
 def folder_of_start(place: str | None) -> Path | None:
-    """Return the folder of the run that `init.from` names itself, its weights or a checkpoint; None if none."""
+    """Return the folder of the run that `init.from` names by folder, weights or checkpoint; None if there is none."""
     if place is None:
         return None
     path = Path(place)

@@ -6,10 +6,16 @@
 O brings all singular values s near 1, by Newton-Schulz steps X <- a X + (b A + c A A) X with A = X X^T; Jordan et al.
 make five from X = U / (sum s^2)^(1/2), here they start from X = U / (sum s^8)^(1/8), which is nearer to the largest and
 saves a step. The factor gives an update the root mean square that those of AdamW have (2502.16982, equation 4), so one
-rate and one decay serve both. Matrices between hidden layers take Muon, every expert of a stack by itself, and so does
-every block of neighbouring heads or hidden units, that is of rows or columns (Per-Head Muon: Kimi K3, arXiv 2607.24653,
-section 2.5; blocks: arXiv 2510.16981): a wide network is the sum of narrow ones, and a small Gram matrix is cheap.
-Embedding, head, norms, biases and routers take AdamW.
+rate and one decay serve both. Three steps bring a random matrix to 0.92 to 0.98 of the norm of U V^T, five steps of
+Jordan et al. from the Frobenius norm to 0.81 to 0.96: an update here is 0.97 to 1.2 times theirs, by shape.
+
+Matrices between hidden layers take Muon, every expert of a stack by itself, and so does every block of neighbouring
+heads or hidden units, that is of rows or columns (Per-Head Muon: Kimi K3, arXiv 2607.24653, section 2.5; blocks: arXiv
+2510.16981): a wide network is the sum of narrow ones, and a small Gram matrix is cheap. At every width a block is of
+one matrix among those that lie side by side in a weight, such as queries and keys, and of whole heads. Gate and up of a
+gated network are the exception: a block has the gates and the ups of the same units, half of its columns each, which is
+better by 0.004 bits per byte at experts of 32, 128 and 512 units than blocks of either (LOG.md, 2026-12-01). Embedding,
+head, norms, biases and routers take AdamW.
 """
 
 from collections.abc import Callable
