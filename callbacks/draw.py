@@ -137,6 +137,6 @@ def paint(axes: "Axes", values: Tensor, top: float, loads: bool, edges: Sequence
     if loads:
         rows, columns = np.nonzero(cells == 0)
         axes.scatter(middles[columns], rows, marker="x", color="black", s=20, linewidths=1)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12 if edges is None else 4))  # steps have many digits
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return image
