@@ -22,18 +22,18 @@ def main(arguments: list[str]) -> None:
     form.add_argument("--json", action="store_true", help="a list of objects")
     form.add_argument("--markdown", action="store_true", help="the table of the README")
     form.add_argument("--refused", action="store_true", help="pairs that cannot go together, and why")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from app.pages import catalogue, refused  # torch takes seconds to import, and --help needs none of it
 
-    for group in asked.groups:
+    for group in options.groups:
         if group not in catalogue.GROUPS:
             raise UserError(unknown(group, group, catalogue.GROUPS))
-    chosen = asked.groups or catalogue.GROUPS
-    if asked.json:
+    chosen = options.groups or catalogue.GROUPS
+    if options.json:
         print(json.dumps([asdict(entry) for entry in catalogue.entries() if entry.kind in chosen], indent=1))
-    elif asked.markdown:
+    elif options.markdown:
         print(catalogue.markdown(), end="")
-    elif asked.refused:
+    elif options.refused:
         print(refused.markdown(), end="")
     else:
         print(catalogue.listing(chosen, min(120, shutil.get_terminal_size((80, 24)).columns)))

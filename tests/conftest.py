@@ -20,9 +20,18 @@ import app.config.environment  # noqa: F401
 from app.config.compose import as_dict
 
 ROOT = Path(__file__).parent.parent
-NANO = ("model=nano", "tokenizer=bytes", "data.seq_len=32", "data.batch_size=4", "data.micro_batch_size=2",
-        "data.val_rows=2", "trainer.max_steps=2", "trainer.val_every=100", "trainer.precision=32-true",
-        "callbacks=off")  # fmt: skip
+NANO = (
+    "model=nano",
+    "tokenizer=bytes",
+    "data.seq_len=32",
+    "data.batch_size=4",
+    "data.micro_batch_size=2",
+    "data.val_rows=2",
+    "trainer.max_steps=2",
+    "trainer.val_every=100",
+    "trainer.precision=32-true",
+    "callbacks=off",
+)
 
 
 def on_cpu(overrides: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a key that does not exist was probably meant to be: searched for in all groups and their options."""
+"""Hints for a key that does not exist, searched for in all groups and their options."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -35,8 +35,6 @@ ELSEWHERE = {  # names in other trainers and libraries
     "max_length": "data.seq_len",
     "block_size": "data.seq_len",
 }
-
-
 REMARKS = {
     "data.micro_batch_size": "rows of one forward pass; an optimizer step has data.batch_size rows",
     "trainer.max_steps": "the length of a run is given in optimizer steps",

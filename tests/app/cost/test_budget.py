@@ -33,7 +33,7 @@ def config(*overrides: str) -> dict[str, Any]:
 
 
 def swiglu_flops(x: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor, *_: Any, **__: Any) -> int:
-    """Of the rows that belong to an expert; those after the last end are not computed."""
+    """FLOPs of the rows that belong to an expert; those after the last end are not computed."""
     return 2 * int(ends[-1]) * (w_in[0].numel() + w_out[0].numel())
 
 
@@ -112,7 +112,7 @@ def test_flops_of_every_activation_equal_what_torch_counts(name):
 
 
 def expected_flops(model: Transformer) -> float:
-    """What torch counts for S tokens, if every token had the number of experts that its router states.
+    """FLOPs by torch of S tokens, if every token had the number of experts that its router states.
 
     The data decide it under some selections, and full experts drop tokens. HyperRouter makes the router's weights once
     for all tokens, which is no work of a token.

@@ -311,7 +311,7 @@ def test_the_rule_for_gate_and_up_is_chosen_by_config(compose: Compose, value: s
 
 
 def test_without_a_rule_the_axis_is_cut_as_if_it_held_one_matrix() -> None:
-    """As runs did before there was a choice; they go on so."""
+    """Runs did so before there was a choice, and go on so."""
     whole, gradient = torch.randn(3, 8, 40), torch.randn(3, 8, 40)
     moved = updated(whole, gradient, hidden(whole, **GATE_UP), block=16, gate_up=None)
     parts = zip(whole.split([14, 13, 13], -1), gradient.split([14, 13, 13], -1), strict=True)
