@@ -4,7 +4,7 @@ from collections.abc import Callable
 from threading import Lock, Timer
 from typing import Self
 
-PATIENCE = 2.0  # seconds
+PATIENCE = 5.0  # seconds
 
 
 class SlowNotice:
