@@ -127,7 +127,8 @@ def contestants(race: Race) -> str:
 
 
 def _code(overrides: Sequence[str]) -> str:
-    return " ".join(f"`{override}`" for override in overrides) or "nothing else"
+    """Return overrides as code; what would end the code is escaped instead, for it may be text of others."""
+    return " ".join(escaped(each) if set(each) & {"`", "\n"} else f"`{each}`" for each in overrides) or "nothing else"
 
 
 def _marked(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -147,6 +147,8 @@ def test_the_page_explains_columns_and_contestants_before_the_first_table(
         table = min(place for mark in ("| contestant |", "<table>") if (place := page.find(mark)) > 0)
         assert page.index("95 % interval") < page.index(code) < table
     assert "&lt;4&gt;" in (tmp_path / "index.html").read_text()
+    foreign = replace(RACE, contestants=NAMES | {"good": ["run=`<script>"]})
+    assert "<script>" not in markdown(foreign, "r", result)
 
 
 def test_an_empty_plot_says_what_is_missing() -> None:
