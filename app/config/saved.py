@@ -19,6 +19,7 @@ LATER: dict[
     ("tokenizer", "file"): {"begin": None},
     ("optimizer", "muon"): {"gate_up": None, "dtype": "auto"},
 }
+ROUTER_PARTS = ("score", "select", "weigh", "drop")
 CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"  # of a run
 
 
@@ -124,7 +125,7 @@ def with_options_of_start(typed: list[str]) -> list[str]:
         return typed
     saved = read_config(folder / CONFIG)
     options = {"balance": f"[{','.join(saved['balance'])}]" if saved["balance"] else "none"}
-    options |= {f"router/{part}": get(saved, f"router.{part}.name") for part in ("score", "select", "weigh", "drop")}
+    options |= {f"router/{part}": get(saved, f"router.{part}.name") for part in ROUTER_PARTS}
     options |= {"experts": get(saved, "experts.name"), "experts/activation": get(saved, "experts.activation.name")}
     if "router" in keys:  # a preset may bring its own balance
         options = {key: option for key, option in options.items() if key.startswith("experts")}

@@ -14,7 +14,7 @@ import torch
 from app.config.build import build_init, build_module, build_skills, build_upcycle
 from app.config.compose import Config
 from app.config.overrides import key_of
-from app.config.saved import CONFIG, folder_of_start, get, put, read_config
+from app.config.saved import CONFIG, ROUTER_PARTS, folder_of_start, get, put, read_config
 from app.data.module import TokenDataModule
 from app.data.tokenizers import Tokenizer
 from app.model.assemble import build_model
@@ -30,7 +30,6 @@ from app.training.module import LanguageModel
 from app.training.unfilled import Given
 
 OF_THE_MODEL = ("model", "experts", "router", "balance", "tokenizer")  # groups that come with its weights
-ROUTER_PARTS = ("score", "select", "weigh", "drop")
 
 
 def with_model_of_start(config: Config, overrides: list[str]) -> Config:

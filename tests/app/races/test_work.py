@@ -41,18 +41,18 @@ def test_a_member_that_another_worker_trains_is_waited_for_and_not_trained_again
 
 
 class Endless:
-    """A run that ends only when it is asked to."""
+    """A run that ends only when it is terminated."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.terminated = False
 
     def wait(self, seconds: float) -> int:
-        if self.asked:
+        if self.terminated:
             return -signal.SIGTERM
         raise subprocess.TimeoutExpired("train.py", seconds)
 
     def terminate(self) -> None:
-        self.asked = True
+        self.terminated = True
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def gone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_worker_whose_study_was_killed_ends_its_run(gone: None) -> None:
     run = Endless()
     assert work._waited_for(run) in work.STOPPED  # type: ignore[arg-type]
-    assert run.asked
+    assert run.terminated
 
 
 def test_a_worker_whose_study_was_killed_begins_no_other_run(
