@@ -1,16 +1,19 @@
 """Going on with a run: what it shows at its end is what a run that was never interrupted shows."""
 
+import itertools
 import json
 import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from app.training import usage
 from app.training.checkpoints import steps
 from tests.app.runs.conftest import Shell, command, environment, mistake, shown, tree
 from tests.app.training.test_faults import assert_same_end
@@ -44,12 +47,14 @@ def test_what_a_killed_process_had_half_written_is_cleared_away(train: Train) ->
     assert not [path for path in left if path.exists()]
 
 
-def test_a_run_in_two_parts_adds_up(train: Train) -> None:
+def test_a_run_in_two_parts_adds_up(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A clock that a second passes on at every look makes the sums independent of the machine's speed.
+    monkeypatch.setattr(usage, "time", SimpleNamespace(monotonic=itertools.count().__next__))
     first = json.loads((train("trainer.max_steps=4") / "summary.json").read_text())
     second = json.loads((train("trainer.max_steps=8", "resume=true") / "summary.json").read_text())
     assert second["tokens_seen"] == 2 * first["tokens_seen"]
-    assert second["wall_s"] > 1.2 * first["wall_s"]
-    assert second["tokens_per_s"] < 4 * first["tokens_per_s"]
+    assert second["wall_s"] > 1.5 * first["wall_s"]
+    assert second["tokens_per_s"] < 1.5 * first["tokens_per_s"], "twice the tokens in twice the time"
 
 
 def killed(folder: Path, name: str, step: int, number: signal.Signals, line: str = LONG, seconds: float = 100) -> int:

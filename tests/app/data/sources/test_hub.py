@@ -159,7 +159,7 @@ def test_a_mistake_is_one_line(told: Told, tmp_path: Path, words: str, line: str
 
 
 @pytest.mark.parametrize("listens", [True, False])
-def test_a_hub_that_does_not_answer_is_one_line_within_ten_seconds(
+def test_a_hub_that_does_not_answer_is_one_line_within_half_a_minute(
     monkeypatch: pytest.MonkeyPatch, listens: bool
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:  # and never answers
@@ -169,7 +169,7 @@ def test_a_hub_that_does_not_answer_is_one_line_within_ten_seconds(
         before = time.monotonic()
         with pytest.raises(UserError, match=r"^data.name=o/set: the Hub cannot be reached \(.*data.path=FILE$"):
             Hub(name="o/set", **HUB).fingerprint()
-    assert time.monotonic() - before < 10
+    assert time.monotonic() - before < 30, "PATIENCE is 4 s; the rest is for a busy machine"
 
 
 @pytest.fixture
