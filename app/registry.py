@@ -142,11 +142,11 @@ def check(cls: type, values: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _convert(key: str, value: Any, kind: Any) -> Any:
-    words = [choice for choice in (kind, *get_args(kind)) if get_origin(choice) is Literal]
-    if words:  # one of some words, or null where the kind allows it
+    literals = [choice for choice in (kind, *get_args(kind)) if get_origin(choice) is Literal]
+    if literals:
         null = type(None) in get_args(kind)
-        if value not in get_args(words[0]) and not (null and value is None):
-            allowed = [*map(str, get_args(words[0])), *(["null"] if null else [])]
+        if value not in get_args(literals[0]) and not (null and value is None):
+            allowed = [*map(str, get_args(literals[0])), *(["null"] if null else [])]
             raise UserError(f"{key}={value}: must be one of {', '.join(allowed)}")
         return value
     if isinstance(value, str) and "${" in value:  # a word out of a saved config, which OmegaConf would look up

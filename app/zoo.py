@@ -1,4 +1,4 @@
-"""`python -m app.zoo [GROUP ...]`: all parts, or those of some groups, from their classes, docstrings and YAMLs.
+"""`python -m app.zoo [GROUP ...]`: list the registered parts from their classes, docstrings and YAMLs.
 
 `--json` for programs, `--markdown` for the README, `--refused` for the pairs that cannot go together and why.
 """
@@ -15,7 +15,7 @@ from app.registry import UserError, unknown
 
 def main(arguments: list[str]) -> None:
     """Print the parts."""
-    parser = argparse.ArgumentParser(prog="python -m app.zoo", description="Prints all parts, or those of groups.")
+    parser = argparse.ArgumentParser(prog="python -m app.zoo", description="Print the registered parts.")
     groups = "router, score, select, weigh, drop, balance, experts or activation; none: all"
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=groups)
     form = parser.add_mutually_exclusive_group()

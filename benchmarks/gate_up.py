@@ -1,11 +1,11 @@
-"""Whether Muon should orthogonalize the gate and the up projection of an expert apart or together, by expert width.
+"""Compare Muon with gate and up projection orthogonalized apart or together, by expert width.
 
-    python -m benchmarks.gate_up RESULTS.jsonl [--seeds 5] [--steps 160 512] [--jobs 2]    # train; can be stopped
-    python -m benchmarks.gate_up RESULTS.jsonl --report                                     # table of what has ended
+    python -m benchmarks.gate_up RESULTS.jsonl [--seeds 5] [--steps 160 512] [--jobs 2]    # train; resumable
+    python -m benchmarks.gate_up RESULTS.jsonl --report                                     # table of finished trials
 
-Three layouts of size `race/xs` with equally many expert parameters and experts of width 32, 128 and 512. Differences
-are paired by seed: the same initial weights and the same rows in the same order. Each run is a process of its own with
-one thread in float32, with the learning rate of `race/xs`, and a complete schedule of its length.
+Three layouts of size `race/xs` with equal expert parameters and experts of width 32, 128 and 512. Differences are
+paired by seed: the same initial weights and the same rows in the same order. Each trial is a separate process with one
+thread in float32, with the learning rate of `race/xs` and a complete schedule of its length.
 """
 
 import argparse
@@ -32,7 +32,7 @@ TRAIN = Path(__file__).parents[1] / "train.py"
 
 
 class Trial(NamedTuple):
-    """One run."""
+    """A training run of the comparison."""
 
     seed: int
     steps: int

@@ -119,7 +119,7 @@ def _name_columns(axes: "Axes", numbers: Sequence[int]) -> None:
 
 
 def paint(axes: "Axes", values: Tensor, top: float, loads: bool, edges: Sequence[int] | None = None) -> Any:
-    """Values (rows, columns) as cells of one axis; whole numbers on both. Columns may have `edges`."""
+    """Draw values (rows, columns) as the cells of one axis, with columns between `edges` if given."""
     from matplotlib.colors import Normalize, TwoSlopeNorm
     from matplotlib.ticker import MaxNLocator
 

@@ -18,7 +18,7 @@ from callbacks.writing import event_writer, step_of
 from routers.assignments import expert_load, importance
 from routers.contract import Routing
 
-COLUMNS = 256  # of the history; where it is full, each two neighbours become one
+COLUMNS = 256  # of the history; a full history is halved by merging neighbours
 
 
 @register("callback")
@@ -73,7 +73,7 @@ class ExpertPictures(RoutingCallback):
         self._publish(trainer, uniform_multiple(sums["importance"]))
 
     def _halve(self) -> None:
-        """Join neighbours in the history, each with the weight of its steps; an odd one at the end stays."""
+        """Merge neighbours in the history, weighted by their steps; an unpaired last column is unchanged."""
         widths = [step - before for before, step in zip([0, *self.steps], self.steps, strict=False)]
         steps, history = [], []
         for i in range(0, len(self.steps) - 1, 2):

@@ -50,12 +50,12 @@ class LoadMap(RoutingCallback):
 
 
 def lines(load: Tensor) -> list[str]:
-    """What is told of a load (L, domains, E)."""
+    """Return the lines that describe a load (L, domains, E)."""
     whole = load.sum(1)  # (L, E)
-    said = [_balance(whole), _specialisation(load), _dead(dead_experts(whole), whole.size(1))]
+    findings = [_balance(whole), _specialisation(load), _dead(dead_experts(whole), whole.size(1))]
     head = "experts on held-out text: ░ little, ▒ even, ▓ more, █ from 1.75 times the even load on, x no token"
     rows = [f"layer {layer}  {_shaded(row)}" for layer, row in enumerate(uniform_multiple(whole))]
-    return [head, *rows, *(line for line in said if line)]
+    return [head, *rows, *(line for line in findings if line)]
 
 
 def _shaded(row: Tensor) -> str:

@@ -100,7 +100,7 @@ class FeedForward(nn.Module):
         return self.w_out(self.activation(self.w_in(x)))
 
     def matrix_layouts(self) -> dict[str, MatrixLayout]:
-        """Return where the hidden units lie in each weight."""
+        """Return the axis and sections of the hidden units in each weight."""
         _, hidden_dim = self.shape
         sections = (hidden_dim,) * self.activation.columns
         return {"w_in.weight": MatrixLayout(-2, sections, paired=True), "w_out.weight": MatrixLayout(-1, (hidden_dim,))}
@@ -154,7 +154,7 @@ class Stack(nn.Module):
         return [bias for bias in (self.b_in, self.b_out) if bias is not None]
 
     def matrix_layouts(self) -> dict[str, MatrixLayout]:
-        """Return where the hidden units lie in each weight."""
+        """Return the axis and sections of the hidden units in each weight."""
         _, _, hidden_dim = self.shape
         sections = (hidden_dim,) * self.activation.columns
         return {"w_in": MatrixLayout(-1, sections, paired=True), "w_out": MatrixLayout(-2, (hidden_dim,))}

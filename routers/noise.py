@@ -30,7 +30,7 @@ def rows_of_noise(
         draw: from (length, columns, generator=, device=) to a tensor.
     """
     rows, *each = shape
-    if device.type == "meta":  # only the shape is asked for: such a device has no source of noise
+    if device.type == "meta":  # has no random generator; only the shape matters
         return torch.empty(rows * each[0], each[1], device=device)
     sources = (torch.Generator(device).manual_seed(mixed(seed, PARTS.index(part), first + i)) for i in range(rows))
     return torch.cat([draw(*each, generator=source, device=device) for source in sources])

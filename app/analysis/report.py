@@ -58,16 +58,15 @@ def measure(run: TrainedRun, rows: int, experiments: bool = True) -> dict[str, A
 
 
 def _which_rows(run: TrainedRun, rows: int) -> str:
-    """Return in words which held-out rows the numbers are of, at most `rows` of every domain."""
-    kept = Counter(run.text.rows["domain"][:, 0].tolist())
-    read = {min(rows, number) for number in kept.values()}
-    whole = all(rows >= number for number in kept.values())
-    number = f"{min(read)}" if len(read) == 1 else f"{min(read)} to {max(read)}"
-    if whole:
-        return f"all {number} held-out rows of each domain that its validations read, so the loss is theirs"
+    """Describe the validation rows that the report uses, at most `rows` per domain."""
+    available = Counter(run.text.rows["domain"][:, 0].tolist()).values()
+    used = {min(rows, number) for number in available}
+    number = f"{min(used)}" if len(used) == 1 else f"{min(used)} to {max(used)}"
+    if rows >= max(available):
+        return f"all {number} validation rows per domain, so the loss equals the validation loss"
     return (
-        f"{number} of the {max(kept.values())} held-out rows of each domain that its validations read, so the loss "
-        f"is near theirs; --rows {max(kept.values())} reads all"
+        f"{number} of the {max(available)} validation rows per domain, so the loss is near the validation loss; "
+        f"--rows {max(available)} uses all"
     )
 
 

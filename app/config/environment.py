@@ -23,7 +23,7 @@ SETTINGS = {
 for _name, _value in SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
-# A study or torchrun that is killed cannot end the processes that it has started: the system sends them SIGTERM then.
+# A killed study or torchrun cannot end the processes that it started, so Linux is asked to send them SIGTERM.
 PARENT = "ROUTER_ZOO_PARENT"  # set by a study for its trials: its process
 PR_SET_PDEATHSIG = 1  # of Linux
 
@@ -31,7 +31,7 @@ _parent = os.environ.pop(PARENT, None)
 if sys.platform == "linux" and (_parent is not None or "TORCHELASTIC_RUN_ID" in os.environ):
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 if _parent not in (None, str(os.getppid())):
-    sys.exit(128 + signal.SIGTERM)  # it was gone before
+    sys.exit(128 + signal.SIGTERM)  # the study ended before the request above was made
 
 # glibc gives large blocks back to the system when they are freed and asks for them again at the next step, page by
 # page; keeping them made a layer's step 8 % faster: mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, max).
@@ -42,14 +42,14 @@ if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt") and not _ch
 
 
 class _OneLine(logging.Formatter):
-    """A warning is marked as one; news are not."""
+    """Format a record as one line, with the level as prefix from warnings on."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 
-# What we say and warn of is one line, whatever Hydra makes of the root logger.
+# Messages and warnings take one line each, however Hydra configures the root logger.
 _lines = logging.StreamHandler()
 _lines.setFormatter(_OneLine())
 logging.getLogger("app").addHandler(_lines)

@@ -66,7 +66,7 @@ def unknown_key(key: str, config: Mapping[str, Any], conf: Path) -> str:
 
 
 def _options_with(name: str, group: Path) -> list[str]:
-    """Return the options of a group that have a key, first those that cannot do without."""
+    """Return the options of a group that have a key; options that require a value for it come first."""
     options: dict[str, bool] = {}
     for path in sorted(group.glob("*.yaml")):
         values = OmegaConf.load(path)
@@ -76,7 +76,7 @@ def _options_with(name: str, group: Path) -> list[str]:
 
 
 def _same_name(key: str, config: Mapping[str, Any]) -> list[str]:
-    """Return keys elsewhere in the config whose last part is the same: those in the same group, if there are any."""
+    """Return keys with the same last part elsewhere in the config, preferring keys of the same group."""
     first, name = key.split(".")[0], key.split(".")[-1]
     found = [path for path in _paths(config) if path.split(".")[-1] == name and path != key]
     near = [path for path in found if path.split(".")[0] == first] or found
@@ -84,7 +84,7 @@ def _same_name(key: str, config: Mapping[str, Any]) -> list[str]:
 
 
 def _paths(config: Mapping[str, Any], before: str = "") -> Iterator[str]:
-    """Yield every key of a config with its groups."""
+    """Yield every dotted key of a config."""
     for key, value in config.items():
         path = f"{before}{key}"
         yield path

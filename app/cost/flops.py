@@ -1,7 +1,7 @@
 """Floating-point operations of a forward pass, per token.
 
-A plain product counts 2 for each number of its matrix. What is not one, a router that carries a state over layers or a
-layout that uses a matrix twice, is run on the meta device, where nothing is computed, under torch's counter.
+A plain matrix product costs 2 FLOPs per parameter. Other computations, such as a router with a state across layers or a
+layout that uses a matrix twice, run on the meta device, where nothing is computed, under torch's counter.
 """
 
 import copy
@@ -23,15 +23,16 @@ from routers.contract import Context, Score
 
 T = TypeVar("T")
 Module = TypeVar("Module", bound=nn.Module)
-TOKENS = 64  # that a part is counted on, and twice as many: what does not grow with them is no work of a token
+# A part is counted with this many tokens and with twice as many: FLOPs that do not grow are not per-token work.
+TOKENS = 64
 
 
 def forward_flops(model: Transformer, attended: float) -> float:
     """Return the FLOPs per token of a forward pass in training.
 
     Args:
-        model: It may lie on the meta device.
-        attended: Positions that a token attends to.
+        model: May be on the meta device.
+        attended: Mean number of positions that a token attends to.
     """
     config = model.config
     attention = 4 * config.num_heads * config.head_width * attended  # of a layer: products with keys and with values
@@ -44,7 +45,7 @@ def forward_flops(model: Transformer, attended: float) -> float:
 
 
 def router_flops(model: Transformer) -> float:
-    """Return the FLOPs per token of the scores of all MoE layers, each as often as it is evaluated."""
+    """Return the router FLOPs per token over all MoE layers, counting every evaluation."""
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     scores = [_on_meta(layer.router.score) for layer in layers]
     shared = None if model.shared_score is None else _on_meta(model.shared_score)
@@ -58,7 +59,7 @@ def router_flops(model: Transformer) -> float:
 
 
 def _score_flops(scores: list[Score], shared: nn.Module | None, dim: int, num_tokens: int) -> list[int | None]:
-    """Return what torch counts in the score of each layer; None for one that does not run on the meta device."""
+    """Return the FLOPs that torch counts in each layer's score; None if it does not run on the meta device."""
     x = torch.empty(num_tokens, dim, device="meta")
     ids = torch.empty(num_tokens, dtype=torch.int64, device="meta")
     valid = torch.empty(1, num_tokens, dtype=torch.bool, device="meta")
@@ -83,7 +84,7 @@ def _ffn_flops(ffn: nn.Module, dim: int) -> float:
 
 
 def _unrouted_flops(experts: Experts, dim: int) -> float:
-    """Return the FLOPs per token of what a layout computes for every token, whoever its experts are."""
+    """Return the FLOPs per token of the shared parts of a layout, which run for every token."""
     layout = _on_meta(experts)
 
     def compute(num_tokens: int) -> None:
@@ -99,7 +100,7 @@ def _unrouted_flops(experts: Experts, dim: int) -> float:
 
 
 def _repeated_flops(block: Block, attention: float) -> float:
-    """Return the FLOPs per token of what a mixture of outputs computes in a block beside the first time."""
+    """Return the FLOPs per token of the additional passes of a mixture of outputs in a block."""
     if not (isinstance(block.ffn, MoE) and isinstance(block.ffn.experts, Mixture)):
         return 0
     mixture = block.ffn.experts
@@ -113,18 +114,18 @@ def _repeated_flops(block: Block, attention: float) -> float:
 
 
 def _counted(compute: Callable[[], T]) -> tuple[T | None, int | None]:
-    """Return the result of a computation on the meta device and its FLOPs; None where it does not run there."""
+    """Return the result and the FLOPs of a computation on the meta device; None for both if it cannot run there."""
     counter = FlopCounterMode(display=False)
     try:
         with counter, torch.no_grad():
             result = compute()
-    except (NotImplementedError, RuntimeError):  # a part that reads values, which the meta device does not have
+    except (NotImplementedError, RuntimeError):  # the part reads values, which meta tensors do not have
         return None, None
     return result, counter.get_total_flops()
 
 
 def _on_meta(module: Module) -> Module:
-    """Return a copy of a module with parameters and buffers that have shapes and no memory."""
+    """Return a copy of a module with its parameters and buffers on the meta device."""
     tensors: dict[int, Tensor] = {id(p): nn.Parameter(p.detach().to("meta"), False) for p in module.parameters()}
     tensors |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
     return copy.deepcopy(module, tensors)

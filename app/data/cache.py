@@ -90,7 +90,7 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
         line = f"data: reads the text{learned}, which may take minutes; {folder} keeps the tokens for later runs"
         with SlowNotice(log.info, line) as notice:
             size, tokens = _fill(source, tokenizer, unfinished)
-        if notice.said:
+        if notice.is_printed:
             log.info(f"data: {size / 1e6:.1f} MB of text are {tokens:,} tokens, {time.monotonic() - started:.0f} s")
         sums = {path.name: _sum(path) for path in unfinished.iterdir()}
         (unfinished / SUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
@@ -100,7 +100,7 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _fill(source: Source, tokenizer: Tokenizer, folder: Path) -> tuple[int, int]:
-    """Write the files of a corpus; return the bytes of its text, and its tokens."""
+    """Write the files of a corpus; return the number of text bytes and of tokens."""
     with _progress() as progress:
         if tokenizer.learns:
             limit = SAMPLE // len(source.domains)

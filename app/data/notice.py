@@ -1,4 +1,4 @@
-"""News of something slow: said when it takes long, so a command that ends at once with a mistake says nothing else."""
+"""Notices for slow operations: printed after a delay, so that a quick error remains the only line of output."""
 
 from collections.abc import Callable
 from threading import Lock, Timer
@@ -8,25 +8,27 @@ PATIENCE = 5.0  # seconds
 
 
 class SlowNotice:
-    """A context in which a line is said as soon as it takes longer than `PATIENCE`, or when `say_now` is called.
+    """Context manager that prints a line once: after `PATIENCE` seconds, or earlier when `print_now` is called.
 
     Args:
-        say: Prints a line.
-        line: It is said once.
+        write: Prints a line.
+        line: The notice.
     """
 
-    def __init__(self, say: Callable[[str], object], line: str) -> None:
-        self._say, self._line, self._lock = say, line, Lock()
-        self.said = False
-        self._timer = Timer(PATIENCE, self.say_now)
+    def __init__(self, write: Callable[[str], object], line: str) -> None:
+        self._write = write
+        self._line = line
+        self._lock = Lock()
+        self.is_printed = False
+        self._timer = Timer(PATIENCE, self.print_now)
         self._timer.daemon = True
 
-    def say_now(self) -> None:
-        """Say the line unless it was said."""
+    def print_now(self) -> None:
+        """Print the line unless it is already printed."""
         with self._lock:
-            if not self.said:
-                self.said = True
-                self._say(self._line)
+            if not self.is_printed:
+                self.is_printed = True
+                self._write(self._line)
 
     def __enter__(self) -> Self:
         self._timer.start()

@@ -66,7 +66,7 @@ def _taken(weights: tuple[float, ...], count: int) -> list[int]:
 @lru_cache
 def _shares(weights: tuple[float, ...]) -> list[Fraction]:
     """The share of each domain in what those before it leave; the last one takes all, so the sum is exact."""
-    # 0.3 means 3/10 and not the nearest binary fraction; a small weight keeps six digits, too, and is not rounded to 0
+    # 0.3 means 3/10 and not the nearest binary fraction. The limit keeps six digits of the smallest weight, too.
     smallest = Fraction(min((weight for weight in weights if weight > 0), default=1.0))
     limit = 10**6 if smallest >= Fraction(1, 10**6) else math.ceil(10**6 / smallest)
     exact = [Fraction(weight).limit_denominator(limit) for weight in weights]

@@ -57,7 +57,7 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))  # (B, S, D)
 
     def matrix_layouts(self) -> dict[str, MatrixLayout]:
-        """Return where the heads lie in each weight."""
+        """Return the axis and size of the heads in each weight."""
         heads = self.head_dim
         return {
             "qkv.weight": MatrixLayout(-2, tuple(self.sizes), unit=heads),

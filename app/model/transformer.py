@@ -79,11 +79,11 @@ class Transformer(nn.Module):
         return [p for p in self.parameters() if p.dim() >= 2 and p not in own]
 
     def stacked_vectors(self) -> list[nn.Parameter]:
-        """Return the parameters that hold one vector for each expert, such as biases; they are no matrices."""
+        """Return the parameters that stack one vector per expert, such as biases."""
         return [p for module in self.modules() if isinstance(module, Experts) for p in module.settled()]
 
     def matrix_layouts(self) -> dict[nn.Parameter, MatrixLayout]:
-        """Return where heads or hidden units lie in the weights of the blocks that have them."""
+        """Return the layout of every block weight that has heads or hidden units."""
         layouts: dict[nn.Parameter, MatrixLayout] = {}
         for module in self.blocks.modules():
             if isinstance(module, HasMatrixLayouts):

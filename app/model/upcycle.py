@@ -7,10 +7,9 @@
               (Nakamura et al. 2025, arXiv 2502.19261, section 3)
 
 The outputs of the experts are divided by the sum of a token's gates at equal scores: 1 where gates are normalised,
-top_k / E under a softmax over all experts (so does Megatron-Core for 2410.07524), each times the router's `scale`.
-Where this sum is the same for all tokens, the first forward pass of `copied` and `granular` is that of the dense model;
-else it is near it as long as the scores are near each other. All else is taken over as it is; a shared expert starts at
-0.
+top_k / E under a softmax over all experts (as Megatron-Core does for 2410.07524), each times the router's `scale`. If
+all tokens have this sum, the first forward pass of `copied` and `granular` equals that of the dense model; otherwise it
+is close while the scores are close to each other. All other weights are copied; a shared expert starts at 0.
 """
 
 from dataclasses import dataclass
@@ -139,7 +138,7 @@ def _gate_sum(router: Router) -> float:
         raise UserError(f"upcycle.checkpoint: {name} weighs what experts see, so they cannot start as a dense model")
     was_training = router.weigh.training
     router.weigh.eval()
-    with torch.device("cpu"):  # values are needed, also for a model on the meta device
+    with torch.device("cpu"):  # real values are needed even if the model is on the meta device
         activated = router.weigh.activated(torch.zeros(1, router.num_experts))
         token, expert = torch.zeros(router.top_k, dtype=torch.int64), torch.arange(router.top_k)
         gates = router.weigh(activated, token, expert, Context(torch.ones(1, 1, dtype=torch.bool)))

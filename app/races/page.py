@@ -60,7 +60,7 @@ def _html(race: Race, name: str, result: Mapping[str, Any], drawn: Mapping[str, 
 
 
 def _contestants(race: Race) -> str:
-    """Return a list of the contestants and the overrides that make them."""
+    """Return an HTML list of the contestants and their overrides."""
     common = f"<dt>all of them</dt><dd>{_code(race.common)}</dd>" if race.common else ""
     each = (f"<dt>{escape(name)}</dt><dd>{_code(words)}</dd>" for name, words in race.contestants.items())
     return f"<dl>{common}{''.join(each)}</dl>"

@@ -85,7 +85,7 @@ def frontier(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
 
 
 def _say_if_empty(axes: Axes, shown: Sequence[Any], missing: str) -> None:
-    """Write into an empty plot what it needs."""
+    """Write a note into an empty plot about the missing data."""
     if not shown:
         axes.text(0.5, 0.5, missing, ha="center", va="center", transform=axes.transAxes, color="0.4", wrap=True)
 

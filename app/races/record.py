@@ -47,7 +47,7 @@ def record_of(folder: Path) -> Record:
 
 
 def optimizer_of(config: Config) -> str:
-    """Return what of the optimizer decides how weights of different widths are treated, in words."""
+    """Describe the optimizer settings that affect weights of different widths differently."""
     entry = config["optimizer"]
     rule = f", gate_up={entry['gate_up']}" if "gate_up" in entry else ""
     return f"{entry.get('name', entry.get('_target_'))}{rule}, precision {config['trainer']['precision']}"

@@ -25,9 +25,9 @@ from app.training.files import write_whole
 
 DESK = Path(".cache/race")
 TRAIN = Path(__file__).parents[2] / "train.py"
-STUDY = "ROUTER_ZOO_STUDY"  # in the environment of its workers: the process of the study
+STUDY = "ROUTER_ZOO_STUDY"  # environment variable of the workers: process id of the study
 LOOK_EVERY = 1.0  # seconds
-OF_POOL = os.environ.get(STUDY) == str(os.getppid())  # whether this is a worker that a study has started by itself
+OF_POOL = os.environ.get(STUDY) == str(os.getppid())  # whether this process is a worker of the study's process pool
 STOPPED = (130, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)  # somebody ended it: it goes on next time
 
 
@@ -54,7 +54,7 @@ def trained(key: str, overrides: list[str]) -> dict[str, Any] | None:
 
     It goes on with what an earlier start has left; a run that a killed worker has left going is waited for.
     """
-    if _study_is_gone():  # a pool hands out what is left in its queue
+    if _study_is_gone():  # a pool still hands out queued trials
         return None
     folder, log = folder_of(key), DESK / f"{key}.log"
     if folder.exists():
@@ -72,9 +72,9 @@ def trained(key: str, overrides: list[str]) -> dict[str, Any] | None:
 
 
 def _waited_for(run: "subprocess.Popen[bytes]") -> int:
-    """Return the exit status of a run, which is ended as soon as the study is gone that this worker works for.
+    """Wait for a run and return its exit status; terminate it as soon as the study of this worker is gone.
 
-    The run itself ends with this process (`app.config.environment`), but a worker of a pool outlives a killed study.
+    A run ends with its parent process (`app.config.environment`), but a pool worker survives a killed study.
     """
     while True:
         try:
@@ -82,13 +82,13 @@ def _waited_for(run: "subprocess.Popen[bytes]") -> int:
         except subprocess.TimeoutExpired:
             if _study_is_gone():
                 run.terminate()
-        except BaseException:  # somebody ends this worker, too
+        except BaseException:  # this worker is interrupted, too
             run.terminate()
             raise
 
 
 def _study_is_gone() -> bool:
-    """Return whether this is a worker of a pool, and the study that has started it was killed."""
+    """Return whether this process is a pool worker whose study was killed."""
     return OF_POOL and os.environ[STUDY] != str(os.getppid())
 
 

@@ -29,48 +29,48 @@ from app.training.checkpoints import read_checkpoint, step_of, write_weight_file
 from app.training.module import LanguageModel
 from app.training.unfilled import Given
 
-OF_THE_MODEL = ("model", "experts", "router", "balance", "tokenizer")  # groups that come with its weights
+MODEL_GROUPS = ("model", "experts", "router", "balance", "tokenizer")  # groups that weights depend on
 
 
 def with_model_of_start(config: Config, overrides: list[str]) -> Config:
-    """Return a config whose model, router, experts, balance and tokenizer are those of the run that `init.from` names.
+    """Return the config with model, router, experts, balance and tokenizer of the run in `init.from`.
 
-    Options of these groups that are other than in that run stay as they are chosen, and so do single values that
-    `overrides` set. An `experiment` chooses all of them. Weights without a config beside them give nothing.
+    An option of these groups that differs from the source run keeps its composed values, and so does every key in
+    `overrides`. With an `experiment`, or if the source has no config file, the config is returned unchanged.
 
     Args:
-        config: As it was composed.
-        overrides: That it was composed of.
+        config: Composed config.
+        overrides: Overrides that it was composed with.
 
     Raises:
-        UserError: The config of that run is damaged.
+        UserError: The source run's config is damaged.
     """
     place = build_init(config).place
     folder, keys = folder_of_start(place), [key_of(override) for override in overrides]
     if folder is None or "experiment" in keys:
         return config
     saved = read_config(folder / CONFIG)
-    taken: list[str] = []
+    inherited: list[str] = []
     if "model" not in keys:
-        taken.append("model")
+        inherited.append("model")
     if get(config, "experts.name") == get(saved, "experts.name"):
-        taken.append("experts")
+        inherited.append("experts")
     if config["balance"].keys() == saved["balance"].keys():
-        taken.append("balance")
+        inherited.append("balance")
     if "router" not in keys:
         same = [p for p in ROUTER_PARTS if get(config, f"router.{p}.name") == get(saved, f"router.{p}.name")]
-        taken += [f"router.{part}" for part in same]
+        inherited += [f"router.{part}" for part in same]
         if not any("router.layers" in override for override in overrides):
-            taken.append("router.layers")
+            inherited.append("router.layers")
     started = deepcopy(config)
-    for path in taken:
+    for path in inherited:
         put(started, path, deepcopy(get(saved, path)))
     if not any(key.split(".")[0] == "tokenizer" for key in keys):
         started["tokenizer"] = tokenizer_config(folder, saved)
     if "allow_non_causal" not in keys:
         started["allow_non_causal"] = saved["allow_non_causal"]
-    for key in (key for key in keys if "." in key and key.split(".")[0] in OF_THE_MODEL):
-        if not isinstance(get(config, key), dict):  # a part of a router is no single value
+    for key in (key for key in keys if "." in key and key.split(".")[0] in MODEL_GROUPS):
+        if not isinstance(get(config, key), dict):  # the option of a router part, not a single value
             put(started, key, get(config, key))
     return started
 
@@ -183,15 +183,18 @@ def _require_same_shapes(config: Config, begin: State, vocab_size: int, place: s
     for name in sorted(mine.keys() | (theirs.keys() - {n for n in theirs if n.startswith("balancer.")})):
         here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (mine, theirs))
         if here != there and not (name == "head.weight" and config["model"]["tie_embeddings"]):
-            different.append(f"{name} is {there} there and {here} here")
+            different.append(f"{name} has shape {there} in the weights and {here} in the config")
     if different:
         keys = _different_keys(config)
-        what = f"set {', '.join(keys)}, as there, or leave them out" if keys else "; ".join(different[:5])
-        raise UserError(f"init.from={place}: is of another model: {what}")
+        if keys:
+            problem = f"the weights are of another model. Set {', '.join(keys)} as in that run, or omit these overrides"
+        else:
+            problem = f"the weights are of another model: {'; '.join(different[:5])}"
+        raise UserError(f"init.from={place}: {problem}")
 
 
 def _different_keys(config: Config) -> list[str]:
-    """Return the keys of model, router and experts that differ from the run that `init.from` names, with its values."""
+    """Return KEY=VALUE of the source run for each key of model, router and experts that differs from this config."""
     folder = folder_of_start(build_init(config).place)
     if folder is None:
         return []
@@ -205,7 +208,7 @@ def _different_keys(config: Config) -> list[str]:
 
 
 def _values(config: Config, before: str) -> Iterator[tuple[str, Any]]:
-    """Yield every key of a config with its groups, and its value."""
+    """Yield every dotted key of a config with its value."""
     for key, value in config.items():
         if isinstance(value, dict) and value:
             yield from _values(value, f"{before}{key}.")

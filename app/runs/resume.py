@@ -83,11 +83,11 @@ def _merged(saved: Config, composed: Config, overrides: list[str]) -> tuple[Conf
     for override in overrides:
         key = key_of(override)
         for path in PLACE if key == "trainer" else [key]:
-            asked, has = get(composed, path), get(merged, path)
+            new, old = get(composed, path), get(merged, path)
             if any(fnmatch(f"{path}.", f"{free}.*") for free in FREE):
-                put(merged, path, asked)
-            elif asked != has:
-                kept[override] = f"keeping {path}={_short(has)} of the run, not {_short(asked)}"
+                put(merged, path, new)
+            elif new != old:
+                kept[override] = f"keeping {path}={_short(old)} of the run, not {_short(new)}"
     return merged, kept
 
 

@@ -38,7 +38,6 @@ from app.training.messages import say
 from app.training.processes import Decision, require_starter
 from app.training.trainer import TrainerConfig, device_line, fixed_to_machine, make_trainer
 
-OF_THAT_RUN = "model, router, experts, balance and tokenizer are that run's, but for what is set here"
 WITHOUT_EFFECT = {  # a key, and what must be set for it to do something
     "match.by": ("match.reference", lambda config: config["match"]["reference"] is not None),
     "upcycle.how": ("upcycle.checkpoint", lambda config: config["upcycle"]["checkpoint"] is not None),
@@ -72,10 +71,10 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
         data = _text(config, folder)
         if checkpoint is None:
             check_begin_with_text(config, data.tokenizer)
-        device.say_now()
+        device.print_now()
     start = build_init(config).place
     if checkpoint is None and folder_of_start(start) is not None:
-        say(f"init.from={start}: {OF_THAT_RUN}")
+        say(f"init.from={start}: uses its model, router, experts, balance and tokenizer, except for overrides")
     config = config | {"data": config["data"] | data.source.pinned}
     files: dict[str, Any] = {CONFIG: dumped(config), OVERRIDES: listed(_lasting(overrides))}
     files |= text_files(data)

@@ -92,7 +92,7 @@ def native_precision(accelerator: str) -> Literal["32-true", "bf16-mixed"]:
 
 
 def device_line(config: TrainerConfig) -> str:
-    """Return what a run says first: the device it trains on, and the precision."""
+    """Return the first line of a run: device and precision."""
     processes = config.devices * config.num_nodes
     if uses_gpu(config.accelerator):
         device = f"{processes} x {torch.cuda.get_device_name()}"
@@ -133,7 +133,7 @@ def fixed_to_machine(trainer: dict[str, Any]) -> dict[str, Any]:
 def make_trainer(
     config: TrainerConfig, folder: Path, loggers: list[Logger], callbacks: list[lightning.Callback]
 ) -> lightning.Trainer:
-    """The Trainer of a run; checkpoints lie in the run's folder.
+    """Return the Trainer of a run; checkpoints are in the run's folder.
 
     Raises:
         UserError: There is no GPU for `accelerator=gpu`, or Lightning refuses a value.

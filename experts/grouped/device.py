@@ -13,9 +13,9 @@ def on_host(x: Tensor) -> bool:
 def is_native(dtype: torch.dtype) -> bool:
     """Return whether this CPU has instructions that multiply in `dtype`; emulated, bfloat16 is slower than float32.
 
-    oneDNN calls bfloat16 supported on every CPU with AVX-512, but computes it in float32 with conversions where the
+    oneDNN reports bfloat16 as supported on every CPU with AVX-512, but emulates it with conversions to float32 if the
     instructions are missing (Skylake, Ice Lake); without AVX-512 it is 100 times slower. Arm CPUs were not measured and
-    count as without.
+    count as not native.
     """
     needed = {torch.bfloat16: ("amx_bf16", "avx512_bf16"), torch.float16: ("amx_fp16", "avx512_fp16")}
     if dtype not in needed:

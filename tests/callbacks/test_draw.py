@@ -47,5 +47,5 @@ def test_columns_are_as_wide_as_their_steps() -> None:
     assert mesh.get_coordinates()[0, :, 0].tolist() == edges
     assert mesh.get_array().tolist() == LOAD.tolist()
     top, bottom = reversed(axes.get_ylim())
-    assert top < bottom, "expert 0 stands on top"
+    assert top < bottom, "expert 0 is at the top"
     assert sorted(map(tuple, marks.get_offsets().tolist())) == [(50, 0), (210, 1)], "in the middle of their columns"

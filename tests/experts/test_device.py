@@ -37,7 +37,7 @@ def test_a_dtype_is_native_where_the_cpu_has_instructions_for_it(monkeypatch: py
 def test_a_gpu_that_emulates_bfloat16_trains_in_float32(
     monkeypatch: pytest.MonkeyPatch, native: bool, precision: str
 ) -> None:
-    """Such as a T4 or V100, of which torch says that bfloat16 is supported, including emulation."""
+    """A T4 or V100: torch reports bfloat16 as supported if emulation counts."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
     assert native_precision("auto") == native_precision("gpu") == precision

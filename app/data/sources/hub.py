@@ -205,7 +205,7 @@ class Hub:
             raise self._unreadable(error) from error
 
     def _size(self, download: int | None) -> str:
-        """Return a line on how much is read, and from where."""
+        """Return a notice with the size of the download."""
         if self._folder is not None:
             return f"data.name={self._name}: reads the folder"
         if self._streaming:

@@ -35,5 +35,5 @@ class MlFlow:
         known = path.read_text(encoding="utf-8") if path.exists() else None
         logger = MLFlowLogger(self.experiment, run_name=folder.name, tracking_uri=uri, run_id=known)
         if known is None and is_first_rank():
-            write_whole(path, str(logger.run_id))  # other runs may have this name, too
+            write_whole(path, str(logger.run_id))  # a run name is not unique
         return logger

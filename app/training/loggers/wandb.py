@@ -48,13 +48,13 @@ class Wandb:
 
 
 def run_id(folder: Path) -> str:
-    """Return the id of a run at Weights & Biases: new for a new folder whatever its name, the same when it goes on.
+    """Return the Weights & Biases id of a run: random for a new run, and the saved id when the run resumes.
 
-    An id is taken forever there, also by a run that was deleted, so the name of a folder is none.
+    Weights & Biases never frees an id, not even that of a deleted run, so the folder name cannot serve as the id.
     """
     path = folder / ID
     if not is_first_rank():
-        return folder.name  # of a logger that sends nothing
+        return folder.name  # this rank sends nothing
     if not path.exists():
         write_whole(path, secrets.token_hex(8))
     return path.read_text(encoding="utf-8")

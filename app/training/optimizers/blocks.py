@@ -1,4 +1,4 @@
-"""How a weight is cut into the matrices that an optimizer of matrices treats one by one."""
+"""Blocks of a weight that a matrix optimizer such as Muon treats as separate matrices."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ GateUp = Literal["apart", "together"]
 class Blocks:
     """Blocks of neighbouring units of a weight (..., rows, columns).
 
-    The axis is cut into blocks of at most `width` that differ by at most one unit, never across the seam between two
-    matrices that lie side by side in the weight (`sections`), and never through a unit such as a head.
+    The axis is cut into blocks of at most `width` whose sizes differ by at most one unit. A block never crosses the
+    boundary between two concatenated matrices (`sections`) and never cuts a unit such as a head.
     """
 
     axis: int = -1
@@ -27,17 +27,17 @@ class Blocks:
     width: int | None = None
     """Largest size of a block on the axis; None: a section is one block."""
     sections: tuple[int, ...] = ()
-    """Sizes of the matrices that lie side by side on the axis; empty: there is one."""
+    """Sizes of the matrices that are concatenated along the axis; empty: a single matrix."""
     unit: int = 1
     """Size of a unit on the axis."""
     together: bool = False
-    """Whether a block holds the same units of every section; the sections then share its width."""
+    """Whether a block spans the same units of every section; the sections then share its width."""
 
     @classmethod
     def of_group(cls, group: Mapping[str, Any], width: int | None, gate_up: GateUp | None) -> "Blocks":
-        """Return the blocks of the weights of a parameter group that has the fields of their `MatrixLayout`.
+        """Return the blocks for a parameter group with the fields of a `MatrixLayout`.
 
-        With `gate_up` None the axis is cut as if it held one matrix, wherever the blocks fall.
+        With `gate_up=None` the axis is cut as if it held a single matrix.
         """
         if group["axis"] is None:
             return cls()
@@ -59,7 +59,7 @@ class Blocks:
         return [(count, size) for count, size in cuts if count]
 
     def equal_parts(self, size: int) -> int | None:
-        """Return the size of the blocks of an axis of that size where they are its equal parts, else None."""
+        """Return the block size for an axis of the given size if all blocks are equal, else None."""
         sizes = {block for section in self.sections or (size,) for _, block in self.cuts(section)}
         return sizes.pop() if len(sizes) == 1 and not self.together else None
 
@@ -101,9 +101,9 @@ def _over_equal_blocks_together(function: Callable[[Tensor], Tensor], x: Tensor,
 def map_blocks_on_ranks(function: Callable[[Tensor], Tensor], x: Tensor, blocks: Blocks) -> Tensor:
     """Return `map_blocks` of a weight that may be split over ranks, split as it was.
 
-    A stack is split between its matrices, so each rank has whole ones. A single matrix is split anew between its blocks
-    where they are equal parts of it and every rank gets equally many. Else it is gathered, and each rank computes a
-    share of the blocks, or all of them where they cannot be shared evenly.
+    A stack is sharded by matrix, so each rank holds whole matrices. A single matrix is resharded by block if the blocks
+    are equal and their number is a multiple of the number of ranks. Otherwise it is gathered, and each rank computes a
+    share of the blocks, or all of them if they cannot be divided evenly.
     """
     if not isinstance(x, DTensor):
         return map_blocks(function, x, blocks)

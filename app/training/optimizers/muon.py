@@ -11,11 +11,11 @@ Jordan et al. from the Frobenius norm to 0.81 to 0.96: an update here is 0.97 to
 
 Matrices between hidden layers take Muon, every expert of a stack by itself, and so does every block of neighbouring
 heads or hidden units, that is of rows or columns (Per-Head Muon: Kimi K3, arXiv 2607.24653, section 2.5; blocks: arXiv
-2510.16981): a wide network is the sum of narrow ones, and a small Gram matrix is cheap. At every width a block is of
-one matrix among those that lie side by side in a weight, such as queries and keys, and of whole heads. Gate and up of a
-gated network are the exception: a block has the gates and the ups of the same units, half of its columns each, which is
-better by 0.004 bits per byte at experts of 32, 128 and 512 units than blocks of either (LOG.md, 2026-12-01). Embedding,
-head, norms, biases and routers take AdamW.
+2510.16981): a wide network is the sum of narrow ones, and a small Gram matrix is cheap. At every width a block holds
+whole heads of one matrix, also where a weight concatenates several such as queries and keys. Gate and up of a
+gated network are the exception: a block holds gate and up of the same hidden units, half of its columns each, which
+lowers the loss by 0.004 bits per byte at widths of 32, 128 and 512 against separate blocks (LOG.md, 2026-12-01).
+Embedding, head, norms, biases and routers take AdamW.
 """
 
 from collections.abc import Callable
@@ -36,16 +36,16 @@ MATCH = 0.2  # root mean square of an update of AdamW (2502.16982, section 2.2)
 class Muon(torch.optim.AdamW):
     """Muon for the parameter groups that are marked as `hidden`, AdamW for all others.
 
-    A hidden group also says where heads or hidden units lie in its matrices (..., rows, columns), by the fields of
-    `experts.matrix.MatrixLayout`; with `axis` None they are taken whole.
+    A hidden group also has the fields of `experts.matrix.MatrixLayout`, the layout of heads or hidden units in its
+    matrices (..., rows, columns); with `axis=None` they are not cut.
 
     Args:
         lr: peak rate of both; at least 0.
         momentum: of Muon; in 0..1, below 1.
         steps: of Newton-Schulz; at least 1.
         block: columns (or rows) that are made orthogonal together, at most; at least 1, None: all of a matrix.
-        gate_up: whether the two projections of a gated network are orthogonalized apart, or each unit's gate together
-            with its up; None: as one matrix wherever the blocks fall, as before there was a choice.
+        gate_up: "apart" orthogonalizes the gate and up projections separately, "together" in blocks with gate and up of
+            the same units; None: as a single matrix, the rule of runs before this option existed.
         dtype: of Newton-Schulz.
         betas: of AdamW.
         eps: of AdamW.

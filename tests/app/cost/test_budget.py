@@ -33,7 +33,7 @@ def config(*overrides: str) -> dict[str, Any]:
 
 
 def swiglu_flops(x: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor, *_: Any, **__: Any) -> int:
-    """FLOPs of the rows that belong to an expert; those after the last end are not computed."""
+    """FLOPs of the rows that belong to an expert; rows after the last offset are not computed."""
     return 2 * int(ends[-1]) * (w_in[0].numel() + w_out[0].numel())
 
 
@@ -68,7 +68,7 @@ def counted(model: Transformer, num_tokens: int = S, backward: bool = True) -> t
 
 
 class EveryChoice(Select):
-    """Every way to choose k of the experts, one after the other; where those are too many, k neighbours on a ring."""
+    """Select every k-subset of the experts in turn, or k neighbours on a ring if there are too many subsets."""
 
     def __init__(self, num_experts: int, k: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def evenly_routed(model: Transformer) -> int:
 
 @pytest.mark.parametrize("name", names("experts"))
 def test_flops_of_every_layout_equal_what_torch_counts(name):
-    """One that gives some of its experts less to do is counted at an even load."""
+    """A layout with experts of unequal cost is counted at an even load."""
     own = ["experts.skills=[a,b,c]", "router=context"] if name == "lora_skills" else []
     model = build_model(config(f"experts={name}", "experts/activation=swiglu", *own), V)
     num_tokens = evenly_routed(model)

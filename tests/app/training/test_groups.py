@@ -27,7 +27,7 @@ def module_of(config: dict[str, Any]) -> LanguageModel:
 
 
 def is_vector(model: nn.Module, name: str) -> bool:
-    """Whether a parameter is a norm's, a bias, or another vector, alone or one for each expert."""
+    """Return whether a parameter is a norm weight, a bias or another vector, single or stacked by expert."""
     owner, _, own = name.rpartition(".")
     stacked = own in ("b_in", "b_out", "constant")
     return isinstance(model.get_submodule(owner), nn.RMSNorm) or stacked or model.get_parameter(name).dim() < 2

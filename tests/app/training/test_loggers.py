@@ -1,4 +1,4 @@
-"""Runs are told apart at a tracking server, whatever their folders are called."""
+"""Runs with equal folder names get different ids at a tracking server."""
 
 from pathlib import Path
 from typing import Any

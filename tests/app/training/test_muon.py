@@ -53,7 +53,7 @@ def hidden(matrix: Tensor, axis: int | None = None, **layout: Any) -> dict[str, 
 
 
 def updated(matrix: Tensor, gradient: Tensor, group: dict[str, Any], **knobs: Any) -> Tensor:
-    """A copy of the matrix after one step with that gradient, in a group with those fields."""
+    """Return the matrix after one step with a gradient, in a group with the given fields."""
     parameter = torch.nn.Parameter(matrix.clone())
     parameter.grad = gradient.clone()
     Muon([group | {"params": [parameter]}], **{**KNOBS, **knobs}).step()
@@ -123,7 +123,7 @@ def test_a_block_moves_as_a_matrix_of_its_own(axis: int, block: int | None, unit
 def test_matrices_side_by_side_move_as_if_each_were_a_weight_of_its_own(
     axis: int, block: int | None, sections: tuple[int, ...]
 ) -> None:
-    """At every width: no block lies in gate and up, or in queries and keys."""
+    """No block crosses the boundary between gate and up, or between queries and keys, at any width."""
     whole = torch.randn(3, sum(sections), 8)
     whole = whole if axis == -2 else whole.mT.contiguous()
     gradient = torch.randn_like(whole)
@@ -311,7 +311,7 @@ def test_the_rule_for_gate_and_up_is_chosen_by_config(compose: Compose, value: s
 
 
 def test_without_a_rule_the_axis_is_cut_as_if_it_held_one_matrix() -> None:
-    """Runs did so before there was a choice, and go on so."""
+    """The rule of runs that were saved before the option existed."""
     whole, gradient = torch.randn(3, 8, 40), torch.randn(3, 8, 40)
     moved = updated(whole, gradient, hidden(whole, **GATE_UP), block=16, gate_up=None)
     parts = zip(whole.split([14, 13, 13], -1), gradient.split([14, 13, 13], -1), strict=True)

@@ -71,7 +71,8 @@ def mistake(told: tuple[int | None, str]) -> str:
     """The one line of a user's mistake."""
     status, said = told
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert status == 2 and said.splitlines()[-1:] == errors, said  # a slow machine says first that it is slow
+    # A slow machine prints a notice before the error.
+    assert status == 2 and said.splitlines()[-1:] == errors, said
     return said
 
 
