@@ -8,8 +8,7 @@ A row begins anew wherever the one before ended, so that the first tokens of a r
 `--stride N` every window of a document begins N tokens after the one before and predicts its last N tokens only, the
 first one all of its tokens: slower, and closer to what the model knows.
 
-`--tasks` asks the run small questions about held-out text and made-up English instead, `--pairs FILE` which sentence of
-each pair is the likelier one (BLiMP's format: a JSON object a line with `sentence_good` and `sentence_bad`).
+Benchmarks such as LAMBADA or BLiMP are run by lm-eval: `python -m app.analysis.harness --help`.
 """
 
 import argparse
@@ -42,25 +41,20 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--checkpoint", help="of RUN, such as step_200; default: the newest")
     parser.add_argument("--device", default="cpu", help="such as cuda")
-    parser.add_argument("--tasks", action="store_true", help="small tasks instead of the likelihood")
-    parser.add_argument("--items", type=int, default=500, help="of each task, at most")
-    parser.add_argument("--pairs", type=Path, metavar="FILE", help="minimal pairs instead of the likelihood")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_intermixed_args(arguments)  # options also before overrides
-    if asked.items < 1:
-        raise UserError(f"--items {asked.items}: must be at least 1")
     if asked.stride is not None and asked.stride < 1:
         raise UserError(f"--stride {asked.stride}: must be at least 1")
-    if asked.overrides and (asked.tasks or asked.pairs):
-        raise UserError(f"{asked.overrides[0]}: the tasks have texts of their own; leave it out")
-    values, lines = _tasks(asked) if asked.tasks or asked.pairs else _likelihood(asked)
+    values, lines = _likelihood(asked)
     print(json.dumps(values, indent=2) if asked.json else "\n".join(lines))
 
 
 def _likelihood(asked: argparse.Namespace) -> Figures:
-    from app.analysis.likelihood import evaluate, strided  # torch takes seconds to import, and --help needs none of it
+    # Importing torch takes seconds, and --help needs none of it.
+    from app.analysis.likelihood import evaluate, strided
+    from app.runs.read import read_run
 
-    run = _run(asked)
+    run = read_run(asked.run, asked.checkpoint).on(asked.device)
     data = run.data(asked.overrides)
     split = asked.split or ("val" if data.corpus_fingerprint == run.text.fingerprint else "all")
     splits = [name for name in SPLITS if split in (name, "all")]
@@ -75,25 +69,6 @@ def _likelihood(asked: argparse.Namespace) -> Figures:
     named = {name.removeprefix("bpb").lstrip("_"): value for name, value in values.items() if name.startswith("bpb")}
     lines = [f"{value:8.4f} bits per byte  {name or 'mean over domains'}" for name, value in named.items()]
     return values, [first, *lines]
-
-
-def _tasks(asked: argparse.Namespace) -> Figures:
-    from app.analysis.tasks.suite import pairs_score, scores
-
-    run = _run(asked)
-    found = scores(run, asked.items) if asked.tasks else {asked.pairs.stem: pairs_score(run, asked.pairs)}
-    lines = [
-        f"{name:14} {s.accuracy:.3f} +- {s.error:.3f} of {s.items} right, {s.chance:.2f} by guessing" if s
-        else f"{name:14} cannot be asked: the text has no such items, or the router reads the domain of a text"
-        for name, s in found.items()
-    ]  # fmt: skip
-    return {name: s and s._asdict() for name, s in found.items()}, [str(run.checkpoint), *lines]
-
-
-def _run(asked: argparse.Namespace) -> Any:
-    from app.runs.read import read_run
-
-    return read_run(asked.run, asked.checkpoint).on(asked.device)
 
 
 if __name__ == "__main__":

@@ -69,9 +69,17 @@ def passes(tree: Path, tests: str) -> bool:
     return done.returncode == 0
 
 
+def require_places(faults: list[Mutant]) -> None:
+    """Raise SystemExit if the line of a fault does not occur exactly once, before any fault is planted."""
+    moved = [m for m in faults if (ROOT / m.file).read_text(encoding="utf-8").count(m.old) != 1]
+    if moved:
+        raise SystemExit("\n".join(f"{m.file}: not exactly once in the file: {m.old}" for m in moved))
+
+
 def main(words: list[str]) -> int:
     """Tries the faults that contain a word, two at a time; returns how many survived."""
     chosen = [m for m in mutants() if not words or any(word in f"{m.file} {m.old} {m.new}" for word in words)]
+    require_places(chosen)
     trees: Queue[Path] = Queue()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         for worker in range(2):

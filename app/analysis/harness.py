@@ -10,7 +10,7 @@ import app.config.environment  # noqa: F401  isort: skip  before torch
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lm_eval.__main__ import cli_evaluate
@@ -18,10 +18,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
+from torch import Tensor
 
 from app.analysis.continuation import Sampling, continuations, prompt_ids, routed_alone
-from app.analysis.tasks.item import Option, padded
 from app.config.errors import exit_on_mistake
+from app.data.corpus import IGNORED
 from app.registry import UserError, unknown
 from app.runs.read import read_run
 
@@ -30,6 +31,13 @@ Judged = tuple[float, bool]  # log-likelihood in nats, and whether it is what gr
 DRAWING = ("temperature", "top_k", "top_p")
 ARGUMENTS = ("run", "checkpoint", "device", "dtype", "batch_size")
 READ = {*DRAWING, "until", "max_gen_toks", "do_sample"}
+
+
+class Option(NamedTuple):
+    """Tokens that are read, beginning with the separator, and the tokens after them whose likelihood is computed."""
+
+    context: tuple[int, ...]
+    text: tuple[int, ...]
 
 
 @register_model("router_zoo")
@@ -146,6 +154,21 @@ def windows(context: Sequence[int], text: Sequence[int], size: int) -> Iterator[
     for first in range(len(context), len(whole), size):
         last = min(first + size, len(whole))
         yield Option(whole[max(0, last - 1 - size) : first], whole[first:last])
+
+
+def padded(options: Sequence[Option]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tokens, targets and validity, each (B, S), of rows that end with padding."""
+    length = max(len(context) + len(text) for context, text in options) - 1
+    tokens = torch.zeros(len(options), length, dtype=torch.int64)
+    targets = torch.full_like(tokens, IGNORED)
+    valid = torch.zeros_like(tokens, dtype=torch.bool)
+    for row, (context, text) in enumerate(options):
+        whole = torch.tensor(context + text)
+        end = len(whole) - 1
+        tokens[row, :end] = whole[:-1]
+        targets[row, len(context) - 1 : end] = whole[len(context) :]
+        valid[row, :end] = True
+    return tokens, targets, valid
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ def markdown() -> str:
 
 
 def folders() -> list[Path]:
-    """Those of all results, also of races that still run."""
-    return sorted(path.parent for path in (ROOT / RESULTS).glob("*/result.json"))
+    """Return the folders of all races with records, also of those that still run."""
+    return sorted(path.parent for path in (ROOT / RESULTS).glob(f"*/{MEMBERS}"))
 
 
 def again(folder: Path) -> tuple[Race, dict[str, Any]]:
@@ -45,8 +45,8 @@ def read(folder: Path) -> tuple[Race, list[dict[str, Any]]]:
 
 
 def _lines(folder: Path) -> Iterator[str]:
-    race, _ = read(folder)
-    for size, numbers in json.loads((folder / "result.json").read_text()).items():
+    race, result = again(folder)
+    for size, numbers in result.items():
         rows = [row for row in numbers["rows"] if row.get("verdict")]
         found = [", ".join(_short(row) for row in rows if row["verdict"] == verdict) for verdict in VERDICTS]
         noise = f"{numbers['noise']['detectable']['5']:.3f}" if numbers["noise"] else ""

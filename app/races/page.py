@@ -1,7 +1,10 @@
-"""The result of a race in its folder: result.json, README.md, table.csv, pictures, and a page that needs no others."""
+"""Write the result of a race into its folder.
+
+`README.md` and one figure for each size are for the repository. The rest (`result.json`, `table.csv`, further figures
+and `index.html`, which needs no other file) follows from the records as well, and git ignores it.
+"""
 
 import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -30,10 +33,10 @@ PAGE = Path(__file__).with_suffix(".html")
 
 
 def write_result(folder: Path, race: Race, result: Mapping[str, Any]) -> None:
-    """Writes all of it."""
-    drawn = {size: pictures(race, numbers, source(race, size, numbers)) for size, numbers in result.items()}
+    """Write every file that follows from the records of a race."""
+    drawn = {size: pictures(race, numbers) for size, numbers in result.items()}
     write_whole(folder / "result.json", json.dumps(result, indent=1) + "\n")
-    write_whole(folder / "README.md", markdown(race, folder.name, result) + _images(drawn))
+    write_whole(folder / "README.md", readme(race, folder.name, result))
     write_whole(folder / "table.csv", comma_separated(result))
     write_whole(folder / "index.html", _html(race, folder.name, result, drawn))
     for size, images in drawn.items():
@@ -41,14 +44,10 @@ def write_result(folder: Path, race: Race, result: Mapping[str, Any]) -> None:
             write_whole(folder / f"{size}_{name}.png", image)
 
 
-def source(race: Race, size: str, numbers: Mapping[str, Any]) -> str:
-    """The hash of what the page of a size says in words, which its pictures carry."""
-    return hashlib.sha256(markdown(race, "", {size: numbers}).encode()).hexdigest()
-
-
-def _images(drawn: Mapping[str, Mapping[str, bytes]]) -> str:
-    names = [(size, name) for size, images in drawn.items() for name in images]
-    return "".join(f"\n![{name} at size {size}]({size}_{name}.png)\n" for size, name in names)
+def readme(race: Race, name: str, result: Mapping[str, Any]) -> str:
+    """Return the Markdown page of a race, with the figure of each size."""
+    figures = [f"\n![differences at size {size}]({size}_differences.png)\n" for size in result]
+    return markdown(race, name, result) + "".join(figures)
 
 
 def _html(race: Race, name: str, result: Mapping[str, Any], drawn: Mapping[str, Mapping[str, bytes]]) -> str:

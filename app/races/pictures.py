@@ -19,8 +19,8 @@ COLORS = {
 }  # fmt: skip
 
 
-def pictures(race: Race, size: Mapping[str, Any], source: str) -> dict[str, bytes]:
-    """PNGs by name, of one size; `source` stands in the file, to tell a picture of other numbers."""
+def pictures(race: Race, size: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the figures of one size as PNG, by name."""
     rows = [row for row in ranked(race, size["rows"]) if row["seeds"]]
     drawn: dict[str, Callable[[Figure, Race, Sequence[Row]], None]] = {
         "differences": forest,
@@ -28,7 +28,7 @@ def pictures(race: Race, size: Mapping[str, Any], source: str) -> dict[str, byte
         "balance": balance,
         "frontier": frontier,
     }
-    return {name: _png(draw, race, rows, source) for name, draw in drawn.items()}
+    return {name: _png(draw, race, rows) for name, draw in drawn.items()}
 
 
 def forest(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
@@ -102,10 +102,10 @@ def _colors(number: int) -> list[Any]:
     return [colormaps["turbo"](place / max(1, number - 1)) for place in range(number)]
 
 
-def _png(draw: Callable[[Figure, Race, Sequence[Row]], None], race: Race, rows: Sequence[Row], source: str) -> bytes:
+def _png(draw: Callable[[Figure, Race, Sequence[Row]], None], race: Race, rows: Sequence[Row]) -> bytes:
     wide = 12 if draw is curves else 7
     figure = Figure(figsize=(wide, max(3.5, 0.28 * len(rows))), dpi=100, layout="constrained")
     draw(figure, race, rows)
     out = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(out, metadata={"Software": None, "Source": source})
+    FigureCanvasAgg(figure).print_png(out, metadata={"Software": None})
     return out.getvalue()

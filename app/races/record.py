@@ -9,7 +9,6 @@ import torch
 
 from app.analysis.curves import table_of
 from app.analysis.specialisation import load_by_label, mutual_information
-from app.analysis.tasks.suite import scores
 from app.config.compose import Config
 from app.data.corpus import Batch
 from app.model.moe import MoE
@@ -22,7 +21,6 @@ ABOUT = ("corpus_fingerprint", "git_commit")
 TRAINED = {"mean_k": "router/mean_k", "drop_rate": "experts/drop_rate", "maxvio_micro": "experts/maxvio_micro"}
 CURVE = "Loss/val_bpb"
 ROWS = 8  # of a forward pass
-ITEMS = 100  # of each small task
 Record = dict[str, Any]
 
 
@@ -42,7 +40,6 @@ def record_of(folder: Path) -> Record:
         "flops": summary["flops_per_token_train"] + chosen_flops(run, trained.get("mean_k")),
         "curve": written[CURVE],
         "routing": trained | routing_numbers(run) if run.model.num_experts else None,
-        "tasks": {name: found and found.accuracy for name, found in scores(run, ITEMS).items()},
     }
 
 

@@ -122,7 +122,7 @@ class _Size:
         row |= {name: _mean(each, name) for name in COST}
         rates = self.race.rates(contestant)
         row |= {"lr": each[0]["lr"], "edge": each[0]["lr"] in rates[:1] + rates[-1:]}
-        row |= {"cost": self.cost(each), "routing": _routing(each), "tasks": _tasks(each), "curve": _curve(each)}
+        row |= {"cost": self.cost(each), "routing": _routing(each), "curve": _curve(each)}
         row |= {"tokens_seen": each[0]["tokens_seen"], "seconds_per_token": self.seconds.get(contestant)}
         if contestant != self.race.baseline and self.paired(contestant, self.race.measure):
             row |= {"difference": self.differences(contestant), "verdict": "not finished"}
@@ -188,12 +188,6 @@ def _routing(runs: Sequence[Line]) -> dict[str, float] | None:
     if runs[0]["routing"] is None:
         return None
     return {name: fmean(run["routing"][name] for run in runs) for name in runs[0]["routing"]}
-
-
-def _tasks(runs: Sequence[Line]) -> dict[str, dict[str, float | None] | None]:
-    """Accuracies of the small tasks, over the seeds; None where one cannot be asked."""
-    asked = {name: [run["tasks"][name] for run in runs] for name in runs[0].get("tasks", {})}
-    return {name: None if None in found else _told(interval(found)) for name, found in asked.items()}
 
 
 def _curve(runs: Sequence[Line]) -> list[tuple[int, float]]:

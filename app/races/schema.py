@@ -25,9 +25,6 @@ def problem_of(record: Record) -> str | None:
         return "curve must be a list of steps and bits per byte"
     if routing is not None and not (isinstance(routing, dict) and all(map(is_number, routing.values()))):
         return "routing must hold numbers, or be null"
-    tasks = record.get("tasks", {})
-    if not isinstance(tasks, dict) or not all(value is None or is_number(value) for value in tasks.values()):
-        return "tasks must hold numbers or null"
     if not is_positive(record.get("flops", 1)):  # older records of tuning trials have none
         return f"flops={record['flops']} must be a number above 0"
     if not isinstance(record.get("optimizer", ""), str):  # older records have none
@@ -79,7 +76,7 @@ def _domains(line: Record) -> Record:
 
 def _layout(line: Record) -> Record:
     routing = None if line["routing"] is None else [*line["routing"]]
-    return {"routing": routing, "tasks": [*line.get("tasks", {})], "points": len(line["curve"])}
+    return {"routing": routing, "points": len(line["curve"])}
 
 
 def is_number(value: Any) -> bool:

@@ -142,11 +142,9 @@ def details(race: Race, numbers: Mapping[str, Any]) -> dict[str, tuple[list[str]
     """Head and rows of further tables of a size, by what they show; without those that have nothing to show."""
     rows = [row for row in ranked(race, numbers["rows"]) if row["seeds"]]
     domains = {r["contestant"]: r["difference"]["domains"] for r in rows if "difference" in r}
-    tasks = {row["contestant"]: row["tasks"] for row in rows}
     shown = {
         "Bits per byte, by domain": _by_name({row["contestant"]: row["domains"] for row in rows}),
         "Difference to the baseline in bits per byte, by domain": _by_name(domains, sign=True),
-        "Share of right answers in small tasks, with the interval over the seeds; they decide nothing": _by_name(tasks),
     }
     return {text: (head, rows) for text, (head, rows) in shown.items() if len(head) > 1}
 

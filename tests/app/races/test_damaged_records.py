@@ -27,7 +27,6 @@ LINE: dict[str, Any] = WHOLE | {
 ODD: list[Any] = [None, "x", -1, 0, float("nan"), float("inf"), [], {}, True, [1], {"a": None}, {"a": "x"}, {"a": -1}]
 FITTING = {
     "routing": [None, {}, {"a": -1}],
-    "tasks": [{}, {"a": None}, {"a": -1}],
     "lr": [0],
     "seed": [0, -1],
     "contestant": ["x"],
@@ -52,7 +51,7 @@ def test_a_value_of_another_kind_is_named_with_its_line(name: str, tmp_path: Pat
         assert str(refusal.value).startswith(f"{path}:2: ") and "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", [name for name in LINE if name not in ("flops", "tasks")])
+@pytest.mark.parametrize("name", [name for name in LINE if name != "flops"])
 def test_a_value_that_is_missing_is_named(name: str, tmp_path: Path) -> None:
     path = tmp_path / "members.jsonl"
     path.write_text(json.dumps({key: value for key, value in LINE.items() if key != name}) + "\n")
@@ -89,7 +88,6 @@ def test_seconds_of_another_kind_are_refused(value: Any, tmp_path: Path) -> None
         {"seed": 2, "curve": [[1, 2.0], [2, 2.0]]},
         {"seed": 2, "routing": {"alive": 0}},
         {"seed": 2, "routing": None},
-        {"seed": 2, "tasks": {"topic": 1}},
     ],
 )
 def test_trials_that_cannot_be_in_one_table_are_refused(change: dict[str, Any], tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def plan() -> Plan:
 
 WHOLE: dict[str, Any] = {
     "nats": 2.0, "domains": {"a": 2.0}, "tokens_seen": 9, "peak_memory_bytes": 9, "total_params": 9, "active_params": 9,
-    "flops": 9.0, "torch": "2", "curve": [[1, 2.0]], "routing": None, "tasks": {},
+    "flops": 9.0, "torch": "2", "curve": [[1, 2.0]], "routing": None,
 }  # fmt: skip
 
 

@@ -31,7 +31,6 @@ def line(name: str, seed: int, loss: float, share: float = 1.0, lr: float = 0.02
         "contestant": name, "size": "xs", "lr": lr, "seed": seed, "share": share, "bpb": loss, "nats": 2 * loss,
         "domains": {"a": loss - 0.5, "b": loss + 0.5}, "active_params": 10, "total_params": 40, "tokens_seen": 100,
         "flops": flops, "peak_memory_bytes": 1e6, "curve": [[5, 3.0], [10, loss]], "routing": ROUTING, "torch": "2.13",
-        "tasks": {"recall": 0.5, "topic": None},
     }  # fmt: skip
 
 
@@ -189,12 +188,11 @@ def test_one_seed_has_no_interval_and_no_verdict() -> None:
     assert row["verdict"] == "cannot tell" and "-0.100" in cells(RACE, row)
 
 
-def test_domains_and_tasks_have_tables_of_their_own(result: dict[str, Any]) -> None:
+def test_domains_have_tables_of_their_own(result: dict[str, Any]) -> None:
     page = markdown(RACE, "r", result)
     assert "| contestant | a | b |" in page and "| good | -0.100 ± 0.000 | -0.100 ± 0.000 |" in page
     first = LOSS["good"] - 0.5 + fmean(SEEDS.values())
     assert f"| good | {first:.3f} ± " in page.split("Bits per byte, by domain:")[1].split("Difference")[0]
-    assert "| contestant | recall | topic |" in page and "| good | 0.500 ± 0.000 |  |" in page
 
 
 def test_a_run_too_short_to_log_its_training_has_empty_cells(rows: dict[str, Any]) -> None:
@@ -210,8 +208,6 @@ def test_the_files_tell_the_same(result: dict[str, Any], tmp_path: Path) -> None
     assert float(table["good"]["difference.bpb.mean"]) == pytest.approx(-0.1)
     page = (tmp_path / "index.html").read_text()
     assert "better" in page and "step 3: not finite" in page and "<!--" not in page
-    assert (
-        page.count("data:image/png") == 4 and "<th>recall</th>" in page and page.count("<td>-0.100 ± 0.000</td>") == 3
-    )
+    assert page.count("data:image/png") == 4 and page.count("<td>-0.100 ± 0.000</td>") == 3
     for name in ("differences", "curves", "balance", "frontier"):
         assert (tmp_path / f"xs_{name}.png").read_bytes().startswith(b"\x89PNG")

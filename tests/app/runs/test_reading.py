@@ -119,21 +119,3 @@ def test_a_checkpoint_stands_for_its_run_and_a_run_for_its_newest_checkpoint(
     assert one["val_nats"] == two["val_nats"]
     shutil.rmtree(dense)
     train("resume=true", "trainer.max_steps=2", name="of_run")  # what it started from is in its weights now
-
-
-def test_tasks_and_pairs_are_asked_of_any_run(run: Path, tmp_path: Path, capsys: Captured) -> None:
-    asked = json.loads(said(evaluate.main, capsys, run, "--tasks", "--items", 4, "--json"))
-    assert asked["agreement"]["items"] == 4 and asked["recall"]["chance"] == 0.25
-    assert asked["topic"] is None, "rows of 32 tokens have no passages"
-    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
-    pairs = [{"sentence_good": "the people of the town", "sentence_bad": "zqx jvw kkk zzq xxj qqz"}] * 3
-    good.write_text("\n".join(map(json.dumps, pairs)))
-    assert "1.000 +- 0.000 of 3 right, 0.50 by guessing" in said(evaluate.main, capsys, run, "--pairs", good)
-    bad.write_text('{"sentence_good": "a"}\n')
-    for words, line in (
-        (["--pairs", bad], "bad.jsonl:1: is no object with sentence_good and sentence_bad"),
-        (["--tasks", "data=text"], "leave it out"),
-        (["--tasks", "--items", 0], "must be at least 1"),
-    ):
-        with pytest.raises(UserError, match=line):
-            said(evaluate.main, capsys, run, *words)

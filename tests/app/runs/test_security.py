@@ -163,7 +163,6 @@ def test_nothing_is_fetched(train: Train, text: Path, asked: list[Any], capsys: 
     train("callbacks=full", "resume=true", "trainer.max_steps=3")
     own = ["data=text", f"data.path={text}"]
     evaluate.main([str(folder), *own])
-    evaluate.main([str(folder), "--tasks", "--items", "3"])
     generate.main([str(folder), "--prompt", "def", "--max-tokens", "3"])
     report.main([str(folder), "--quick"])
     budget.main(["model=nano"])
