@@ -6,7 +6,8 @@ from pathlib import Path
 
 import app.config.environment  # noqa: F401  before torch
 
-os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them on several lines
+# Hydra hands its errors to us instead of printing them on several lines
+os.environ["HYDRA_FULL_ERROR"] = "1"
 
 import hydra
 from omegaconf import DictConfig
@@ -19,14 +20,17 @@ from app.config.saved import with_options_of_start, with_saved_overrides
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
     """One run, under the composed config."""
-    from app.runs.run import run  # torch takes seconds to import, and --help needs none of it
+    # torch takes seconds to import, and --help needs none of it
+    from app.runs.run import run
 
     run(config)
 
 
 if __name__ == "__main__":
     # launchers of sweeps start processes that import this code from wherever they are
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.getenv("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), *filter(None, [os.getenv("PYTHONPATH")])]
+    )
     add_plugin_configs()
     with exit_on_mistake():
         sys.argv[1:] = with_options_of_start(with_saved_overrides(readable(sys.argv[1:])))

@@ -1,9 +1,11 @@
-"""`python -m app.export RUN --to hf [OUT]`: a run as a folder that Hugging Face's `transformers` loads.
+"""`python -m app.export RUN --to hf [OUT]`: a run as a folder that Hugging Face's `transformers`
+loads.
 
-`hf` chooses the architecture of transformers that computes the same function (docs/export.md) and refuses a model which
-none of them computes. `hf-remote` takes any model: its code lies beside it, in one file that needs nothing of this
-repository, and it is loaded with `trust_remote_code=True`. What was written is loaded in a fresh process and its logits
-on held-out text are compared: only if they agree to 1e-4 is it called done.
+`hf` chooses the architecture of transformers that computes the same function (docs/export.md) and
+refuses a model which none of them computes. `hf-remote` takes any model: its code lies beside it,
+in one file that needs nothing of this repository, and it is loaded with `trust_remote_code=True`.
+What was written is loaded in a fresh process and its logits on held-out text are compared: only if
+they agree to 1e-4 is it called done.
 """
 
 import argparse
@@ -18,16 +20,30 @@ from app.registry import UserError
 
 def main(arguments: list[str]) -> None:
     """Writes the folder and says how well it agrees."""
-    parser = argparse.ArgumentParser(prog="python -m app.export", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m app.export", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a checkpoint")
-    parser.add_argument("out", type=Path, metavar="OUT", nargs="?", help="new folder; default: RUN/hf, RUN/hf-remote")
+    parser.add_argument(
+        "out",
+        type=Path,
+        metavar="OUT",
+        nargs="?",
+        help="new folder; default: RUN/hf, RUN/hf-remote",
+    )
     parser.add_argument("--to", choices=["hf", "hf-remote"], required=True)
     parser.add_argument("--checkpoint", help="of RUN, such as step_200; default: the newest")
-    parser.add_argument("--license", default="unknown", help="for the model card, such as apache-2.0")
+    parser.add_argument(
+        "--license", default="unknown", help="for the model card, such as apache-2.0"
+    )
     asked = parser.parse_intermixed_args(arguments)  # options also before OUT
     if importlib.util.find_spec("transformers") is None:
-        raise UserError("--to: transformers is not installed, which checks what is written; pip install transformers")
-    from app.hub.remote import export_remote  # torch takes seconds to import, and --help needs none of it
+        raise UserError(
+            "--to: transformers is not installed, which checks what is written; pip "
+            "install transformers"
+        )
+    # torch takes seconds to import, and --help needs none of it
+    from app.hub.remote import export_remote
     from app.hub.write import export
     from app.runs.read import read_run
 

@@ -1,7 +1,9 @@
-"""`python -m app.race race=NAME [sizes=[xs,s]] [hydra/launcher=joblib hydra.launcher.n_jobs=2]`: who is better?
+"""`python -m app.race race=NAME [sizes=[xs,s]] [hydra/launcher=joblib hydra.launcher.n_jobs=2]`:
+who is better?
 
-Runs the race that conf/race/NAME.yaml describes, going on with what there is of it, and writes its result to
-results/NAME. `report=true` writes the result of what has ended and runs nothing; `retry=true` runs again what failed.
+Runs the race that conf/race/NAME.yaml describes, going on with what there is of it, and writes its
+result to results/NAME. `report=true` writes the result of what has ended and runs nothing;
+`retry=true` runs again what failed.
 """
 
 import argparse
@@ -15,10 +17,13 @@ from app.config.overrides import key_of
 
 def main(arguments: list[str]) -> None:
     """Runs a race to its end."""
-    parser = argparse.ArgumentParser(prog="python -m app.race", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m app.race", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("overrides", nargs="+", help="race=NAME, and keys of conf/race.yaml")
     overrides = parser.parse_intermixed_args(arguments).overrides
-    from hydra import compose, initialize_config_dir  # torch takes seconds to import, and --help needs none of it
+    # torch takes seconds to import, and --help needs none of it
+    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
     from app.config.compose import CONF
@@ -27,9 +32,13 @@ def main(arguments: list[str]) -> None:
 
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="race"):
         config = compose("race", overrides, return_hydra_config=True)
-        hydra = [override for override in overrides if key_of(override).partition(".")[0] == "hydra"]
+        hydra = [
+            override for override in overrides if key_of(override).partition(".")[0] == "hydra"
+        ]
         plain = compose("race", ["~race", *hydra], return_hydra_config=True)
-        settings: Any = [OmegaConf.to_container(each.hydra, resolve=False) for each in (config, plain)]
+        settings: Any = [
+            OmegaConf.to_container(each.hydra, resolve=False) for each in (config, plain)
+        ]
         require_own_settings(str(config.hydra.runtime.choices.race), *settings)
         run(config, overrides)
 

@@ -1,9 +1,11 @@
-"""Parts by name: every score, selection, layout, ... registers itself and is found by the folder it lies in.
+"""Parts by name: every score, selection, layout, ... registers itself and is found by the folder it
+lies in.
 
-A part is one class in one file. The file's name is the part's name and the name of its YAML; the class signature is
-the schema of that YAML: sizes are positional, knobs are keyword-only and without defaults. Nothing is listed by hand:
-a kind's package is imported whole when one of its names is first looked up, and so is every installed package that
-declares an entry point in the group `router_zoo.plugins`.
+A part is one class in one file. The file's name is the part's name and the name of its YAML; the
+class signature is the schema of that YAML: sizes are positional, knobs are keyword-only and without
+defaults. Nothing is listed by hand: a kind's package is imported whole when one of its names is
+first looked up, and so is every installed package that declares an entry point in the group
+`router_zoo.plugins`.
 """
 
 import difflib
@@ -38,7 +40,8 @@ PACKAGES = {
     "callback": "callbacks",
     "logger": "app.training.loggers",
 }
-# of an OSError: the disk is full, or a folder or file cannot be written; the machine's fault, not a mistake of ours
+# of an OSError: the disk is full, or a folder or file cannot be written; the machine's fault, not a
+# mistake of ours
 NO_WRITE = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -55,11 +58,14 @@ _parts: dict[str, dict[str, type]] = {kind: {} for kind in PACKAGES}
 
 
 class UserError(Exception):
-    """The user's mistake, in one line that names key, value and way out; `train.py` prints it and exits with 2."""
+    """The user's mistake, in one line that names key, value and way out;
+    `train.py` prints it and exits with 2.
+    """
 
 
 def register(kind: str, name: str | None = None) -> Callable[[T], T]:
-    """Class decorator: makes the class selectable as `name` (default: the name of its file) among the parts of `kind`.
+    """Class decorator: makes the class selectable as `name` (default: the name of its file) among
+    the parts of `kind`.
 
     Raises:
         ValueError: `kind` is unknown, or another class already has the name.
@@ -149,7 +155,8 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
             allowed = [*map(str, get_args(literals[0])), *(["null"] if null else [])]
             raise UserError(f"{key}={value}: must be one of {', '.join(allowed)}")
         return value
-    if isinstance(value, str) and "${" in value:  # a word out of a saved config, which OmegaConf would look up
+    # a word out of a saved config, which OmegaConf would look up
+    if isinstance(value, str) and "${" in value:
         if str not in (kind, *get_args(kind)):
             raise UserError(f"{key}={value}: must be {getattr(kind, '__name__', kind)}")
         return value
@@ -180,10 +187,13 @@ def make(kind: str, config: Mapping[str, Any], *sizes: Any, key: str) -> Any:
     """The part that `config["name"]` names, built from its sizes and the other entries of `config`.
 
     Raises:
-        UserError: the name or a knob is wrong; a range check of the constructor names its place in the config.
+        UserError: the name or a knob is wrong; a range check of the constructor names its place in
+            the config.
     """
     if not isinstance(config, Mapping):
-        raise UserError(f"{key}={config}: must be a part with its options, such as {{name: NAME, ...}}")
+        raise UserError(
+            f"{key}={config}: must be a part with its options, such as {{name: NAME, ...}}"
+        )
     values = dict(config)
     if "name" not in values:
         raise UserError(f"{key}.name: missing (one of: {', '.join(names(kind))})")

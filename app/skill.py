@@ -1,12 +1,17 @@
-"""`python -m app.skill add RUN name=NAME data=...`: low-rank skills on a dense run that stays as it is, and mixtures.
+"""`python -m app.skill add RUN name=NAME data=...`: low-rank skills on a dense run that stays as it
+is, and mixtures.
 
-    add RUN name=french data.weights={wiki_fr:1}      learn one skill alone; kept as RUN/skills/french.safetensors
-    compose RUN --skills french,python data=...       learn only how to mix them, in a run of its own (run=NAME)
+    add RUN name=french data.weights={wiki_fr:1}      learn one skill alone; kept as
+        RUN/skills/french.safetensors
+    compose RUN --skills french,python data=...       learn only how to mix them, in a run of its
+        own (run=NAME)
     list RUN                                          the skills of a run
     remove RUN NAME                                   delete one
-    merge RUN run=NAME french=0.5 python=0.5          a new dense run with constant shares of skills in its weights
+    merge RUN run=NAME french=0.5 python=0.5          a new dense run with constant shares of skills
+        in its weights
 
-Everything behind RUN is an override of `train.py`, which both stages are runs of; they go on where they were stopped.
+Everything behind RUN is an override of `train.py`, which both stages are runs of; they go on where
+they were stopped.
 """
 
 import argparse
@@ -25,19 +30,26 @@ TRAIN = Path(__file__).parents[1] / "train.py"
 def main(arguments: list[str]) -> None:
     """Does what the first word says."""
     parser = argparse.ArgumentParser(
-        prog="python -m app.skill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m app.skill",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a dense run")
     parser.add_argument("words", nargs="*", help="NAME, NAME=SHARE, or overrides as for train.py")
-    parser.add_argument("--skills", default="", help="of compose: their names, with commas; default: all of RUN")
-    parser.add_argument("--mixture", help="of compose: a run with a mixture of some of them, to start from")
+    parser.add_argument(
+        "--skills", default="", help="of compose: their names, with commas; default: all of RUN"
+    )
+    parser.add_argument(
+        "--mixture", help="of compose: a run with a mixture of some of them, to start from"
+    )
     args = parser.parse_intermixed_args(arguments)
     WHAT[args.what](args)
 
 
 def _add(args: argparse.Namespace) -> None:
-    from app.runs.stages import add_words, keep  # torch takes seconds to import, and --help needs none of it
+    # torch takes seconds to import, and --help needs none of it
+    from app.runs.stages import add_words, keep
 
     name = last(args.words, "name")
     if name is None:
@@ -76,7 +88,9 @@ def _merge(args: argparse.Namespace) -> None:
     name = last(args.words, "run")
     if name is None:
         raise UserError("run: missing; python -m app.skill merge RUN run=NAME french=0.5")
-    print(merge(args.run, shares_of(word for word in args.words if not word.startswith("run=")), name))
+    print(
+        merge(args.run, shares_of(word for word in args.words if not word.startswith("run=")), name)
+    )
 
 
 def _train(words: list[str]) -> None:

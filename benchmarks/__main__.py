@@ -1,7 +1,8 @@
-"""`python -m benchmarks [--quick] [--out FOLDER]`: all of them; without --quick it writes docs/benchmarks.md.
+"""`python -m benchmarks [--quick] [--out FOLDER]`: all of them; without --quick it writes
+docs/benchmarks.md.
 
-`benchmarks.text` (tokenising), `benchmarks.crossing` (races against the dense model) and `benchmarks.race` (steps of
-the contestants of a race) are commands of their own.
+`benchmarks.text` (tokenising), `benchmarks.crossing` (races against the dense model) and
+`benchmarks.race` (steps of the contestants of a race) are commands of their own.
 """
 
 import app.config.environment  # noqa: F401  isort: skip  before torch
@@ -25,8 +26,12 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 def main() -> None:
     """Runs them one after another."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="under a minute; nothing is written to docs/")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="under a minute; nothing is written to docs/"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--out", type=Path, help="folder for the JSON and the picture of each")
     asked = parser.parse_args()
@@ -49,10 +54,16 @@ def first_line(name: str) -> str:
 
 def page(found: dict[str, list[Row]], where: str) -> str:
     """The page of the results."""
-    about = f"Written by `python -m benchmarks`. {where} Read the ratios; the times belong to the machine."
+    about = (
+        f"Written by `python -m benchmarks`. {where} Read the ratios; the times belong to "
+        "the machine."
+    )
     parts = [f"# Benchmarks\n\n{about}\n"]
-    parts += [f"## {name}\n\n{first_line(name)}\nCommand: `python -m benchmarks.{name}`.\n\n{markdown(rows)}\n"
-              for name, rows in found.items()]  # fmt: skip
+    parts += [
+        f"## {name}\n\n{first_line(name)}\nCommand: `python -m "
+        f"benchmarks.{name}`.\n\n{markdown(rows)}\n"
+        for name, rows in found.items()
+    ]
     return "\n".join(parts)
 
 
@@ -62,13 +73,20 @@ def machine(device: str) -> str:
         return f"Machine: {torch.cuda.get_device_name()}, torch {torch.__version__}."
     cpus = Path("/proc/cpuinfo")
     names = (
-        [line.partition(":")[2].strip() for line in cpus.read_text().splitlines() if "model name" in line]
+        [
+            line.partition(":")[2].strip()
+            for line in cpus.read_text().splitlines()
+            if "model name" in line
+        ]
         if cpus.exists()
         else []
     )
     low = "with" if is_native(torch.bfloat16) else "without"
-    return (f"Machine: {len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}, "
-            f"{low} native bfloat16, torch {torch.__version__}.")  # fmt: skip
+    return (
+        f"Machine: {len(os.sched_getaffinity(0))} cores of "
+        f"{names[0] if names else platform.machine()}, "
+        f"{low} native bfloat16, torch {torch.__version__}."
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Training without Lightning: what `train.py` computes in a step and nothing else, for benchmarks and races."""
+"""Training without Lightning: what `train.py` computes in a step and nothing else,
+for benchmarks and races.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,16 +22,21 @@ Batch = dict[str, Tensor]
 class Bare:
     """The model, data and optimizer that some overrides of the config describe, on one device."""
 
-    def __init__(self, overrides: Sequence[str], device: str = "cpu", precision: str | None = None) -> None:
+    def __init__(
+        self, overrides: Sequence[str], device: str = "cpu", precision: str | None = None
+    ) -> None:
         config = composed(overrides)
         lightning.seed_everything(config["seed"], verbose=False)
-        self.device, self.seed = torch.device(device), config["seed"]
+        self.device = torch.device(device)
+        self.seed = config["seed"]
         self.clip_norm = config["trainer"]["gradient_clip_val"]
         precision = precision or native_precision("gpu" if device == "cuda" else "cpu")
         config["trainer"]["precision"] = precision  # which the optimizer follows
         self.low = precision == "bf16-mixed"
         self.data = build_data(config["data"], config["tokenizer"], config["seed"])
-        module = build_module(config, self.data.vocab_size, self.data.domains, self.data.micro_batch_size)
+        module = build_module(
+            config, self.data.vocab_size, self.data.domains, self.data.micro_batch_size
+        )
         self.module = module.to(self.device)
         self.model = self.module.model
         (self.optimizer,), (self.schedule,) = self.module.configure_optimizers()
@@ -44,7 +51,9 @@ class Bare:
         """One optimizer step; the loss in nats per token, on the device."""
         loss, observed = self.gradients(batch)
         if self.clip_norm is not None:
-            clip_gradients(list(self.model.parameters()), gradient_norm(self.module), self.clip_norm)
+            clip_gradients(
+                list(self.model.parameters()), gradient_norm(self.module), self.clip_norm
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
@@ -57,20 +66,29 @@ class Bare:
         rows = self.data.micro_batch_size
         number = len(batch["tokens"]) // rows
         num_targets = (batch["targets"] >= 0).sum().clamp_min(1)
-        total, seen = torch.zeros((), device=self.device), None
+        total = torch.zeros((), device=self.device)
+        seen = None
         for i in range(number):
-            nll, routings = self.forward({name: value[i * rows : (i + 1) * rows] for name, value in batch.items()}, i)
+            nll, routings = self.forward(
+                {name: value[i * rows : (i + 1) * rows] for name, value in batch.items()}, i
+            )
             terms = self.model.balancer.losses(routings, seen)
-            balance = sum((weight * raw for raw, weight in terms.values()), torch.zeros((), device=self.device))
+            balance = sum(
+                (weight * raw for raw, weight in terms.values()),
+                torch.zeros((), device=self.device),
+            )
             (nll.sum() / num_targets + balance / number).backward()
             total = total + nll.detach().sum()
             new = self.model.balancer.observe(routings)
-            seen = new if seen is None else {name: seen[name] + value for name, value in new.items()}
+            seen = (
+                new if seen is None else {name: seen[name] + value for name, value in new.items()}
+            )
         return total / num_targets, seen or {}
 
     def forward(self, batch: Batch, micro: int = 0) -> Any:
         """Negative log-likelihoods and routings."""
-        seed, row = self.seed * 1_000_003 + self.step, micro * self.data.micro_batch_size
+        seed = self.seed * 1_000_003 + self.step
+        row = micro * self.data.micro_batch_size
         inputs = (batch["tokens"], batch["targets"], batch["valid"], batch["document"])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
             return self.model(*inputs, seed, self.step, batch["domain"], row)
@@ -82,6 +100,8 @@ class Bare:
         self.model.eval()
         for batch in self.data.val_dataloader():
             there = {name: value.to(self.device) for name, value in batch.items()}
-            metric.update(self.forward(there)[0], there["targets"], there["nbytes"], there["domain"])
+            metric.update(
+                self.forward(there)[0], there["targets"], there["nbytes"], there["domain"]
+            )
         self.model.train()
         return float(metric.compute()["bpb"])

@@ -1,11 +1,14 @@
 """Compare Muon with gate and up projection orthogonalized apart or together, by expert width.
 
-    python -m benchmarks.gate_up RESULTS.jsonl [--seeds 5] [--steps 160 512] [--jobs 2]    # train; resumable
-    python -m benchmarks.gate_up RESULTS.jsonl --report                                     # table of finished trials
+    python -m benchmarks.gate_up RESULTS.jsonl [--seeds 5] [--steps 160 512] [--jobs 2]    # train;
+        resumable
+    python -m benchmarks.gate_up RESULTS.jsonl --report                                     # table
+        of finished trials
 
-Three layouts of size `race/xs` with equal expert parameters and experts of width 32, 128 and 512. Differences are
-paired by seed: the same initial weights and the same rows in the same order. Each trial is a separate process with one
-thread in float32, with the learning rate of `race/xs` and a complete schedule of its length.
+Three layouts of size `race/xs` with equal expert parameters and experts of width 32, 128 and 512.
+Differences are paired by seed: the same initial weights and the same rows in the same order. Each
+trial is a separate process with one thread in float32, with the learning rate of `race/xs` and a
+complete schedule of its length.
 """
 
 import argparse
@@ -63,7 +66,9 @@ class Trial(NamedTuple):
 
 def run(trial: Trial) -> dict[str, Any]:
     """Train, and return the trial with its bits per byte."""
-    subprocess.run([sys.executable, str(TRAIN), *trial.overrides()], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, str(TRAIN), *trial.overrides()], check=True, stdout=subprocess.DEVNULL
+    )
     folder = Path("runs", trial.name)
     bpb = json.loads((folder / "summary.json").read_text())["val_bpb"]
     shutil.rmtree(folder)
@@ -72,7 +77,9 @@ def run(trial: Trial) -> dict[str, Any]:
 
 def read(results: Path) -> list[dict[str, Any]]:
     """Return the rows that have been written so far."""
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    return (
+        [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    )
 
 
 def train(results: Path, seeds: int, steps: list[int], jobs: int) -> None:
@@ -91,7 +98,9 @@ def train(results: Path, seeds: int, steps: list[int], jobs: int) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield the lines of a Markdown table: apart minus together, for each width and length, with 95 % intervals."""
+    """Yield the lines of a Markdown table:
+    apart minus together, for each width and length, with 95 % intervals.
+    """
     values = {tuple(row[key] for key in Trial._fields): row["bpb"] for row in rows}
     steps = sorted({row["steps"] for row in rows})
     yield "| width | steps | seeds | apart | together | apart - together |"
@@ -99,8 +108,14 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     for length in steps:
         all_differences = []
         for width in LAYOUTS:
-            seeds = [seed for seed in range(100) if all((seed, length, width, rule) in values for rule in RULES)]
-            apart, together = ([values[seed, length, width, rule] for seed in seeds] for rule in RULES)
+            seeds = [
+                seed
+                for seed in range(100)
+                if all((seed, length, width, rule) in values for rule in RULES)
+            ]
+            apart, together = (
+                [values[seed, length, width, rule] for seed in seeds] for rule in RULES
+            )
             differences = [a - b for a, b in zip(apart, together, strict=True)]
             all_differences += differences
             if seeds:
@@ -118,7 +133,9 @@ def shown(differences: list[float]) -> str:
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gate_up", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gate_up", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("results", type=Path, help="JSON lines, one for each run")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, nargs="+", default=[160, 512])

@@ -1,7 +1,9 @@
-"""How time grows: with the number of experts at fixed work, a skewed load, the tokens, and the layers.
+"""How time grows: with the number of experts at fixed work, a skewed load, the tokens, and the
+layers.
 
-Forward and backward of K = 6 experts of width 128 per token, in dim 256; for the layers, a whole step. The ratio is to
-16 experts, to the even load, to the time per token of 1,024 tokens, and to the time per layer of 2 layers.
+Forward and backward of K = 6 experts of width 128 per token, in dim 256; for the layers, a whole
+step. The ratio is to 16 experts, to the even load, to the time per token of 1,024 tokens, and to
+the time per layer of 2 layers.
 """
 
 import app.config.environment  # noqa: F401  isort: skip  before torch
@@ -20,18 +22,43 @@ def run(quick: bool, device: str = "cpu") -> list[Row]:
     """One row for every size."""
     dtype = dtypes(device)[-1]
     time = partial(_milliseconds, dtype=dtype, device=device, rounds=3 if quick else 20)
-    experts = {number: time(number, 4096, 0.0) for number in ((16, 64) if quick else (16, 32, 64, 128, 256))}
-    tokens = {number: time(64, number, 0.0) / number for number in ((1024,) if quick else (1024, 4096, 16384))}
-    steps = {number: _step_ms(number, dtype, device, quick) for number in ((2,) if quick else (2, 4, 8))}
+    experts = {
+        number: time(number, 4096, 0.0)
+        for number in ((16, 64) if quick else (16, 32, 64, 128, 256))
+    }
+    tokens = {
+        number: time(64, number, 0.0) / number
+        for number in ((1024,) if quick else (1024, 4096, 16384))
+    }
+    steps = {
+        number: _step_ms(number, dtype, device, quick) for number in ((2,) if quick else (2, 4, 8))
+    }
     name = str(dtype).removeprefix("torch.")
     return [
-        *({"what": f"{e} experts", "dtype": name, "ms": ms, "ratio": ms / experts[16]} for e, ms in experts.items()),
-        {"what": "64 experts, Zipf 1.0", "dtype": name, "ms": (skewed := time(64, 4096, 1.0)),
-         "ratio": skewed / experts[64]},
-        *({"what": f"{t} tokens, 64 experts", "dtype": name, "ms": each * t, "ratio": each / tokens[1024]}
-          for t, each in tokens.items()),
-        *({"what": f"{n} layers", "dtype": name, "ms": ms, "ratio": 2 * ms / n / steps[2]} for n, ms in steps.items()),
-    ]  # fmt: skip
+        *(
+            {"what": f"{e} experts", "dtype": name, "ms": ms, "ratio": ms / experts[16]}
+            for e, ms in experts.items()
+        ),
+        {
+            "what": "64 experts, Zipf 1.0",
+            "dtype": name,
+            "ms": (skewed := time(64, 4096, 1.0)),
+            "ratio": skewed / experts[64],
+        },
+        *(
+            {
+                "what": f"{t} tokens, 64 experts",
+                "dtype": name,
+                "ms": each * t,
+                "ratio": each / tokens[1024],
+            }
+            for t, each in tokens.items()
+        ),
+        *(
+            {"what": f"{n} layers", "dtype": name, "ms": ms, "ratio": 2 * ms / n / steps[2]}
+            for n, ms in steps.items()
+        ),
+    ]
 
 
 def _step_ms(layers: int, dtype: torch.dtype, device: str, quick: bool) -> float:
@@ -40,8 +67,12 @@ def _step_ms(layers: int, dtype: torch.dtype, device: str, quick: bool) -> float
     return 1e3 * medians({"step": work}, 1, 2 if quick else 10, device)["step"]
 
 
-def _milliseconds(num_experts: int, tokens: int, zipf: float, dtype: torch.dtype, device: str, rounds: int) -> float:
-    rows = measure(Shape(tokens, 256, num_experts, 6, 128), dtype, zipf, rounds // 2, rounds, ["ours"], device)
+def _milliseconds(
+    num_experts: int, tokens: int, zipf: float, dtype: torch.dtype, device: str, rounds: int
+) -> float:
+    rows = measure(
+        Shape(tokens, 256, num_experts, 6, 128), dtype, zipf, rounds // 2, rounds, ["ours"], device
+    )
     return float(rows[0]["ms"])
 
 

@@ -1,7 +1,9 @@
-"""The MoE layer against a dense SwiGLU of equal active FLOPs and against its peers, forward and backward.
+"""The MoE layer against a dense SwiGLU of equal active FLOPs and against its peers, forward and
+backward.
 
-All contenders take turns within a step and get the same routing, drawn anew each step: a fixed routing hides that
-oneDNN compiles a bfloat16 kernel for every new number of rows. Read the ratios; the times belong to the machine.
+All contenders take turns within a step and get the same routing, drawn anew each step: a fixed
+routing hides that oneDNN compiles a bfloat16 kernel for every new number of rows. Read the ratios;
+the times belong to the machine.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,8 +50,12 @@ def grouped_mm(x: Tensor, expert: Tensor, gate: Tensor, w_in: Tensor, w_out: Ten
     """The path of `transformers` 5: sort, gather, two grouped products, weighted sum."""
     order = expert.flatten().argsort()
     ends = torch.histc(expert.float(), len(w_in), 0, len(w_in) - 1).cumsum(0).to(torch.int32)
-    hidden, up = functional.grouped_mm(x[order // expert.shape[1]], w_in, offs=ends).chunk(2, dim=-1)
-    y = functional.grouped_mm(functional.silu(hidden) * up, w_out, offs=ends) * gate.flatten()[order, None].to(x.dtype)
+    hidden, up = functional.grouped_mm(x[order // expert.shape[1]], w_in, offs=ends).chunk(
+        2, dim=-1
+    )
+    y = functional.grouped_mm(functional.silu(hidden) * up, w_out, offs=ends) * gate.flatten()[
+        order, None
+    ].to(x.dtype)
     return y[order.argsort()].view(*expert.shape, -1).sum(1)
 
 
@@ -70,11 +76,14 @@ def dense(x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
 
 
 PEERS: dict[str, Layer] = {"ours": ours, "grouped_mm": grouped_mm, "loop": loop}
-FAST = ("ours", "grouped_mm")  # the loop takes 3 to 5 times as long as the dense network
+# the loop takes 3 to 5 times as long as the dense network
+FAST = ("ours", "grouped_mm")
 
 
 def draw(shape: Shape, zipf: float, device: str) -> tuple[Tensor, Tensor]:
-    """Distinct experts (T, K) of every token, the i-th in order of popularity drawn ~ 1 / i^zipf, and gates (T, K)."""
+    """Distinct experts (T, K) of every token, the i-th in order of popularity drawn ~ 1 / i^zipf,
+    and gates (T, K).
+    """
     popularity = -zipf * torch.arange(1, shape.num_experts + 1).log()
     order = torch.randperm(shape.num_experts, generator=torch.Generator().manual_seed(0))
     noise = -torch.empty(shape.tokens, shape.num_experts).exponential_().log()  # Gumbel
@@ -91,37 +100,56 @@ def measure(
     peers: Sequence[str] = tuple(PEERS),
     device: str = "cpu",
 ) -> list[Row]:
-    """One row a contender: milliseconds of the first steps and after `warm_up`, and the latter over dense."""
+    """One row a contender: milliseconds of the first steps and after `warm_up`,
+    and the latter over dense.
+    """
     routing: list[Tensor] = []
     works = _contenders(shape, dtype, peers, device, routing)
     seconds = in_turns(
-        works, warm_up, steps, device, lambda: routing.__setitem__(slice(None), draw(shape, zipf, device))
+        works,
+        warm_up,
+        steps,
+        device,
+        lambda: routing.__setitem__(slice(None), draw(shape, zipf, device)),
     )
     kept = {name: times[warm_up:] for name, times in seconds.items()}
     base = kept.get("dense", kept[peers[0]])
-    case = f"T={shape.tokens} D={shape.dim} E={shape.num_experts} K={shape.top_k} F={shape.hidden_dim}"
+    case = (
+        f"T={shape.tokens} D={shape.dim} E={shape.num_experts} K={shape.top_k} F={shape.hidden_dim}"
+    )
     return [
-        {"what": f"{name}, {case}", "dtype": str(dtype).removeprefix("torch."), "zipf": zipf,
-         "first_ms": 1e3 * median(seconds[name][:FIRST]), "ms": 1e3 * median(times),
-         "ratio": median(times) / median(base), "ratio_of_minima": min(times) / min(base)}
+        {
+            "what": f"{name}, {case}",
+            "dtype": str(dtype).removeprefix("torch."),
+            "zipf": zipf,
+            "first_ms": 1e3 * median(seconds[name][:FIRST]),
+            "ms": 1e3 * median(times),
+            "ratio": median(times) / median(base),
+            "ratio_of_minima": min(times) / min(base),
+        }
         for name, times in kept.items()
-    ]  # fmt: skip
+    ]
 
 
 def _contenders(
     shape: Shape, dtype: torch.dtype, peers: Sequence[str], device: str, routing: list[Tensor]
 ) -> dict[str, Callable[[], None]]:
-    """Forward and backward of every contender, by the experts and gates that `routing` holds at that time."""
+    """Forward and backward of every contender,
+    by the experts and gates that `routing` holds at that time.
+    """
 
     def leaf(*size: int) -> Tensor:
         return torch.randn(size).div_(size[-2] ** 0.5).to(device, dtype).requires_grad_()
 
     _, dim, num_experts, top_k, hidden_dim = shape
-    x, probe = leaf(shape.tokens, dim), torch.randn(shape.tokens, dim).to(device, dtype)
+    x = leaf(shape.tokens, dim)
+    probe = torch.randn(shape.tokens, dim).to(device, dtype)
     routed = leaf(num_experts, dim, 2 * hidden_dim), leaf(num_experts, hidden_dim, dim)
     whole = leaf(dim, 2 * top_k * hidden_dim), leaf(top_k * hidden_dim, dim)
 
-    def work(layer: Callable[..., Tensor], weights: tuple[Tensor, Tensor], *routing: Tensor) -> None:
+    def work(
+        layer: Callable[..., Tensor], weights: tuple[Tensor, Tensor], *routing: Tensor
+    ) -> None:
         torch.autograd.backward(layer(x, *routing, *weights), probe)
         for each in (x, *weights, *routing):
             each.grad = None
@@ -135,7 +163,9 @@ def _contenders(
 
 def dtypes(device: str) -> list[torch.dtype]:
     """Those that the device multiplies fast."""
-    return [dtype for dtype in (torch.float32, torch.bfloat16) if device == "cuda" or is_native(dtype)]
+    return [
+        dtype for dtype in (torch.float32, torch.bfloat16) if device == "cuda" or is_native(dtype)
+    ]
 
 
 def run(quick: bool, device: str = "cpu") -> list[Row]:
@@ -143,7 +173,11 @@ def run(quick: bool, device: str = "cpu") -> list[Row]:
     warm_up, steps = (1, 3) if quick else (6, 20)
     cases = [(GOALS[2], 0.0)] if quick else [*product(GOALS, (0.0, 1.0))]
     each = product(dtypes(device), cases)
-    return [row for dtype, (shape, zipf) in each for row in measure(shape, dtype, zipf, warm_up, steps, FAST, device)]
+    return [
+        row
+        for dtype, (shape, zipf) in each
+        for row in measure(shape, dtype, zipf, warm_up, steps, FAST, device)
+    ]
 
 
 if __name__ == "__main__":

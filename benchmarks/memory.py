@@ -1,6 +1,8 @@
-"""The highest memory of a training step, beside the dense model and `transformers`, each in a process of its own.
+"""The highest memory of a training step, beside the dense model and `transformers`, each in a
+process of its own.
 
-The sizes of `benchmarks.step`; what a process held before it built its model is taken off. On CUDA: what was allocated.
+The sizes of `benchmarks.step`; what a process held before it built its model is taken off. On CUDA:
+what was allocated.
 """
 
 import app.config.environment  # noqa: F401  isort: skip  before torch
@@ -21,9 +23,18 @@ def run(quick: bool, device: str = "cpu") -> list[Row]:
     rows = []
     for dtype in dtypes(device)[:1] if quick else dtypes(device):
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            peaks = {name: pool.apply(_peak, (name, sizes, dtype, device)) for name in step.CONTENDERS}
-        rows += [{"what": name, "dtype": str(dtype).removeprefix("torch."), "MB": peak / 1e6,
-                  "ratio": peak / peaks["transformers"]} for name, peak in peaks.items()]  # fmt: skip
+            peaks = {
+                name: pool.apply(_peak, (name, sizes, dtype, device)) for name in step.CONTENDERS
+            }
+        rows += [
+            {
+                "what": name,
+                "dtype": str(dtype).removeprefix("torch."),
+                "MB": peak / 1e6,
+                "ratio": peak / peaks["transformers"],
+            }
+            for name, peak in peaks.items()
+        ]
     return rows
 
 

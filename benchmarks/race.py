@@ -1,8 +1,10 @@
-"""How fast does everybody in a race train? `python -m benchmarks.race NAME [--sizes xs s]`, on a quiet machine.
+"""How fast does everybody in a race train? `python -m benchmarks.race NAME [--sizes xs s]`, on a
+quiet machine.
 
-The contestants take steps in turns in one process, with the race's own precision and threads, so that whatever else the
-machine does hits all of them alike. The median step of each, divided by its tokens, goes to results/NAME/seconds.json,
-from where the race's result takes its times: those of the runs themselves tell how busy the machine was.
+The contestants take steps in turns in one process, with the race's own precision and threads, so
+that whatever else the machine does hits all of them alike. The median step of each, divided by its
+tokens, goes to results/NAME/seconds.json, from where the race's result takes its times: those of
+the runs themselves tell how busy the machine was.
 """
 
 import app.config.environment  # noqa: F401  isort: skip  before torch
@@ -32,9 +34,14 @@ from benchmarks.timing import medians
 def seconds_per_token(members: list[Member], rounds: int) -> dict[str, float]:
     """Of training, for each contestant of a size."""
     entries = [member.entry for member in members]
-    bares = {m.entry.contestant: Bare(m.overrides, precision=m.entry.config["trainer"]["precision"]) for m in members}
+    bares = {
+        m.entry.contestant: Bare(m.overrides, precision=m.entry.config["trainer"]["precision"])
+        for m in members
+    }
     works = {name: partial(next_step, bare, bare.batches()) for name, bare in bares.items()}
-    tokens = {e.contestant: e.config["data"]["batch_size"] * e.config["data"]["seq_len"] for e in entries}
+    tokens = {
+        e.contestant: e.config["data"]["batch_size"] * e.config["data"]["seq_len"] for e in entries
+    }
     torch.set_num_threads(entries[0].config["trainer"]["threads"])
     return {name: seconds / tokens[name] for name, seconds in medians(works, 3, rounds).items()}
 
@@ -45,16 +52,27 @@ def measured(name: str, sizes: list[str] | None, rounds: int) -> dict[str, dict[
         values: Any = OmegaConf.to_container(compose("race", [f"race={name}"]).race, resolve=True)
         race = read_race(values)
         plan = Plan(race, chosen_sizes(race, sizes))
-        members = [plan.member(e, e.config["optimizer"]["lr"], race.seeds[0]) for e in plan.entries if not e.refused]
+        members = [
+            plan.member(e, e.config["optimizer"]["lr"], race.seeds[0])
+            for e in plan.entries
+            if not e.refused
+        ]
         if plan.first(members, {}):
-            raise UserError(f"{name}: its contestants start from other runs, which lie where it has run; run it first")
-        by_size = {size: [m for m in members if m.entry.size == size] for size in sizes or race.sizes}
+            raise UserError(
+                f"{name}: its contestants start from other runs, which lie where it "
+                "has run; run it first"
+            )
+        by_size = {
+            size: [m for m in members if m.entry.size == size] for size in sizes or race.sizes
+        }
         return {size: seconds_per_token(each, rounds) for size, each in by_size.items()}
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", help="of a race in conf/race")
     parser.add_argument("--sizes", nargs="+", help="default: all of the race")
     parser.add_argument("--rounds", type=int, default=20, help="steps of each that are timed")

@@ -1,8 +1,9 @@
 """Print symptoms of compressed code: `python -m benchmarks.readability [DIRECTORY ...]`.
 
-The figures are for looking, not for enforcing. They follow when the code reads well, and mean nothing when code is
-written for them. Without arguments, one row describes the source and one the tests of this project; with directories,
-one row describes each of them, so that other projects can stand beside it.
+The figures are for looking, not for enforcing. They follow when the code reads well, and mean
+nothing when code is written for them. Without arguments, one row describes the source and one the
+tests of this project; with directories, one row describes each of them, so that other projects can
+stand beside it.
 """
 
 import ast
@@ -32,7 +33,8 @@ LAYOUT_TOKENS = {
 class Counts:
     """Sums over files.
 
-    `tokens_of_line` maps (file, line) of each code line to its number of tokens: names, operators, literals.
+    `tokens_of_line` maps (file, line) of each code line to its number of tokens: names, operators,
+    literals.
     """
 
     files: int = 0
@@ -120,8 +122,10 @@ def row(name: str, counts: Counts) -> str:
     comments = f"{100 * counts.comment_lines / counts.lines:.1f} %"
     docstrings = f"{100 * counts.docstring_lines / counts.lines:.0f} %"
     return (
-        f"{name:24} {counts.files:5} {counts.lines:7} {counts.tokens_per_code_line:11.1f} {comments:>9} "
-        f"{docstrings:>10} {functions:>12} {counts.long_lines:6} {counts.format_skips:5} {counts.noqa:5} "
+        f"{name:24} {counts.files:5} {counts.lines:7} {counts.tokens_per_code_line:11.1f} "
+        f"{comments:>9} "
+        f"{docstrings:>10} {functions:>12} {counts.long_lines:6} {counts.format_skips:5} "
+        f"{counts.noqa:5} "
         f"{counts.any_annotations:5}"
     )
 

@@ -24,7 +24,12 @@ def run(quick: bool, device: str = "cpu") -> list[Row]:
 
     with tempfile.TemporaryDirectory() as folder:
         small = ["model=nano", "data.val_rows=2", "trainer.max_steps=1"]
-        small += ["data=text", f"data.path={ROOT / 'LOG.md'}", "tokenizer=bytes", f"data.cache_dir={folder}/cache"]
+        small += [
+            "data=text",
+            f"data.path={ROOT / 'LOG.md'}",
+            "tokenizer=bytes",
+            f"data.cache_dir={folder}/cache",
+        ]
         config = composed(small)
         build_data(config["data"], config["tokenizer"], 0).prepare()
         train = [sys.executable, str(ROOT / "train.py")]

@@ -1,6 +1,8 @@
-"""A whole training step against a dense model of equal active FLOPs and against `transformers`' Qwen3-MoE.
+"""A whole training step against a dense model of equal active FLOPs and against `transformers`'
+Qwen3-MoE.
 
-All contenders take turns, on new tokens each step, with AdamW. Read the ratios; the times belong to the machine.
+All contenders take turns, on new tokens each step, with AdamW. Read the ratios; the times belong to
+the machine.
 """
 
 import app.config.environment  # noqa: F401  isort: skip  before torch
@@ -38,13 +40,22 @@ Loss = Callable[[Tensor], Tensor]
 
 def ours(sizes: Sizes, layout: list[str]) -> tuple[nn.Module, Loss]:
     """Our model with some layout, and its loss on rows of tokens (B, S+1) with a balance term."""
-    overrides = [f"model.num_layers={sizes.layers}", f"model.dim={sizes.dim}", f"model.num_heads={sizes.heads}",
-                 f"model.num_kv_heads={sizes.heads}", "balance=aux", "model.cross_documents=true"]  # fmt: skip
+    overrides = [
+        f"model.num_layers={sizes.layers}",
+        f"model.dim={sizes.dim}",
+        f"model.num_heads={sizes.heads}",
+        f"model.num_kv_heads={sizes.heads}",
+        "balance=aux",
+        "model.cross_documents=true",
+    ]
     model = build_model(composed([*overrides, *layout]), sizes.vocab)
 
     def loss(tokens: Tensor) -> Tensor:
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        nll, routings = model(inputs, targets, torch.ones_like(inputs, dtype=torch.bool), torch.zeros_like(inputs))
+        inputs = tokens[:, :-1]
+        targets = tokens[:, 1:]
+        nll, routings = model(
+            inputs, targets, torch.ones_like(inputs, dtype=torch.bool), torch.zeros_like(inputs)
+        )
         terms = model.balancer.losses(routings, None) if routings else {}
         return nll.mean() + sum(weight * raw for raw, weight in terms.values())
 
@@ -91,38 +102,64 @@ CONTENDERS = {"ours": _mixture, "dense": _dense, "transformers": qwen3_moe}
 def run(quick: bool, device: str = "cpu") -> list[Row]:
     """One row a contender and dtype; the ratio is to the dense model of equal active FLOPs."""
     sizes, warm_up, steps = (Sizes(rows=2, layers=2), 1, 2) if quick else (Sizes(), 4, 20)
-    rows = [row for dtype in dtypes(device) for row in measure(sizes, dtype, warm_up, steps, device)]
+    rows = [
+        row for dtype in dtypes(device) for row in measure(sizes, dtype, warm_up, steps, device)
+    ]
     return rows if quick else rows + default_model(warm_up, steps, device)
 
 
-def measure(sizes: Sizes, dtype: torch.dtype, warm_up: int, steps: int, device: str = "cpu") -> list[Row]:
+def measure(
+    sizes: Sizes, dtype: torch.dtype, warm_up: int, steps: int, device: str = "cpu"
+) -> list[Row]:
     """One row a contender."""
     works = {name: work(*make(sizes), dtype, device, sizes) for name, make in CONTENDERS.items()}
     seconds = medians(works, warm_up, steps, device)
-    case = f"{sizes.layers} layers, D={sizes.dim} E={sizes.experts} K={sizes.top_k} F={sizes.hidden_dim}"
+    case = (
+        f"{sizes.layers} layers, D={sizes.dim} E={sizes.experts} K={sizes.top_k} "
+        f"F={sizes.hidden_dim}"
+    )
     return [
-        {"what": f"{name}, {case}", "dtype": str(dtype).removeprefix("torch."), "s": each,
-         "tokens_per_s": round(sizes.rows * sizes.length / each), "ratio": each / seconds["dense"]}
+        {
+            "what": f"{name}, {case}",
+            "dtype": str(dtype).removeprefix("torch."),
+            "s": each,
+            "tokens_per_s": round(sizes.rows * sizes.length / each),
+            "ratio": each / seconds["dense"],
+        }
         for name, each in seconds.items()
-    ]  # fmt: skip
+    ]
 
 
 def default_model(warm_up: int, steps: int, device: str) -> list[Row]:
-    """The model, data and optimizer of `python train.py` beside the dense model, both by either optimizer."""
-    words = {f"{design}, default, {optimizer}": [*DESIGNS[design], f"optimizer={optimizer}"]
-             for optimizer in ("adamw", "muon") for design in (DENSE, "deepseek", "fine 8")}  # fmt: skip
+    """The model, data and optimizer of `python train.py` beside the dense model,
+    both by either optimizer.
+    """
+    words = {
+        f"{design}, default, {optimizer}": [*DESIGNS[design], f"optimizer={optimizer}"]
+        for optimizer in ("adamw", "muon")
+        for design in (DENSE, "deepseek", "fine 8")
+    }
     rows = []
     for precision in ("32-true", "bf16-mixed")[: len(dtypes(device))]:
         bares = {name: Bare(each, device, precision) for name, each in words.items()}
         works = {name: partial(next_step, bare, bare.batches()) for name, bare in bares.items()}
         seconds = medians(works, warm_up // 2, steps, device)
-        rows += [{"what": name, "dtype": precision, "s": each, "tokens_per_s": round(2048 / each),
-                  "ratio": each / seconds[f"{DENSE}, default, {name.split()[-1]}"]}
-                 for name, each in seconds.items()]  # fmt: skip
+        rows += [
+            {
+                "what": name,
+                "dtype": precision,
+                "s": each,
+                "tokens_per_s": round(2048 / each),
+                "ratio": each / seconds[f"{DENSE}, default, {name.split()[-1]}"],
+            }
+            for name, each in seconds.items()
+        ]
     return rows
 
 
-def work(model: nn.Module, loss: Loss, dtype: torch.dtype, device: str, sizes: Sizes) -> Callable[[], None]:
+def work(
+    model: nn.Module, loss: Loss, dtype: torch.dtype, device: str, sizes: Sizes
+) -> Callable[[], None]:
     """One optimizer step on new tokens."""
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 

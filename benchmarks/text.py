@@ -1,8 +1,8 @@
 """Text to token cache, beside the tokenizers library alone: `python -m benchmarks.text [--mb 64]`.
 
-A .jsonl of the offline corpus is read, cut and written as a run does it, and its texts alone are given to
-`encode_batch`, in turns: the ratio belongs to us, the times to the machine. The memory is the highest of a process that
-does nothing else, above what it had when it began.
+A .jsonl of the offline corpus is read, cut and written as a run does it, and its texts alone are
+given to `encode_batch`, in turns: the ratio belongs to us, the times to the machine. The memory is
+the highest of a process that does nothing else, above what it had when it began.
 """
 
 import argparse
@@ -26,12 +26,15 @@ from app.data.tokenizers.file import File
 from benchmarks.timing import highest_memory
 
 ROUNDS = 5
-GROUP = 1000  # texts that encode_batch gets at once
+# texts that encode_batch gets at once
+GROUP = 1000
 
 
 def main() -> None:
     """Prints both speeds, their ratio and the memory."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mb", type=int, default=64, help="of text")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     asked = parser.parse_args()
@@ -41,13 +44,21 @@ def main() -> None:
         alone, whole, memory = (median(column) for column in zip(*rounds, strict=True))
         print(f"{size / 1e6:.0f} MB of text, median of {asked.rounds} rounds")
         print(f"encode_batch alone     {size / alone / 1e6:7.2f} MB/s")
-        print(f"file to token cache    {size / whole / 1e6:7.2f} MB/s, {alone / whole:.2f} times as fast")
+        print(
+            f"file to token cache    {size / whole / 1e6:7.2f} MB/s, {alone / whole:.2f} times "
+            "as fast"
+        )
         print(f"memory above the base  {memory / 1e6:7.0f} MB")
 
 
 def write(folder: Path, mb: int) -> int:
-    """The text as rows, and a tokenizer that has learned from some of it; how many bytes of text."""
-    texts = [str(document.text) for document in Offline(weights=None, by_size=True, versions=None).documents()]
+    """The text as rows, and a tokenizer that has learned from some of it;
+    how many bytes of text.
+    """
+    texts = [
+        str(document.text)
+        for document in Offline(weights=None, by_size=True, versions=None).documents()
+    ]
     Bpe(vocab_size=4096).fit(texts[::20], folder)
     size = 0
     with (folder / "text.jsonl").open("w") as file:
@@ -61,7 +72,8 @@ def write(folder: Path, mb: int) -> int:
 
 def library(folder: Path) -> float:
     """Seconds that the library takes for the texts, which are there already."""
-    tokenizer, seconds = Tokenizer.from_file(str(folder / FILE)), 0.0
+    tokenizer = Tokenizer.from_file(str(folder / FILE))
+    seconds = 0.0
     for group in groups(folder):
         before = time.perf_counter()
         tokenizer.encode_batch(group, add_special_tokens=False)

@@ -1,4 +1,6 @@
-"""Timing of contenders that take turns, so that other work on the machine meets all of them alike."""
+"""Timing of contenders that take turns,
+so that other work on the machine meets all of them alike.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,13 +11,20 @@ from typing import Any, TypeVar
 import torch
 
 K = TypeVar("K")
-Works = Mapping[K, Callable[[], Any]]  # what is timed, by any name
+# what is timed, by any name
+Works = Mapping[K, Callable[[], Any]]
 
 
 def in_turns(
-    works: Works[K], warm_up: int, rounds: int, device: str = "cpu", before_round: Callable[[], Any] = lambda: None
+    works: Works[K],
+    warm_up: int,
+    rounds: int,
+    device: str = "cpu",
+    before_round: Callable[[], Any] = lambda: None,
 ) -> dict[K, list[float]]:
-    """Seconds of every contender in every round, with those of the warm-up; `before_round` is not timed."""
+    """Seconds of every contender in every round, with those of the warm-up;
+    `before_round` is not timed.
+    """
     seconds: dict[K, list[float]] = {name: [] for name in works}
     for _ in range(warm_up + rounds):
         before_round()
@@ -28,7 +37,10 @@ def in_turns(
 
 def medians(works: Works[K], warm_up: int, rounds: int, device: str = "cpu") -> dict[K, float]:
     """The median of each after the warm-up."""
-    return {name: median(times[warm_up:]) for name, times in in_turns(works, warm_up, rounds, device).items()}
+    return {
+        name: median(times[warm_up:])
+        for name, times in in_turns(works, warm_up, rounds, device).items()
+    }
 
 
 def _now(device: str) -> float:
@@ -47,6 +59,12 @@ def highest_memory() -> int:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows, all of the same keys, with their keys above them."""
     names = list(rows[0])
-    cells = [names, *([f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)]
+    cells = [
+        names,
+        *([f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows),
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in cells
+    )

@@ -1,7 +1,9 @@
-"""What does the choice of experts hang on? After a validation, on its tokens: the same router chooses again.
+"""What does the choice of experts hang on? After a validation, on its tokens: the same router
+chooses again.
 
-Without the offset that a controller adds to the scores: how much it steers. With logits rounded to bfloat16: how many
-choices are so close that the precision decides (why routers compute in float32). Compiled blocks are not looked into.
+Without the offset that a controller adds to the scores: how much it steers. With logits rounded to
+bfloat16: how many choices are so close that the precision decides (why routers compute in float32).
+Compiled blocks are not looked into.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,17 +23,23 @@ from routers.router import Router
 
 @register("callback")
 class Choices(LayerMeans):
-    """Writes how much of the choice is left without the offset of a controller, and under bfloat16."""
+    """Writes how much of the choice is left without the offset of a controller,
+    and under bfloat16.
+    """
 
     tags = (
         Tag(
             "router/offset_overlap",
-            "experts chosen both with and without the offset of the controllers, of those chosen either way (Jaccard)",
+            "experts chosen both with and without the offset of the controllers, of those chosen "
+            "either way (Jaccard)",
             "0..1",
             by_layer=True,
         ),
         Tag(
-            "router/bf16_flips", "share of the tokens that logits in bfloat16 would give others", "0..1", by_layer=True
+            "router/bf16_flips",
+            "share of the tokens that logits in bfloat16 would give others",
+            "0..1",
+            by_layer=True,
         ),
     )
 
@@ -40,9 +48,15 @@ class Choices(LayerMeans):
     def layers(self, module: LanguageModel) -> Sequence[nn.Module]:
         return module.model.routers()
 
-    def look(self, layer: Router, inputs: tuple[Tensor, Context], outputs: Routing) -> tuple[dict[str, Tensor], Tensor]:
+    def look(
+        self, layer: Router, inputs: tuple[Tensor, Context], outputs: Routing
+    ) -> tuple[dict[str, Tensor], Tensor]:
         (x, context), own = inputs, chosen(outputs)
-        found = {"bf16_flips": (chosen(rounded(layer, partial(layer.forward, x, context))) != own).any(-1).float()}
+        found = {
+            "bf16_flips": (chosen(rounded(layer, partial(layer.forward, x, context))) != own)
+            .any(-1)
+            .float()
+        }
         if isinstance(context.offset, Tensor):
             without = chosen(layer.forward(x, context._replace(offset=0.0)))
             found["offset_overlap"] = (own & without).sum(-1) / (own | without).sum(-1).clamp_min(1)

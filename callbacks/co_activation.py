@@ -32,7 +32,8 @@ class CoActivation(RoutingCallback):
     tags = (
         Tag(
             "specialisation/co_activation",
-            "share of the row expert's tokens that the other one has, layer by layer; the diagonal is left empty",
+            "share of the row expert's tokens that the other one has, layer by layer; the "
+            "diagonal is left empty",
             "0..1",
             "image",
         ),
@@ -43,7 +44,9 @@ class CoActivation(RoutingCallback):
     def __init__(self, *, every: int, top: float) -> None:
         require("every", every, every >= 1, "must be at least 1")
         require("top", top, 0 < top <= 1, "must be in 0..1")
-        self.every, self.top, self.looks = every, top, 0
+        self.every = every
+        self.top = top
+        self.looks = 0
         self.total = Total()
 
     def on_validation_routings(self, routings: list[Routing], batch: Batch) -> None:
@@ -51,7 +54,9 @@ class CoActivation(RoutingCallback):
             self.total.add({"pairs": torch.stack([co_activation(routing) for routing in routings])})
 
     @torch.no_grad()
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self.looks += 1
         sums = self.total.take()
         writer = event_writer(trainer)

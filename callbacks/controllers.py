@@ -1,4 +1,5 @@
-"""What the controllers of the balance hold: the biases of loss_free, thresholds, lambda, ...; every `every` steps.
+"""What the controllers of the balance hold: the biases of loss_free, thresholds, lambda, ...; every
+`every` steps.
 
 Every float (L, ...) in the state of a balance term, after its last update; the same on all ranks.
 """
@@ -28,10 +29,27 @@ class Controllers(lightning.Callback):
     """
 
     tags = (
-        Tag("controllers/TERM_BUFFER_min", "smallest over the experts", "of the buffer", by_layer=True),
-        Tag("controllers/TERM_BUFFER_mean", "mean over the experts", "of the buffer", by_layer=True),
-        Tag("controllers/TERM_BUFFER_max", "largest over the experts", "of the buffer", by_layer=True),
-        Tag("controllers/TERM_BUFFER", "a buffer of one value, or one a layer", "of the buffer", by_layer=True),
+        Tag(
+            "controllers/TERM_BUFFER_min",
+            "smallest over the experts",
+            "of the buffer",
+            by_layer=True,
+        ),
+        Tag(
+            "controllers/TERM_BUFFER_mean", "mean over the experts", "of the buffer", by_layer=True
+        ),
+        Tag(
+            "controllers/TERM_BUFFER_max",
+            "largest over the experts",
+            "of the buffer",
+            by_layer=True,
+        ),
+        Tag(
+            "controllers/TERM_BUFFER",
+            "a buffer of one value, or one a layer",
+            "of the buffer",
+            by_layer=True,
+        ),
         Tag("controllers/TERM_BUFFER/LAYER", "all experts", "of the buffer", "histogram"),
     )
 
@@ -40,7 +58,9 @@ class Controllers(lightning.Callback):
         self.every = every
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+    ) -> None:
         if trainer.global_step % self.every:
             return
         assert isinstance(pl_module, LanguageModel)
@@ -50,8 +70,14 @@ class Controllers(lightning.Callback):
                 write(trainer, {f"controllers/{name}": value})
                 continue
             rows = value.flatten(1) if value.dim() > 1 else value[:, None]  # (L, ...)
-            spread = {f"{name}_min": rows.amin(-1), f"{name}_mean": rows.mean(-1), f"{name}_max": rows.amax(-1)}
-            write_by_layer(trainer, "controllers", spread if rows.size(1) > 1 else {name: rows[:, 0]})
+            spread = {
+                f"{name}_min": rows.amin(-1),
+                f"{name}_mean": rows.mean(-1),
+                f"{name}_max": rows.amax(-1),
+            }
+            write_by_layer(
+                trainer, "controllers", spread if rows.size(1) > 1 else {name: rows[:, 0]}
+            )
             if writer is not None and rows.size(1) > 1:
                 for layer, row in enumerate(rows.cpu()):
                     writer.add_histogram(f"controllers/{name}/{layer}", row, step_of(trainer))

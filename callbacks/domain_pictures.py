@@ -1,6 +1,8 @@
-"""Which expert serves which kind of text, as pictures; after a validation, on all of its tokens and ranks.
+"""Which expert serves which kind of text, as pictures; after a validation, on all of its tokens and
+ranks.
 
-The experts of a layer stand in the order of the domains that they served most at the first picture, and stay there.
+The experts of a layer stand in the order of the domains that they served most at the first picture,
+and stay there.
 """
 
 import lightning
@@ -20,7 +22,8 @@ from routers.contract import Routing
 
 @register("callback")
 class DomainPictures(RoutingCallback):
-    """Draws which domain and which topic goes to which expert, and writes how much one tells of the other.
+    """Draws which domain and which topic goes to which expert, and writes how much one tells of the
+    other.
 
     Args:
         every: validations between two pictures; at least 1.
@@ -56,12 +59,16 @@ class DomainPictures(RoutingCallback):
     def __init__(self, *, every: int, top: float) -> None:
         require("every", every, every >= 1, "must be at least 1")
         require("top", top, top > 0, "must be positive")
-        self.every, self.top, self.looks = every, top, 0
+        self.every = every
+        self.top = top
+        self.looks = 0
         self.total = Total()
         self.order: Tensor | None = None  # (L, E), the expert at each place
         self.names: dict[str, list[str]] = {}
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self.total = Total()
         self.names = {kind: list(labels_of(trainer, f"{kind}s")) for kind in ("domain", "topic")}
 
@@ -72,23 +79,32 @@ class DomainPictures(RoutingCallback):
                 self.total.add({kind: torch.stack(each)})
 
     @torch.no_grad()
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self.looks += 1
         if (self.looks - 1) % self.every:
             return
         sums = self.total.take()  # (L, labels, E) each
         if "domain" in sums:
             self.order = by_domain(sums["domain"]).cpu() if self.order is None else self.order
-            write_by_layer(trainer, "specialisation", {"domain_information": mutual_information(sums["domain"])})
+            write_by_layer(
+                trainer,
+                "specialisation",
+                {"domain_information": mutual_information(sums["domain"])},
+            )
         for kind, load in sums.items():
             self._publish(trainer, kind, load)
 
     def _publish(self, trainer: lightning.Trainer, kind: str, load: Tensor) -> None:
-        writer, step = event_writer(trainer), step_of(trainer)
+        writer = event_writer(trainer)
+        step = step_of(trainer)
         seen = load.sum((0, 2)) > 0  # labels that occurred
         if writer is None or not seen.any():
             return
-        names = [name for name, is_seen in zip(self.names[kind], seen.tolist(), strict=True) if is_seen]
+        names = [
+            name for name, is_seen in zip(self.names[kind], seen.tolist(), strict=True) if is_seen
+        ]
         shown = uniform_multiple(load[:, seen]).cpu()
         if self.order is not None:
             shown = shown.take_along_dim(self.order[:, None], -1)
@@ -108,7 +124,8 @@ class DomainPictures(RoutingCallback):
 
 
 def by_domain(load: Tensor) -> Tensor:
-    """The experts of each layer (L, E) by the domain of which they serve the largest share, the strongest first.
+    """The experts of each layer (L, E) by the domain of which they serve the largest share, the
+    strongest first.
 
     Of load (L, domains, E).
     """

@@ -1,6 +1,8 @@
-"""Pictures of the experts: colours readable by the colour-blind, on one scale for all steps and all runs.
+"""Pictures of the experts: colours readable by the colour-blind, on one scale for all steps and all
+runs.
 
-A load is white where it is even, blue below and red above, and crossed where an expert is dead; all else is viridis.
+A load is white where it is even, blue below and red above, and crossed where an expert is dead; all
+else is viridis.
 
 matplotlib is imported when something is drawn, and no window system is ever asked for.
 """
@@ -17,14 +19,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS, LOADS = "viridis", "RdBu_r"
-NAMED = 32  # columns whose names fit under a panel
-LAYERS = 24  # that fit a card of TensorBoard; of more, so many evenly spaced ones
-LOWEST = 3.2  # inches that the name of the scale needs
+COLOURS = "viridis"
+LOADS = "RdBu_r"
+# columns whose names fit under a panel
+NAMED = 32
+# that fit a card of TensorBoard; of more, so many evenly spaced ones
+LAYERS = 24
+# inches that the name of the scale needs
+LOWEST = 3.2
 LOAD = "load, multiples of the even load"
 
 
-def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+def figure(
+    width: float, height: float, rows: int = 1, columns: int = 1
+) -> tuple["Figure", list["Axes"]]:
     """A figure of a size in inches, and its axes row by row."""
     from matplotlib.figure import Figure
 
@@ -53,7 +61,9 @@ def heat_map(
     row_names: Sequence[str] | None = None,
     loads: bool = False,
 ) -> "Figure":
-    """One cell for each of values (rows, columns), coloured from 0 to `top`, as loads if they are; above as `top`."""
+    """One cell for each of values (rows, columns), coloured from 0 to `top`, as loads if they are;
+    above as `top`.
+    """
     height, width = values.shape
     drawn, (axes,) = figure(min(14, 3.2 + 0.28 * width), min(10, max(LOWEST, 1.5 + 0.3 * height)))
     image = paint(axes, values, top, loads)
@@ -99,11 +109,15 @@ def panels(
         axes.set_axis_off()
     for place, (layer, axes) in enumerate(zip(layers, all_axes, strict=False)):
         image = paint(axes, maps[layer], top, loads, edges)
-        axes.set(title=f"layer {layer}", xlabel=columns, ylabel="" if place % across else rows, **ticks)
+        axes.set(
+            title=f"layer {layer}", xlabel=columns, ylabel="" if place % across else rows, **ticks
+        )
         if place % across and "yticks" in ticks:
             axes.set_yticklabels([])
         _name_columns(axes, column_names[layer] if column_names else [])
-    drawn.suptitle(title if len(layers) == len(maps) else f"{title} ({len(layers)} of {len(maps)} layers)")
+    drawn.suptitle(
+        title if len(layers) == len(maps) else f"{title} ({len(layers)} of {len(maps)} layers)"
+    )
     drawn.colorbar(image, ax=all_axes, label=unit, extend="max", pad=0.01)
     return drawn
 
@@ -118,8 +132,12 @@ def _name_columns(axes: "Axes", numbers: Sequence[int]) -> None:
         axes.set_xticks(range(len(numbers)), [str(number) for number in numbers], fontsize=7)
 
 
-def paint(axes: "Axes", values: Tensor, top: float, loads: bool, edges: Sequence[int] | None = None) -> Any:
-    """Draw values (rows, columns) as the cells of one axis, with columns between `edges` if given."""
+def paint(
+    axes: "Axes", values: Tensor, top: float, loads: bool, edges: Sequence[int] | None = None
+) -> Any:
+    """Draw values (rows, columns) as the cells of one axis,
+    with columns between `edges` if given.
+    """
     from matplotlib.colors import Normalize, TwoSlopeNorm
     from matplotlib.ticker import MaxNLocator
 
@@ -131,12 +149,16 @@ def paint(axes: "Axes", values: Tensor, top: float, loads: bool, edges: Sequence
     if edges is None:
         image = axes.imshow(cells, aspect="auto", interpolation="nearest", cmap=colours, norm=norm)
     else:
-        image = axes.pcolormesh(edges, np.arange(len(cells) + 1) - 0.5, cells, cmap=colours, norm=norm)
-        axes.invert_yaxis()  # the first row on top, as in an image
+        image = axes.pcolormesh(
+            edges, np.arange(len(cells) + 1) - 0.5, cells, cmap=colours, norm=norm
+        )
+        # the first row on top, as in an image
+        axes.invert_yaxis()
         middles = (np.asarray(edges[:-1]) + np.asarray(edges[1:])) / 2
     if loads:
         rows, columns = np.nonzero(cells == 0)
         axes.scatter(middles[columns], rows, marker="x", color="black", s=20, linewidths=1)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12 if edges is None else 4))  # steps have many digits
+    # steps have many digits
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12 if edges is None else 4))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return image

@@ -1,4 +1,5 @@
-"""Which expert of which layer works how much, as pictures; every `every` steps, on all training tokens since the last.
+"""Which expert of which layer works how much, as pictures; every `every` steps, on all training
+tokens since the last.
 
 Load is counted before the drop, and coloured from 0 to `top` in every picture.
 """
@@ -18,7 +19,8 @@ from callbacks.writing import event_writer, step_of
 from routers.assignments import expert_load, importance
 from routers.contract import Routing
 
-COLUMNS = 256  # of the history; a full history is halved by merging neighbours
+# of the history; a full history is halved by merging neighbours
+COLUMNS = 256
 
 
 @register("callback")
@@ -41,7 +43,12 @@ class ExpertPictures(RoutingCallback):
             "multiples of the even load",
             "image",
         ),
-        Tag("experts/importance", "sum of an expert's gates, by layer and expert", "multiples of the mean", "image"),
+        Tag(
+            "experts/importance",
+            "sum of an expert's gates, by layer and expert",
+            "multiples of the mean",
+            "image",
+        ),
         Tag("experts/load/LAYER", "load of all experts", "multiples of the even load", "histogram"),
     )
 
@@ -50,7 +57,8 @@ class ExpertPictures(RoutingCallback):
     def __init__(self, *, every: int, top: float) -> None:
         require("every", every, every >= 1, "must be at least 1")
         require("top", top, top > 0, "must be positive")
-        self.every, self.top = every, top
+        self.every = every
+        self.top = top
         self.total = Total()
         self.steps: list[int] = []
         self.history: list[torch.Tensor] = []  # (L, E) each
@@ -59,7 +67,9 @@ class ExpertPictures(RoutingCallback):
         self.total.add({"load": expert_load(routings), "importance": importance(routings)})
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
+    ) -> None:
         step = trainer.global_step
         if step % self.every and step != trainer.max_steps:
             return
@@ -73,9 +83,12 @@ class ExpertPictures(RoutingCallback):
         self._publish(trainer, uniform_multiple(sums["importance"]))
 
     def _halve(self) -> None:
-        """Merge neighbours in the history, weighted by their steps; an unpaired last column is unchanged."""
+        """Merge neighbours in the history, weighted by their steps;
+        an unpaired last column is unchanged.
+        """
         widths = [step - before for before, step in zip([0, *self.steps], self.steps, strict=False)]
-        steps, history = [], []
+        steps = []
+        history = []
         for i in range(0, len(self.steps) - 1, 2):
             share = widths[i] / (widths[i] + widths[i + 1])
             steps.append(self.steps[i + 1])
@@ -93,7 +106,12 @@ class ExpertPictures(RoutingCallback):
             writer.add_histogram(f"experts/load/{layer}", values, step_of(trainer))
         for tag, values, what, unit in (
             ("load", now, "Load of every expert", draw.LOAD),
-            ("importance", mass, "Gates of every expert", "sum of the gates, multiples of the mean"),
+            (
+                "importance",
+                mass,
+                "Gates of every expert",
+                "sum of the gates, multiples of the mean",
+            ),
         ):
             names = {
                 "title": f"{what}, step {step_of(trainer)}",

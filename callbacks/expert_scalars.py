@@ -1,7 +1,7 @@
 """How even is the load and how sure are the routers, as numbers; every `trainer.log_every` steps.
 
-What is said of the load is of all training tokens since the last time, what is said of scores and logits is of the
-tokens of the step that is written. `val_experts/...` is of the last validation.
+What is said of the load is of all training tokens since the last time, what is said of scores and
+logits is of the tokens of the step that is written. `val_experts/...` is of the last validation.
 """
 
 import lightning
@@ -41,14 +41,18 @@ class ExpertScalars(RoutingCallback):
             )
             for name, (meaning, unit) in STATISTICS.items()
         ),
-        *(Tag(f"val_experts/{name}", *STATISTICS[name], by_layer=True) for name in ("maxvio", "dead")),
+        *(
+            Tag(f"val_experts/{name}", *STATISTICS[name], by_layer=True)
+            for name in ("maxvio", "dead")
+        ),
     )
 
     kept = ("total",)
 
     def __init__(self) -> None:
         self.total = Total()
-        self.due = False  # whether the current step is written
+        # whether the current step is written
+        self.due = False
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
@@ -61,7 +65,9 @@ class ExpertScalars(RoutingCallback):
             self.total.add(token_sums(routings))
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
+    ) -> None:
         if not self.due:
             return
         sums = self.total.take()
@@ -72,8 +78,12 @@ class ExpertScalars(RoutingCallback):
             own = {name: value for name, value in statistics.items() if group_of(name) == group}
             write_by_layer(trainer, group, own)
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         assert isinstance(pl_module, LanguageModel)
         load: Tensor = pl_module.validation["load"]
         if load.numel():
-            write_by_layer(trainer, "val_experts", {"maxvio": max_violation(load), "dead": dead_experts(load)})
+            write_by_layer(
+                trainer, "val_experts", {"maxvio": max_violation(load), "dead": dead_experts(load)}
+            )

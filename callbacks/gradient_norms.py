@@ -20,7 +20,9 @@ from callbacks.writing import logs, write
 
 @register("callback")
 class GradientNorms(lightning.Callback):
-    """Writes the norms of the gradients of routers, experts and the rest, every `trainer.log_every` steps."""
+    """Writes the norms of the gradients of routers, experts and the rest,
+    every `trainer.log_every` steps.
+    """
 
     tags = (
         Tag("gradient/router", "norm of the gradient of the routers"),
@@ -38,18 +40,27 @@ class GradientNorms(lightning.Callback):
         assert isinstance(pl_module, LanguageModel)
         for name, parameters in parameter_groups(pl_module.model).items():
             square = sum(
-                (_square(p.grad) for p in parameters if p.grad is not None), torch.zeros((), device=pl_module.device)
+                (_square(p.grad) for p in parameters if p.grad is not None),
+                torch.zeros((), device=pl_module.device),
             )
             self.squares[name] = square
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+    ) -> None:
         if logs(trainer):
-            write(trainer, {f"gradient/{name}": square.sqrt() for name, square in self.squares.items()})
+            write(
+                trainer,
+                {f"gradient/{name}": square.sqrt() for name, square in self.squares.items()},
+            )
 
 
 def parameter_groups(model: Transformer) -> dict[str, list[nn.Parameter]]:
     """Every parameter in one of three groups."""
-    routers: list[nn.Module] = [*model.routers(), *([model.shared_score] if model.shared_score else [])]
+    routers: list[nn.Module] = [
+        *model.routers(),
+        *([model.shared_score] if model.shared_score else []),
+    ]
     layouts = [layer.experts for layer in model.modules() if isinstance(layer, MoE)]
     groups = {"router": _parameters(routers), "experts": _parameters(layouts)}
     taken = {id(p) for parameters in groups.values() for p in parameters}

@@ -1,7 +1,8 @@
 """Does a layer's choice tell the choice of another? After every `every`-th validation.
 
-The first measure takes all validation tokens; with few of them it is biased upwards by about (E-1)^2 / 2T. RMoE's takes
-the first `rows` rows of every batch. Neither measures quality: it is high for routers that are worse.
+The first measure takes all validation tokens; with few of them it is biased upwards by about
+(E-1)^2 / 2T. RMoE's takes the first `rows` rows of every batch. Neither measures quality: it is
+high for routers that are worse.
 """
 
 import math
@@ -10,7 +11,12 @@ from itertools import combinations
 import lightning
 import torch
 
-from app.analysis.specialisation import first_choice, joint_choice, mutual_information, rmoe_information
+from app.analysis.specialisation import (
+    first_choice,
+    joint_choice,
+    mutual_information,
+    rmoe_information,
+)
 from app.registry import register, require
 from app.training.metrics import Total
 from app.training.module import Batch
@@ -44,7 +50,12 @@ class LayerInformation(RoutingCallback):
             "RMoE's definition, over the experts of one token; mean over pairs",
             "nats",
         ),
-        Tag("specialisation/layer_information", "layer x layer, coloured from 0 to ln E", "nats", "image"),
+        Tag(
+            "specialisation/layer_information",
+            "layer x layer, coloured from 0 to ln E",
+            "nats",
+            "image",
+        ),
     )
 
     kept = ("looks",)
@@ -52,7 +63,9 @@ class LayerInformation(RoutingCallback):
     def __init__(self, *, every: int, rows: int) -> None:
         require("every", every, every >= 1, "must be at least 1")
         require("rows", rows, rows >= 1, "must be at least 1")
-        self.every, self.rows, self.looks = every, rows, 0
+        self.every = every
+        self.rows = rows
+        self.looks = 0
         self.total = Total()
 
     def on_validation_routings(self, routings: list[Routing], batch: Batch) -> None:
@@ -64,14 +77,18 @@ class LayerInformation(RoutingCallback):
         pairs = list(combinations(range(len(routings)), 2))
         self.total.add(
             {
-                "joint": torch.stack([joint_choice(first[i], first[j], num_experts) for i, j in pairs]),
+                "joint": torch.stack(
+                    [joint_choice(first[i], first[j], num_experts) for i, j in pairs]
+                ),
                 "rmoe": torch.stack([rmoe_information(head[i], head[j]) for i, j in pairs]),
                 "tokens": head[0].valid.sum(),
             }
         )
 
     @torch.no_grad()
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self.looks += 1
         sums = self.total.take()
         if not sums:

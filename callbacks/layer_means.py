@@ -1,4 +1,6 @@
-"""The base of the callbacks that look into layers on held-out text: what they see of tokens is written in the mean."""
+"""The base of the callbacks that look into layers on held-out text:
+what they see of tokens is written in the mean.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -26,14 +28,19 @@ class LayerMeans(lightning.Callback):
         raise NotImplementedError
 
     def look(self, layer: Any, inputs: Any, outputs: Any) -> tuple[dict[str, Tensor], Tensor]:
-        """Values (T,) of the tokens of a forward pass, by the name of their tag, and which are real (T,) bool."""
+        """Values (T,) of the tokens of a forward pass, by the name of their tag,
+        and which are real (T,) bool.
+        """
         raise NotImplementedError
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         assert isinstance(pl_module, LanguageModel)
         layers = self.layers(pl_module)
         self.hooks = [
-            layer.register_forward_hook(partial(self._add, place, len(layers))) for place, layer in enumerate(layers)
+            layer.register_forward_hook(partial(self._add, place, len(layers)))
+            for place, layer in enumerate(layers)
         ]
 
     def _add(self, place: int, number: int, layer: nn.Module, inputs: Any, outputs: Any) -> None:
@@ -42,7 +49,9 @@ class LayerMeans(lightning.Callback):
         sums = {name: (value * real).sum() * here for name, value in values.items()}
         self.total.add(sums | {"tokens": real.sum() * here})
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         for hook in self.hooks:
             hook.remove()
         sums = self.total.take()

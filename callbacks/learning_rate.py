@@ -15,6 +15,8 @@ class LearningRate(lightning.Callback):
 
     tags = (Tag("train/lr", "learning rate of the next step"),)
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+    ) -> None:
         if logs(trainer):
             write(trainer, {"train/lr": trainer.optimizers[0].param_groups[0]["lr"]})

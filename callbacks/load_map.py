@@ -1,8 +1,11 @@
-"""What came of the experts, told on the terminal when the run ends: no browser is needed for the first answer.
+"""What came of the experts, told on the terminal when the run ends: no browser is needed for the
+first answer.
 
-    experts on held-out text: ░ little, ▒ even, ▓ more, █ from 1.75 times the even load on, x no token
+    experts on held-out text: ░ little, ▒ even, ▓ more, █ from 1.75 times the even load on, x no
+        token
     layer 0  ▒█▓░▓▒x▓
-    load: even. The busiest expert, number 5 of layer 2, has 1.52 times the even load; MaxVio is 0.31 on average
+    load: even. The busiest expert, number 5 of layer 2, has 1.52 times the even load; MaxVio is
+        0.31 on average
     specialisation: the choice of experts tells 24 % of the domain (0.39 of 1.61 nats)
     dead: 1 of 32 experts got no token (layer 0: 1)
 
@@ -22,29 +25,39 @@ from callbacks.routing_callback import RoutingCallback
 from callbacks.writing import labels_of
 from routers.contract import Routing
 
-SHADES = {0.75: "░", 1.25: "▒", 1.75: "▓", float("inf"): "█"}  # by multiples of the even load, up to the number
-WORDS = ((0.5, "even"), (2.0, "uneven"), (float("inf"), "very uneven"))  # MaxVio below which the load is called so
+# by multiples of the even load, up to the number
+SHADES = {0.75: "░", 1.25: "▒", 1.75: "▓", float("inf"): "█"}
+# MaxVio below which the load is called so
+WORDS = ((0.5, "even"), (2.0, "uneven"), (float("inf"), "very uneven"))
 
 
 @register("callback")
 class LoadMap(RoutingCallback):
-    """Tells at the end how even the load of the experts is, what they specialise on, and who is dead."""
+    """Tells at the end how even the load of the experts is, what they specialise on,
+    and who is dead.
+    """
 
     def __init__(self) -> None:
         self.total = Total()
         self.load = torch.zeros(0)  # (L, domains, E), of the last validation
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self.number = max(1, len(labels_of(trainer, "domains")))
 
     def on_validation_routings(self, routings: list[Routing], batch: Batch) -> None:
         each = [load_by_label(routing, batch["domain"], self.number) for routing in routings]
         self.total.add({"load": torch.stack(each)})
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self.load = self.total.take().get("load", self.load).cpu()
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         for line in lines(self.load) if self.load.numel() else []:
             say(line)
 
@@ -53,7 +66,10 @@ def lines(load: Tensor) -> list[str]:
     """Return the lines that describe a load (L, domains, E)."""
     whole = load.sum(1)  # (L, E)
     findings = [_balance(whole), _specialisation(load), _dead(dead_experts(whole), whole.size(1))]
-    head = "experts on held-out text: ░ little, ▒ even, ▓ more, █ from 1.75 times the even load on, x no token"
+    head = (
+        "experts on held-out text: ░ little, ▒ even, ▓ more, █ from 1.75 times the even load "
+        "on, x no token"
+    )
     rows = [f"layer {layer}  {_shaded(row)}" for layer, row in enumerate(uniform_multiple(whole))]
     return [head, *rows, *(line for line in findings if line)]
 
@@ -68,11 +84,13 @@ def _shade(load: float) -> str:
 
 def _balance(load: Tensor) -> str:
     """Return a line on the load (L, E) of the experts."""
-    violation, multiple = max_violation(load).mean().item(), uniform_multiple(load)
+    violation = max_violation(load).mean().item()
+    multiple = uniform_multiple(load)
     layer, expert = divmod(int(multiple.argmax()), load.size(1))
     word = next(word for below, word in WORDS if violation < below)
     return (
-        f"load: {word}. The busiest expert, number {expert} of layer {layer}, has {multiple.max():.2f} times the even "
+        f"load: {word}. The busiest expert, number {expert} of layer {layer}, has "
+        f"{multiple.max():.2f} times the even "
         f"load; MaxVio is {violation:.2f} on average"
     )
 
@@ -88,5 +106,11 @@ def _specialisation(load: Tensor) -> str:
 
 def _dead(dead: Tensor, num_experts: int) -> str:
     total = len(dead) * num_experts
-    where = ", ".join(f"layer {layer}: {number}" for layer, number in enumerate(dead.tolist()) if number)
-    return f"dead: {int(dead.sum())} of {total} experts got no token ({where})" if where else f"dead: none of {total}"
+    where = ", ".join(
+        f"layer {layer}: {number}" for layer, number in enumerate(dead.tolist()) if number
+    )
+    return (
+        (f"dead: {int(dead.sum())} of {total} experts got no token ({where})")
+        if where
+        else f"dead: none of {total}"
+    )

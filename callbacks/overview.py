@@ -1,7 +1,9 @@
-"""What TensorBoard opens with: the Custom Scalars tab in the order of the questions, and the HParams tab.
+"""What TensorBoard opens with: the Custom Scalars tab in the order of the questions, and the
+HParams tab.
 
-Writes no metric of its own. The HParams are the run's config (`config.yaml` in its folder) without what says how it is
-watched and where it runs. Their metrics are the last points of the curves named in FINAL: final when the run is.
+Writes no metric of its own. The HParams are the run's config (`config.yaml` in its folder) without
+what says how it is watched and where it runs. Their metrics are the last points of the curves named
+in FINAL: final when the run is.
 """
 
 from pathlib import Path
@@ -17,13 +19,22 @@ from app.training.metrics import STATISTICS
 from callbacks.writing import event_writer, labels_of
 from routers.noise import PARTS as PARTS_OF_ROUTER
 
-FINAL = ("Loss/val_bpb", "experts/maxvio", "speed/tokens_per_s", "Loss/val_nats", "Loss/train", "experts/dead")
-BY_LAYER = ("load_max", "load_min", "maxvio", "effective_experts", "dead", "drop_rate")  # of `experts_by_layer`
+FINAL = (
+    "Loss/val_bpb",
+    "experts/maxvio",
+    "speed/tokens_per_s",
+    "Loss/val_nats",
+    "Loss/train",
+    "experts/dead",
+)
+# of `experts_by_layer`
+BY_LAYER = ("load_max", "load_min", "maxvio", "effective_experts", "dead", "drop_rate")
 ROUTERS = ("token_entropy", "margin", "mean_k", "logit_rms")  # of `router_by_layer`
 PARTS = ("data", "forward", "backward", "optimizer")  # of a step
 UNLISTED = ("callbacks", "run", "resume", "hydra", "experiment", "trainer", "allow_non_causal")
 Layout = dict[str, dict[str, list[Any]]]
-LINES, MARGIN = "Multiline", "Margin"
+LINES = "Multiline"
+MARGIN = "Margin"
 CHARTS: dict[str, dict[str, tuple[str, list[str]]]] = {
     "1 Language model": {
         "loss, nats per token": (LINES, ["Loss/train", "Loss/val_nats"]),
@@ -65,9 +76,12 @@ CHARTS: dict[str, dict[str, tuple[str, list[str]]]] = {
 class Overview(lightning.Callback):
     """Writes the layout of TensorBoard's first page and the settings of the run, once."""
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         writer = event_writer(trainer)
-        if writer is None or trainer.global_step:  # a run that goes on has it
+        # a run that goes on has it
+        if writer is None or trainer.global_step:
             return
         writer.add_custom_scalars(layout(list(labels_of(trainer, "domains"))))
         values = run_config(Path(trainer.default_root_dir))
@@ -80,23 +94,31 @@ def layout(domains: list[str]) -> Layout:
     """Charts by category; the bits per byte of every domain in one chart."""
     by_domain = [f"Loss/val_bpb_{domain}" for domain in domains] * (len(domains) > 1)
     return {
-        category: {title: [kind, tags + by_domain * ("Loss/val_bpb" in tags)] for title, (kind, tags) in charts.items()}
+        category: {
+            title: [kind, tags + by_domain * ("Loss/val_bpb" in tags)]
+            for title, (kind, tags) in charts.items()
+        }
         for category, charts in CHARTS.items()
     }
 
 
 def run_config(folder: Path) -> dict[str, bool | int | float | str]:
-    """The saved config of a run as flat keys, what runs differ in most first; empty where none was saved."""
+    """The saved config of a run as flat keys, what runs differ in most first;
+    empty where none was saved.
+    """
     path = folder / "config.yaml"
     if not path.exists():
         return {}
     config = read_config(path)
-    return _short(config) | dict(_flat("", {key: value for key, value in config.items() if key not in UNLISTED}))
+    return _short(config) | dict(
+        _flat("", {key: value for key, value in config.items() if key not in UNLISTED})
+    )
 
 
 def _short(config: Config) -> dict[str, bool | int | float | str]:
     """Router, layout, balance, size and learning rate, in a word each."""
-    router, model = config["router"], config["model"]
+    router = config["router"]
+    model = config["model"]
     return {
         "router": " ".join(router[part]["name"] for part in PARTS_OF_ROUTER),
         "experts": config["experts"]["name"],
@@ -109,6 +131,8 @@ def _short(config: Config) -> dict[str, bool | int | float | str]:
 def _flat(prefix: str, value: Any) -> list[tuple[str, bool | int | float | str]]:
     if isinstance(value, dict):
         return [
-            pair for key, inner in value.items() for pair in _flat(f"{prefix}.{key}" if prefix else str(key), inner)
+            pair
+            for key, inner in value.items()
+            for pair in _flat(f"{prefix}.{key}" if prefix else str(key), inner)
         ]
     return [(prefix, value if isinstance(value, bool | int | float | str) else str(value))]

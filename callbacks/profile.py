@@ -1,7 +1,7 @@
 """Where does the time of a step go, operation by operation? By torch's profiler, over a few steps.
 
-Those that take longest stand in TensorBoard's Text tab; all of them, of every rank, in the folder `profile` of the run
-as `*.pt.trace.json`, which https://ui.perfetto.dev opens.
+Those that take longest stand in TensorBoard's Text tab; all of them, of every rank, in the folder
+`profile` of the run as `*.pt.trace.json`, which https://ui.perfetto.dev opens.
 """
 
 from functools import partial
@@ -30,14 +30,26 @@ class Profile(lightning.Callback):
         ValueError: a knob is out of its range.
     """
 
-    tags = (Tag("profile/operations", "where the recorded steps spent their time", "text", "text", "rank 0"),)
+    tags = (
+        Tag(
+            "profile/operations",
+            "where the recorded steps spent their time",
+            "text",
+            "text",
+            "rank 0",
+        ),
+    )
 
     def __init__(self, *, skip: int, steps: int, rows: int) -> None:
         for name, value in (("skip", skip), ("steps", steps), ("rows", rows)):
             require(name, value, value >= 1, "must be at least 1")
-        self.skip, self.steps, self.rows = skip, steps, rows
+        self.skip = skip
+        self.steps = steps
+        self.rows = rows
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self.recorded = False
         phases = schedule(wait=self.skip - 1, warmup=1, active=self.steps, repeat=1)
         self.recorder = profile(schedule=phases, on_trace_ready=partial(self._write, trainer))
@@ -46,10 +58,15 @@ class Profile(lightning.Callback):
     def on_train_batch_end(self, *_: object) -> None:
         self.recorder.step()
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self.recorder.stop()
         if not self.recorded:
-            warn(f"callbacks.profile.skip={self.skip}: the run has no later step, nothing was recorded")
+            warn(
+                f"callbacks.profile.skip={self.skip}: the run has no later step, nothing was "
+                "recorded"
+            )
 
     def _write(self, trainer: lightning.Trainer, recorder: profile) -> None:
         self.recorded = True

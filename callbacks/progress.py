@@ -2,8 +2,9 @@
 
     step 100/600 loss 4.21 1,900 tokens/s 3:10 left
 
-and one line after each validation. Loss and speed are read from the device only every `every` steps; the speed is that
-of the last `every` steps, the time left is judged by the whole session, validation included. Writes no metric.
+and one line after each validation. Loss and speed are read from the device only every `every`
+steps; the speed is that of the last `every` steps, the time left is judged by the whole session,
+validation included. Writes no metric.
 """
 
 import time
@@ -32,7 +33,8 @@ class ProgressLine(ProgressBar):
     def __init__(self, *, every: int) -> None:
         super().__init__()
         require("every", every, every >= 1, "must be at least 1")
-        self.every, self.enabled = every, True
+        self.every = every
+        self.enabled = True
         self.console = Console(stderr=True, soft_wrap=True, highlight=False)
         self.bar: Progress | None = None
         self.text = ""
@@ -47,18 +49,24 @@ class ProgressLine(ProgressBar):
         if self.enabled:
             self.console.print(*args, markup=False)
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self.first_step = trainer.global_step
         self.started = self.last_time = time.monotonic()
         self.last_tokens = _tokens(pl_module)
-        self.paused = 0.0  # seconds of validation since the last reading
+        # seconds of validation since the last reading
+        self.paused = 0.0
         if self.enabled and self.console.is_terminal:
-            count, text = TextColumn("step {task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.description}")
+            count = TextColumn("step {task.completed:.0f}/{task.total:.0f}")
+            text = TextColumn("{task.description}")
             self.bar = Progress(count, BarColumn(), text, console=self.console)
             self.task = self.bar.add_task("", total=trainer.max_steps, completed=self.first_step)
             self.bar.start()
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+    ) -> None:
         if not self.enabled:
             return
         step = trainer.global_step
@@ -70,20 +78,32 @@ class ProgressLine(ProgressBar):
         elif due:
             self.print(f"step {step}/{trainer.max_steps} {self.text}")
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self.validation_started = time.monotonic()
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self.paused = getattr(self, "paused", 0.0) + time.monotonic() - self.validation_started
         bpb = trainer.callback_metrics.get("Loss/val_bpb")
         if bpb is not None:
-            self.print(f"step {trainer.global_step}/{trainer.max_steps} held-out text: {float(bpb):.3f} bits per byte")
+            self.print(
+                f"step {trainer.global_step}/{trainer.max_steps} held-out text: "
+                f"{float(bpb):.3f} bits per byte"
+            )
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self._stop()
 
     def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        exception: BaseException,
     ) -> None:
         self._stop()
 
@@ -93,10 +113,14 @@ class ProgressLine(ProgressBar):
             self.bar = None
 
     def _text(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> str:
-        tokens, now, step = _tokens(module), time.monotonic(), trainer.global_step
+        tokens = _tokens(module)
+        now = time.monotonic()
+        step = trainer.global_step
         speed = (tokens - self.last_tokens) / max(1e-9, now - self.last_time - self.paused)
         left = (now - self.started) / (step - self.first_step) * (trainer.max_steps - step)
-        self.last_tokens, self.last_time, self.paused = tokens, now, 0.0
+        self.last_tokens = tokens
+        self.last_time = now
+        self.paused = 0.0
         loss = float(trainer.callback_metrics.get("Loss/train", float("nan")))
         return f"loss {loss:.2f} {speed:,.0f} tokens/s {clock(left)} left"
 

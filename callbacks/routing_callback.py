@@ -1,4 +1,6 @@
-"""The base of the callbacks that look at the experts. They only watch: nothing of the training hangs on them."""
+"""The base of the callbacks that look at the experts.
+They only watch: nothing of the training hangs on them.
+"""
 
 from functools import partial
 from typing import Any
@@ -11,25 +13,35 @@ from routers.contract import Routing
 
 
 class RoutingCallback(lightning.Callback):
-    """Sees the routings of every forward pass of a LanguageModel, those of training apart from those of validation.
+    """Sees the routings of every forward pass of a LanguageModel, those of training apart from
+    those of validation.
 
-    A model without routed experts shows it nothing. What is added up stays on the device until a step that logs.
+    A model without routed experts shows it nothing. What is added up stays on the device until a
+    step that logs.
     """
 
-    kept: tuple[str, ...] = ()  # attributes that go on in a resumed run as if nothing had been
+    # attributes that go on in a resumed run as if nothing had been
+    kept: tuple[str, ...] = ()
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
         assert isinstance(pl_module, LanguageModel)
         self._hook = partial(self._dispatch, pl_module)
         pl_module.routing_hooks.append(self._hook)
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def teardown(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
         assert isinstance(pl_module, LanguageModel)
         pl_module.routing_hooks.remove(self._hook)
 
     def state_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.kept}
-        return {name: value.state() if isinstance(value, Total) else value for name, value in values.items()}
+        return {
+            name: value.state() if isinstance(value, Total) else value
+            for name, value in values.items()
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
@@ -37,7 +49,9 @@ class RoutingCallback(lightning.Callback):
             mine.restore(value) if isinstance(mine, Total) else setattr(self, name, value)
 
     def on_training_routings(self, routings: list[Routing], batch: Batch) -> None:
-        """Called without gradient after every forward pass of training: once per micro-batch of this rank."""
+        """Called without gradient after every forward pass of training:
+        once per micro-batch of this rank.
+        """
 
     def on_validation_routings(self, routings: list[Routing], batch: Batch) -> None:
         """Called without gradient after every forward pass of validation."""

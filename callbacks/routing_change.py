@@ -1,4 +1,5 @@
-"""Do tokens still change their experts? After every validation, against the one before, on the same tokens.
+"""Do tokens still change their experts? After every validation, against the one before, on the same
+tokens.
 
 Of every validation batch the first `rows` rows are remembered.
 """
@@ -33,7 +34,8 @@ class RoutingChange(RoutingCallback):
     tags = (
         Tag(
             "specialisation/routing_change",
-            "share of the assignments that the validation before did not have; 1 - K/E: all is forgotten",
+            "share of the assignments that the validation before did not have; 1 - K/E: all is "
+            "forgotten",
             "0..1",
             by_layer=True,
         ),
@@ -50,18 +52,29 @@ class RoutingChange(RoutingCallback):
         self.now.append(torch.stack([chosen(routing)[:tokens] for routing in routings]))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"before": gathered(self.before)}  # of every rank: each validates other rows
+        # of every rank: each validates other rows
+        return {"before": gathered(self.before)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if len(state_dict["before"]) == num_ranks():
             self.before = state_dict["before"][rank()]
 
     @torch.no_grad()
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        now, before = self.now, self.before
-        self.now, self.before = [], now
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        now = self.now
+        before = self.before
+        self.now = []
+        self.before = now
         if not now or len(now) != len(before):
             return
         new = sum((a & ~b.to(a.device)).sum((1, 2)) for a, b in zip(now, before, strict=True))
-        sums = rank_sum(torch.stack((torch.as_tensor(new), torch.as_tensor(sum(a.sum((1, 2)) for a in now)))).double())
-        write_by_layer(trainer, "specialisation", {"routing_change": sums[0] / sums[1].clamp_min(1)})
+        sums = rank_sum(
+            torch.stack(
+                (torch.as_tensor(new), torch.as_tensor(sum(a.sum((1, 2)) for a in now)))
+            ).double()
+        )
+        write_by_layer(
+            trainer, "specialisation", {"routing_change": sums[0] / sums[1].clamp_min(1)}
+        )

@@ -1,7 +1,8 @@
 """How does the model write? It continues each prompt every `every` steps.
 
-Tokens are drawn with a generator of this callback's own and inside a fork of torch's, in evaluation mode, so training
-goes on as if nothing had been asked. Under FSDP2 all ranks take part, otherwise the first alone.
+Tokens are drawn with a generator of this callback's own and inside a fork of torch's, in evaluation
+mode, so training goes on as if nothing had been asked. Under FSDP2 all ranks take part, otherwise
+the first alone.
 """
 
 from collections.abc import Iterator
@@ -36,14 +37,21 @@ class Samples(lightning.Callback):
 
     tags = (Tag("samples/continuation", "one row a prompt", "text", "text", "rank 0"),)
 
-    def __init__(self, *, every: int, prompts: list[str], num_tokens: int, temperature: float) -> None:
+    def __init__(
+        self, *, every: int, prompts: list[str], num_tokens: int, temperature: float
+    ) -> None:
         require("every", every, every >= 1, "must be at least 1")
         require("prompts", prompts, len(prompts) > 0, "must have at least one")
         require("num_tokens", num_tokens, num_tokens >= 1, "must be at least 1")
-        self.every, self.prompts, self.num_tokens, self.sampling = every, prompts, num_tokens, Sampling(temperature)
+        self.every = every
+        self.prompts = prompts
+        self.num_tokens = num_tokens
+        self.sampling = Sampling(temperature)
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+    ) -> None:
         step = trainer.global_step
         everyone = isinstance(trainer.strategy, ModelParallelStrategy)
         due = step % self.every == 0 or step == trainer.max_steps
@@ -53,20 +61,29 @@ class Samples(lightning.Callback):
         data = getattr(trainer, "datamodule", None)
         if data is None:
             return
-        asked = {"batch_size": len(self.prompts), "num_tokens": self.num_tokens, "window": data.seq_len}
+        asked = {
+            "batch_size": len(self.prompts),
+            "num_tokens": self.num_tokens,
+            "window": data.seq_len,
+        }
         with undisturbed(pl_module.model), trainer.precision_plugin.forward_context():
-            texts = list(continuations(pl_module.model, data.tokenizer, self.prompts, self.sampling, **asked))
+            texts = list(
+                continuations(pl_module.model, data.tokenizer, self.prompts, self.sampling, **asked)
+            )
         writer = event_writer(trainer)
         if writer is not None:
             rows = list(zip(self.prompts, texts, strict=True))
-            writer.add_text("samples/continuation", table(["prompt", "continuation"], rows), step_of(trainer))
+            writer.add_text(
+                "samples/continuation", table(["prompt", "continuation"], rows), step_of(trainer)
+            )
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; modes and random numbers are afterwards what they were."""
     modes = {module: module.training for module in model.modules()}
-    with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):  # every token has another length
+    # every token has another length
+    with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
         model.eval()
         try:
             yield

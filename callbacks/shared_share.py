@@ -1,4 +1,6 @@
-"""Who does the work, the shared or the routed experts? Norms of what both add to a token, on held-out text."""
+"""Who does the work, the shared or the routed experts? Norms of what both add to a token,
+on held-out text.
+"""
 
 from collections.abc import Sequence
 
@@ -14,12 +16,15 @@ from routers.contract import Context, Routing
 
 @register("callback")
 class SharedShare(LayerMeans):
-    """Writes how much of the output of a layer the shared expert gives; nothing where there is none."""
+    """Writes how much of the output of a layer the shared expert gives;
+    nothing where there is none.
+    """
 
     tags = (
         Tag(
             "experts/shared_share",
-            "norm of the shared output over the sum of that and of the routed output's, mean over tokens",
+            "norm of the shared output over the sum of that and of the routed output's, mean "
+            "over tokens",
             "0..1",
             by_layer=True,
         ),
@@ -34,7 +39,8 @@ class SharedShare(LayerMeans):
         self, layer: MoE, inputs: tuple[Tensor, Context], outputs: tuple[Tensor, Routing]
     ) -> tuple[dict[str, Tensor], Tensor]:
         (x, _), (y, routing) = inputs, outputs
-        real, shared = routing.valid.flatten(), layer.experts.shared(x.flatten(0, 1))
+        real = routing.valid.flatten()
+        shared = layer.experts.shared(x.flatten(0, 1))
         if shared is None:
             return {}, real
         norm, rest = (each.float().norm(dim=-1) for each in (shared, y.flatten(0, 1) - shared))

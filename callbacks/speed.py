@@ -1,8 +1,9 @@
-"""How fast is training, and where does the time go? Every `trainer.log_every` steps, means over the steps since.
+"""How fast is training, and where does the time go? Every `trainer.log_every` steps, means over the
+steps since.
 
-On a GPU the parts are timed by events on the stream: no step waits for the device. MFU is tokens per second * FLOPs per
-token in training / (peak FLOPs of a device * ranks), with the FLOPs of `app.cost.budget`. The first of the callbacks,
-so that it does not time the others.
+On a GPU the parts are timed by events on the stream: no step waits for the device. MFU is tokens
+per second * FLOPs per token in training / (peak FLOPs of a device * ranks), with the FLOPs of
+`app.cost.budget`. The first of the callbacks, so that it does not time the others.
 """
 
 import time
@@ -50,16 +51,27 @@ class Speed(lightning.Callback):
     )
 
     def __init__(self, *, peak_flops: float | None) -> None:
-        require("peak_flops", peak_flops, peak_flops is None or peak_flops > 0, "must be positive, or null")
+        require(
+            "peak_flops",
+            peak_flops,
+            peak_flops is None or peak_flops > 0,
+            "must be positive, or null",
+        )
         self.peak_flops = peak_flops
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
         assert isinstance(pl_module, LanguageModel)
         seq_len = getattr(getattr(trainer, "datamodule", None), "seq_len", None)
         # counted here, for later the model may be split over ranks
-        self.flops = None if seq_len is None else Budget.of(pl_module.model, seq_len).flops_per_token_train
+        self.flops = (
+            None if seq_len is None else Budget.of(pl_module.model, seq_len).flops_per_token_train
+        )
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         assert isinstance(pl_module, LanguageModel)
         self.cuda = pl_module.device.type == "cuda"
         self.tokens = int(pl_module.tokens_seen)
@@ -67,13 +79,17 @@ class Speed(lightning.Callback):
         writer = event_writer(trainer)
         if self.per_token is None and writer is not None:
             writer.add_text(
-                "speed/mfu", "unknown: the peak of this device is not known; set callbacks.speed.peak_flops"
+                "speed/mfu",
+                "unknown: the peak of this device is not known; set callbacks.speed.peak_flops",
             )
         self._reset()
-        self.last: Mark | None = None  # the end of the part before; None where something else came between
+        # the end of the part before; None where something else came between
+        self.last: Mark | None = None
         self.hook = pl_module.model.register_forward_pre_hook(self._go_on)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self.hook.remove()
 
     def _go_on(self, model: nn.Module, _: Any) -> None:
@@ -99,26 +115,39 @@ class Speed(lightning.Callback):
             self.spans.append((part, self.last, now))
         self.last = now
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+    ) -> None:
         self._end("data")
 
-    def on_before_backward(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+    def on_before_backward(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+    ) -> None:
         self._end("forward")
 
-    def on_after_backward(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_after_backward(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self._end("backward")
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+    ) -> None:
         self._end("optimizer")
         self.steps += 1
         if logs(trainer):
             self._write(trainer, pl_module)
-            self.last = None  # what the other callbacks draw and write now is not the next step's waiting
+            # what the other callbacks draw and write now is not the next step's waiting
+            self.last = None
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self.last = None
 
-    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+    ) -> None:
         self.last = None
 
     def _write(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -128,7 +157,8 @@ class Speed(lightning.Callback):
         seconds = dict.fromkeys(PARTS, 0.0)
         for part, start, end in self.spans:
             seconds[part] += _between(start, end)
-        tokens, total = int(module.tokens_seen), sum(seconds.values())
+        tokens = int(module.tokens_seen)
+        total = sum(seconds.values())
         values = {f"speed/{part}_ms": 1000 * value / self.steps for part, value in seconds.items()}
         values["speed/step_ms"] = 1000 * total / self.steps
         values["speed/tokens_per_s"] = (tokens - self.tokens) / max(total, 1e-9)
@@ -138,8 +168,12 @@ class Speed(lightning.Callback):
         self._reset()
         write(trainer, values)
 
-    def _utilisation_per_token(self, trainer: lightning.Trainer, module: LanguageModel) -> float | None:
-        """Return the share of all devices' FLOPs in a second that one token takes; None where it is not known."""
+    def _utilisation_per_token(
+        self, trainer: lightning.Trainer, module: LanguageModel
+    ) -> float | None:
+        """Return the share of all devices' FLOPs in a second that one token takes;
+        None where it is not known.
+        """
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
         peak = self.peak_flops or get_available_flops(module.device, dtype)
         if peak is None or self.flops is None:

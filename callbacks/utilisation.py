@@ -26,17 +26,27 @@ EXPERTS = {"k_p5": 0.05, "k_p50": 0.5, "k_p95": 0.95, "k_max": 1.0}
 
 @register("callback")
 class Utilisation(RoutingCallback):
-    """Writes the spread of the load over experts and, where it differs, of the experts per token."""
+    """Writes the spread of the load over experts and, where it differs,
+    of the experts per token.
+    """
 
     tags = (
         *(
             Tag(
-                f"experts/{name}", f"{q:.0%} of the experts have less load", "multiples of the even load", by_layer=True
+                f"experts/{name}",
+                f"{q:.0%} of the experts have less load",
+                "multiples of the even load",
+                by_layer=True,
             )
             for name, q in LOAD.items()
         ),
         *(
-            Tag(f"router/{name}", f"{q:.0%} of the tokens have at most so many experts", "experts", by_layer=True)
+            Tag(
+                f"router/{name}",
+                f"{q:.0%} of the tokens have at most so many experts",
+                "experts",
+                by_layer=True,
+            )
             for name, q in EXPERTS.items()
         ),
     )
@@ -48,19 +58,30 @@ class Utilisation(RoutingCallback):
 
     def on_training_routings(self, routings: list[Routing], batch: Batch) -> None:
         self.total.add(
-            {"load": expert_load(routings), "k": torch.stack([tokens_by_k(routing) for routing in routings])}
+            {
+                "load": expert_load(routings),
+                "k": torch.stack([tokens_by_k(routing) for routing in routings]),
+            }
         )
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+    ) -> None:
         if not logs(trainer):
             return
         sums = self.total.take()
         if sums:
             relative = uniform_multiple(sums["load"])
-            write_by_layer(trainer, "experts", {name: relative.quantile(q, dim=-1) for name, q in LOAD.items()})
+            write_by_layer(
+                trainer, "experts", {name: relative.quantile(q, dim=-1) for name, q in LOAD.items()}
+            )
         if sums and varies(pl_module):
-            write_by_layer(trainer, "router", {name: quantile_of_counts(sums["k"], q) for name, q in EXPERTS.items()})
+            write_by_layer(
+                trainer,
+                "router",
+                {name: quantile_of_counts(sums["k"], q) for name, q in EXPERTS.items()},
+            )
 
 
 def varies(model: nn.Module) -> bool:

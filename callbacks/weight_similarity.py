@@ -38,11 +38,15 @@ class WeightSimilarity(lightning.Callback):
         self.every = every
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+    ) -> None:
         if trainer.global_step % self.every:
             return
         assert isinstance(pl_module, LanguageModel)
         layers = [module for module in pl_module.model.modules() if isinstance(module, MoE)]
-        values = [value for layer in layers if (value := weight_similarity(layer.experts)) is not None]
+        values = [
+            value for layer in layers if (value := weight_similarity(layer.experts)) is not None
+        ]
         if values:
             write_by_layer(trainer, "specialisation", {"weight_similarity": torch.stack(values)})

@@ -1,4 +1,6 @@
-"""When the callbacks write, and where to: scalars to every logger, pictures and text to TensorBoard."""
+"""When the callbacks write, and where to:
+scalars to every logger, pictures and text to TensorBoard.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,13 +15,16 @@ from app.training.tags import by_layer
 
 
 def logs(trainer: lightning.Trainer, step: int | None = None) -> bool:
-    """Whether scalars are written after this optimizer step; by default the one that has just ended."""
+    """Whether scalars are written after this optimizer step;
+    by default the one that has just ended.
+    """
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and (trainer.global_step if step is None else step) % every == 0
 
 
 def step_of(trainer: lightning.Trainer) -> int:
-    """The number, from 0, of the step that has just ended: under which Lightning writes its loss, and all else belongs.
+    """The number, from 0, of the step that has just ended: under which Lightning writes its loss,
+    and all else belongs.
 
     A run that goes on from the checkpoint after n steps drops what was logged under n and above.
     """
@@ -29,11 +34,17 @@ def step_of(trainer: lightning.Trainer) -> int:
 def write(trainer: lightning.Trainer, values: Mapping[str, Any]) -> None:
     """Writes scalars of the step that has just ended."""
     for logger in trainer.loggers:
-        logger.log_metrics({name: float(value) for name, value in values.items()}, step=step_of(trainer))
+        logger.log_metrics(
+            {name: float(value) for name, value in values.items()}, step=step_of(trainer)
+        )
 
 
-def write_by_layer(trainer: lightning.Trainer, group: str, statistics: Mapping[str, Tensor]) -> None:
-    """Writes statistics (L,) as `GROUP/NAME`, the mean over layers, and `GROUP_by_layer/NAME/LAYER`; one host sync."""
+def write_by_layer(
+    trainer: lightning.Trainer, group: str, statistics: Mapping[str, Tensor]
+) -> None:
+    """Writes statistics (L,) as `GROUP/NAME`, the mean over layers,
+    and `GROUP_by_layer/NAME/LAYER`; one host sync.
+    """
     if not statistics:
         return
     table = torch.stack([value.double() for value in statistics.values()]).cpu()  # (N, L)
@@ -61,5 +72,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    marks = str.maketrans({mark: f"&#{ord(mark)};" for mark in "|`*_<>&[]\\~"} | {"\n": " ⏎ ", "\r": " "})
+    marks = str.maketrans(
+        {mark: f"&#{ord(mark)};" for mark in "|`*_<>&[]\\~"} | {"\n": " ⏎ ", "\r": " "}
+    )
     return text.translate(marks)

@@ -1,7 +1,7 @@
 """Coarse experts: N copies of a feed-forward network, K of them for each token.
 
-The layout of GShard (Lepikhin et al. 2020, arXiv 2006.16668, section 2.2), Switch (arXiv 2101.03961) and Mixtral (arXiv
-2401.04088).
+The layout of GShard (Lepikhin et al. 2020, arXiv 2006.16668, section 2.2), Switch (arXiv
+2101.03961) and Mixtral (arXiv 2401.04088).
 """
 
 from app.registry import register

@@ -1,9 +1,11 @@
-"""What a layout of experts promises: computing the rows that were routed to its experts, and what every token gets.
+"""What a layout of experts promises: computing the rows that were routed to its experts, and what
+every token gets.
 
     y = shared(x) + leave( sum over the assignments of a token of gate * expert( enter(x) ), x )
 
-A layout owns the number of routed experts and how many of them a token takes. Letters as in `routers.contract`;
-F is the width inside one expert, Z the width that the experts see (D in most layouts), C the experts that compute.
+A layout owns the number of routed experts and how many of them a token takes. Letters as in
+`routers.contract`; F is the width inside one expert, Z the width that the experts see (D in most
+layouts), C the experts that compute.
 """
 
 from collections.abc import Callable
@@ -25,34 +27,46 @@ class Experts(nn.Module):
 
     num_experts: int  # E, routed
     top_k: int  # K, routed experts per token
-    free: tuple[int, ...] = ()  # experts that compute next to nothing: they return 0, their input or a constant
-    null: tuple[int, ...] = ()  # those of them that return 0
+    # experts that compute next to nothing: they return 0, their input or a constant
+    free: tuple[int, ...] = ()
+    # those of them that return 0
+    null: tuple[int, ...] = ()
 
     @property
     def num_computed(self) -> int:
-        """C, the experts that rows are sorted by: the E routed ones and those that `assign` adds."""
+        """C, the experts that rows are sorted by:
+        the E routed ones and those that `assign` adds.
+        """
         return self.num_experts
 
-    def assign(self, token: Tensor, expert: Tensor, gate: Tensor, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The assignments (A',) that are computed for those that were routed (A,): token, expert in 0..C, gate.
+    def assign(
+        self, token: Tensor, expert: Tensor, gate: Tensor, num_tokens: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The assignments (A',) that are computed for those that were routed (A,): token, expert in
+        0..C, gate.
 
         An unassigned `expert` comes as E and leaves as C. Called before `forward`.
         """
         return token, expert, gate
 
     def enter(self, x: Tensor) -> Tensor:
-        """What the experts see (T, Z) of tokens x (T, D); computed once per token, before the rows are copied."""
+        """What the experts see (T, Z) of tokens x (T, D);
+        computed once per token, before the rows are copied.
+        """
         return x
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        """Outputs (A, Z) of rows x (A, Z) sorted by expert; expert e owns rows ends[e-1] to ends[e] of ends (C,) int32.
+        """Outputs (A, Z) of rows x (A, Z) sorted by expert; expert e owns rows ends[e-1] to ends[e]
+        of ends (C,) int32.
 
         Rows after the last end belong to no expert; what comes back there is not used.
         """
         raise NotImplementedError
 
     def leave(self, y: Tensor, x: Tensor) -> Tensor:
-        """(T, D) of the gated sums y (T, Z) of tokens x (T, D); linear in y, or it would not be a sum over experts."""
+        """(T, D) of the gated sums y (T, Z) of tokens x (T, D);
+        linear in y, or it would not be a sum over experts.
+        """
         return y
 
     def shared(self, x: Tensor) -> Tensor | None:
@@ -60,23 +74,32 @@ class Experts(nn.Module):
         return None
 
     def activate(self, activation: Activation) -> None:
-        """Puts an activation into all networks, their weights made anew if it needs others; called once, at first."""
+        """Puts an activation into all networks, their weights made anew if it needs others;
+        called once, at first.
+        """
         for module in self.modules():
             if isinstance(module, FeedForward | Stack):
-                old, module.activation = module.activation, activation
+                old = module.activation
+                module.activation = activation
                 if (old.columns, old.bias) != (activation.columns, activation.bias):
                     module.make()
 
     def settled(self) -> list[nn.Parameter]:
-        """Weights that keep the values which they were made with; the model draws the others anew."""
-        return [p for module in self.modules() if isinstance(module, Stack) for p in module.biases()]
+        """Weights that keep the values which they were made with;
+        the model draws the others anew.
+        """
+        return [
+            p for module in self.modules() if isinstance(module, Stack) for p in module.biases()
+        ]
 
     def expert_params(self) -> list[int]:
         """Number of parameters of each routed expert, E of them."""
         return []
 
     def active_params(self, top_k: float) -> float:
-        """Parameters of the routed part that a token meets with `top_k` experts, at uniform load."""
+        """Parameters of the routed part that a token meets with `top_k` experts,
+        at uniform load.
+        """
         each = self.expert_params()
         return top_k * sum(each) / max(1, len(each))
 
@@ -103,22 +126,33 @@ class FeedForward(nn.Module):
         """Return the axis and sections of the hidden units in each weight."""
         _, hidden_dim = self.shape
         sections = (hidden_dim,) * self.activation.columns
-        return {"w_in.weight": MatrixLayout(-2, sections, paired=True), "w_out.weight": MatrixLayout(-1, (hidden_dim,))}
+        return {
+            "w_in.weight": MatrixLayout(-2, sections, paired=True),
+            "w_out.weight": MatrixLayout(-1, (hidden_dim,)),
+        }
 
 
 class Dispatcher:
-    """Brings the rows of a stack to the processes that hold its experts: here, all of them are this one's.
+    """Brings the rows of a stack to the processes that hold its experts: here, all of them are this
+    one's.
 
-    Expert parallelism gives every stack a dispatcher that exchanges rows (`app.training.expert_parallel`).
+    Expert parallelism gives every stack a dispatcher that exchanges rows
+    (`app.training.expert_parallel`).
     """
 
-    def __call__(self, x: Tensor, ends: Tensor, compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Outputs (A, D) of rows x (A, D) sorted by expert; `compute` gives those of this process' own experts."""
+    def __call__(
+        self, x: Tensor, ends: Tensor, compute: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Outputs (A, D) of rows x (A, D) sorted by expert;
+        `compute` gives those of this process' own experts.
+        """
         return compute(x, ends)
 
 
 class Stack(nn.Module):
-    """E networks of one width, their weights stacked so that an idle expert still has a gradient."""
+    """E networks of one width, their weights stacked so that
+    an idle expert still has a gradient.
+    """
 
     def __init__(self, num_experts: int, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -142,7 +176,8 @@ class Stack(nn.Module):
 
     def compute(self, x: Tensor, ends: Tensor) -> Tensor:
         """Outputs of rows that are all for experts of this process; 0 after the last end."""
-        w_in, w_out = local(self.w_in), local(self.w_out)
+        w_in = local(self.w_in)
+        w_out = local(self.w_out)
         y = self.activation.fused(x, ends, w_in, w_out)
         if y is not None:
             return y
@@ -157,7 +192,10 @@ class Stack(nn.Module):
         """Return the axis and sections of the hidden units in each weight."""
         _, _, hidden_dim = self.shape
         sections = (hidden_dim,) * self.activation.columns
-        return {"w_in": MatrixLayout(-1, sections, paired=True), "w_out": MatrixLayout(-2, (hidden_dim,))}
+        return {
+            "w_in": MatrixLayout(-1, sections, paired=True),
+            "w_out": MatrixLayout(-2, (hidden_dim,)),
+        }
 
     def params(self) -> list[int]:
         """Number of parameters of each network."""
@@ -165,7 +203,8 @@ class Stack(nn.Module):
 
 
 class Stacks(nn.ModuleList):
-    """Stacks of different widths, one after the other: rows of the first stack's experts come first.
+    """Stacks of different widths, one after the other: rows of the first stack's experts come
+    first.
 
     `sizes` are (number of experts, width) of each stack.
     """
@@ -174,12 +213,16 @@ class Stacks(nn.ModuleList):
         super().__init__(Stack(num_experts, dim, width) for num_experts, width in sizes)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        """Outputs (A, D) of rows x (A, D) sorted by expert; the host reads how many rows each stack has."""
+        """Outputs (A, D) of rows x (A, D) sorted by expert;
+        the host reads how many rows each stack has.
+        """
         by_stack = ends.split([len(stack.w_in) for stack in self.each()])
         bounds = [0, *torch.stack([own[-1] for own in by_stack]).tolist()]
         *rows, rest = x.tensor_split(bounds[1:])
         each = zip(self.each(), rows, by_stack, bounds, strict=False)
-        return torch.cat([*(stack(own, its - start) for stack, own, its, start in each), torch.zeros_like(rest)])
+        return torch.cat(
+            [*(stack(own, its - start) for stack, own, its, start in each), torch.zeros_like(rest)]
+        )
 
     def params(self) -> list[int]:
         """Number of parameters of each expert."""
@@ -194,14 +237,17 @@ class Routed(Experts):
     """A layout whose routed experts all have one width; the base of most.
 
     Raises:
-        ValueError: fewer than one expert, a width below 1, or more experts per token than there are.
+        ValueError: fewer than one expert, a width below 1, or more experts per token than there
+            are.
     """
 
     def __init__(self, dim: int, num_experts: int, top_k: int, hidden_dim: int) -> None:
         super().__init__()
         require_pool(num_experts, top_k)
         require("hidden_dim", hidden_dim, hidden_dim >= 1, "must be at least 1")
-        self.num_experts, self.top_k, self.hidden_dim = num_experts, top_k, hidden_dim
+        self.num_experts = num_experts
+        self.top_k = top_k
+        self.hidden_dim = hidden_dim
         self.routed = Stack(num_experts, dim, hidden_dim)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
@@ -228,7 +274,8 @@ def require_pool(num_experts: int, top_k: int, segments: int = 1) -> None:
         allowed += "the number of routed experts"
     else:
         allowed += (
-            f"num_experts: both count experts before each is split into segments={segments}, so there are "
+            f"num_experts: both count experts before each is split into segments={segments}, so "
+            "there are "
             f"{segments * num_experts} experts, and a token has {segments} * top_k of them"
         )
     require("top_k", top_k, 1 <= top_k <= num_experts, allowed)
@@ -240,7 +287,12 @@ def segment(hidden_dim: int, segments: int) -> int:
     Raises:
         ValueError: the width does not divide.
     """
-    require("segments", segments, segments >= 1 and hidden_dim % segments == 0, f"must divide hidden_dim={hidden_dim}")
+    require(
+        "segments",
+        segments,
+        segments >= 1 and hidden_dim % segments == 0,
+        f"must divide hidden_dim={hidden_dim}",
+    )
     return hidden_dim // segments
 
 
@@ -250,18 +302,25 @@ def uniform(*shape: int, inputs: int) -> nn.Parameter:
 
 
 def plus(y: Tensor, bias: nn.Parameter | None, ends: Tensor) -> Tensor:
-    """y (A, width) plus the bias (E, width) of each row's expert; rows after the last end stay as they are."""
+    """y (A, width) plus the bias (E, width) of each row's expert;
+    rows after the last end stay as they are.
+    """
     if bias is None:
         return y
-    rows = functional.pad(local(bias), (0, 0, 0, 1))  # a row of zeros behind the last expert
+    # a row of zeros behind the last expert
+    rows = functional.pad(local(bias), (0, 0, 0, 1))
     return y + rows[row_expert(y, ends)].to(y.dtype)
 
 
 def local(weight: Tensor) -> Tensor:
-    """This process' part of a weight that is divided over processes; the weight itself elsewhere."""
+    """This process' part of a weight that is divided over processes;
+    the weight itself elsewhere.
+    """
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def row_expert(x: Tensor, ends: Tensor) -> Tensor:
     """The expert (A,) of every row of x (A, D); C after the last end."""
-    return torch.searchsorted(ends, torch.arange(len(x), device=x.device, dtype=ends.dtype), right=True)
+    return torch.searchsorted(
+        ends, torch.arange(len(x), device=x.device, dtype=ends.dtype), right=True
+    )

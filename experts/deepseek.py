@@ -1,9 +1,12 @@
-"""DeepSeekMoE's layout: fine-grained experts, of which K_s are shared: they serve every token, without gate or router.
+"""DeepSeekMoE's layout: fine-grained experts, of which K_s are shared: they serve every token,
+without gate or router.
 
-    y = sum_(i=1..Ks) FFN_i(x) + sum_(i=Ks+1..mN) g_i FFN_i(x),   m K - Ks of the m N - Ks routed ones for each token
+    y = sum_(i=1..Ks) FFN_i(x) + sum_(i=Ks+1..mN) g_i FFN_i(x),
+        m K - Ks of the m N - Ks routed ones for each token
 
-Total and active parameters stay those of the coarse layout with the same N, K and F. Dai et al. 2024, arXiv 2401.06066,
-section 3.2, eq. 9-11. The shared experts are one network of K_s times the width, as in the official code.
+Total and active parameters stay those of the coarse layout with the same N, K and F. Dai et al.
+2024, arXiv 2401.06066, section 3.2, eq. 9-11. The shared experts are one network of K_s times the
+width, as in the official code.
 """
 
 from torch import Tensor
@@ -28,13 +31,22 @@ class DeepSeek(Routed):
     """
 
     def __init__(
-        self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int, segments: int, num_shared: int
+        self,
+        dim: int,
+        *,
+        num_experts: int,
+        top_k: int,
+        hidden_dim: int,
+        segments: int,
+        num_shared: int,
     ) -> None:
         require_pool(num_experts, top_k, segments)
         width = segment(hidden_dim, segments)
         allowed = f"must be in 0..{segments * top_k - 1}, segments * top_k - 1"
         require("num_shared", num_shared, 0 <= num_shared < segments * top_k, allowed)
-        super().__init__(dim, segments * num_experts - num_shared, segments * top_k - num_shared, width)
+        super().__init__(
+            dim, segments * num_experts - num_shared, segments * top_k - num_shared, width
+        )
         self.common = FeedForward(dim, num_shared * width) if num_shared else None
 
     def shared(self, x: Tensor) -> Tensor | None:

@@ -2,8 +2,9 @@
 
     E_e = FFN of width F_e,   F_0 <= F_1 <= ...
 
-HMoE, Wang et al. 2024, arXiv 2408.10681, section 3.1. The widths are sorted, and experts of one width are one stack.
-HMoE's parameter penalty, which draws tokens to small experts, is a balance term.
+HMoE, Wang et al. 2024, arXiv 2408.10681, section 3.1. The widths are sorted, and experts of one
+width are one stack. HMoE's parameter penalty, which draws tokens to small experts, is a balance
+term.
 """
 
 from itertools import groupby
@@ -28,10 +29,18 @@ class Heterogeneous(Experts):
 
     def __init__(self, dim: int, *, hidden_dims: list[int], top_k: int) -> None:
         super().__init__()
-        require("hidden_dims", hidden_dims, bool(hidden_dims) and min(hidden_dims) >= 1, "must be widths of at least 1")
+        require(
+            "hidden_dims",
+            hidden_dims,
+            bool(hidden_dims) and min(hidden_dims) >= 1,
+            "must be widths of at least 1",
+        )
         require_pool(len(hidden_dims), top_k)
-        self.num_experts, self.top_k = len(hidden_dims), top_k
-        self.routed = Stacks(dim, [(len(list(same)), width) for width, same in groupby(sorted(hidden_dims))])
+        self.num_experts = len(hidden_dims)
+        self.top_k = top_k
+        self.routed = Stacks(
+            dim, [(len(list(same)), width) for width, same in groupby(sorted(hidden_dims))]
+        )
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         return self.routed(x, ends)  # (A, D)

@@ -1,9 +1,11 @@
-"""Experts in a narrower space: a token is projected down once, its experts work there, and their sum is projected up.
+"""Experts in a narrower space: a token is projected down once, its experts work there, and their
+sum is projected up.
 
     y = W_up sum over the chosen experts of g_i FFN_i(W_down x) + FFN_shared(x)
 
-LatentMoE, 2026, arXiv 2601.18089: dispatch and expert weights shrink by D / Z, and what that saves goes into more
-experts and a larger K at equal cost. The router and the shared expert see x in full width. The experts are SwiGLU here.
+LatentMoE, 2026, arXiv 2601.18089: dispatch and expert weights shrink by D / Z, and what that saves
+goes into more experts and a larger K at equal cost. The router and the shared expert see x in full
+width. The experts are SwiGLU here.
 """
 
 from torch import Tensor, nn
@@ -14,7 +16,8 @@ from experts.contract import FeedForward, Routed
 
 @register("experts")
 class Latent(Routed):
-    """Experts that work in a narrower space than the model's, between one projection down and one up.
+    """Experts that work in a narrower space than the model's, between one projection down and one
+    up.
 
     Args:
         num_experts: E, routed experts.
@@ -28,9 +31,21 @@ class Latent(Routed):
     """
 
     def __init__(
-        self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int, shrink: int, shared_dim: int
+        self,
+        dim: int,
+        *,
+        num_experts: int,
+        top_k: int,
+        hidden_dim: int,
+        shrink: int,
+        shared_dim: int,
     ) -> None:
-        require("shrink", shrink, shrink >= 1 and dim % shrink == 0, f"must divide {dim}, the width of the model")
+        require(
+            "shrink",
+            shrink,
+            shrink >= 1 and dim % shrink == 0,
+            f"must divide {dim}, the width of the model",
+        )
         require("shared_dim", shared_dim, shared_dim >= 0, "must be at least 0")
         latent_dim = dim // shrink
         super().__init__(latent_dim, num_experts, top_k, hidden_dim)

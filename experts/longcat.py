@@ -1,10 +1,12 @@
-"""Zero-computation experts: N feed-forward experts and Z that return their input, K of all of them for each token.
+"""Zero-computation experts: N feed-forward experts and Z that return their input, K of all of them
+for each token.
 
     E_e(x) = FFN_e(x) for e < N,   x for N <= e < N + Z
 
-So the number of feed-forward experts that a token activates differs from token to token. LongCat-Flash, Meituan 2025,
-arXiv 2509.01322, section 2.1, eq. 1. The paper holds their mean with a PID controller on the bias of the feed-forward
-experts, which is a balance term, and runs the layer beside a dense path (ScMoE), which is not built here.
+So the number of feed-forward experts that a token activates differs from token to token.
+LongCat-Flash, Meituan 2025, arXiv 2509.01322, section 2.1, eq. 1. The paper holds their mean with a
+PID controller on the bias of the feed-forward experts, which is a balance term, and runs the layer
+beside a dense path (ScMoE), which is not built here.
 """
 
 from torch import Tensor
@@ -27,12 +29,16 @@ class LongCat(Routed):
         ValueError: a knob is out of its range.
     """
 
-    def __init__(self, dim: int, *, num_ffn: int, num_identity: int, top_k: int, hidden_dim: int) -> None:
+    def __init__(
+        self, dim: int, *, num_ffn: int, num_identity: int, top_k: int, hidden_dim: int
+    ) -> None:
         require("num_ffn", num_ffn, num_ffn >= 1, "must be at least 1")
         require("num_identity", num_identity, num_identity >= 0, "must be at least 0")
         require_pool(num_ffn + num_identity, top_k)
         super().__init__(dim, num_ffn, 1, hidden_dim)
-        self.num_ffn, self.num_experts, self.top_k = num_ffn, num_ffn + num_identity, top_k
+        self.num_ffn = num_ffn
+        self.num_experts = num_ffn + num_identity
+        self.top_k = top_k
         self.free = tuple(range(num_ffn, self.num_experts))
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
-"""A dense network and a library of low-rank skills, mixed by the router before the nonlinearity (PSEC).
+"""A dense network and a library of low-rank skills, mixed by the router before the nonlinearity
+(PSEC).
 
-    W(x) = W_0 + scale * sum_i alpha_i(x) A_i B_i       in every chosen linear layer, level `parameter`
+    W(x) = W_0 + scale * sum_i alpha_i(x) A_i B_i
+        in every chosen linear layer, level `parameter`
 
-Liu et al. 2025, arXiv 2502.05932, section 4: alpha is the gate, one for all layers with the score `context`; rank 8 and
-scale 16 are those of its code. Its rivals mix what comes out, f = f_0 + sum_i alpha_i (f_i - f_0) with f_i the network
-under skill i alone: the outputs of each attention and feed-forward part (level `layer`), or the logits of whole models
-(level `logits`; as the head is linear and has no skills, that is the output of the last block). The three agree where
-alpha chooses one skill. With a router in each layer, `linears=ffn` and `level=layer` they are MixLoRA's experts (Li et
-al. 2024, arXiv 2404.15159).
+Liu et al. 2025, arXiv 2502.05932, section 4: alpha is the gate, one for all layers with the score
+`context`; rank 8 and scale 16 are those of its code. Its rivals mix what comes out, f = f_0 + sum_i
+alpha_i (f_i - f_0) with f_i the network under skill i alone: the outputs of each attention and
+feed-forward part (level `layer`), or the logits of whole models (level `logits`; as the head is
+linear and has no skills, that is the output of the last block). The three agree where alpha chooses
+one skill. With a router in each layer, `linears=ffn` and `level=layer` they are MixLoRA's experts
+(Li et al. 2024, arXiv 2404.15159).
 """
 
 from typing import Literal
@@ -52,19 +55,37 @@ class LoraSkills(Mixture):
     ) -> None:
         super().__init__()
         require("hidden_dim", hidden_dim, hidden_dim >= 1, "must be at least 1")
-        require("skills", skills, bool(skills) and len({*skills}) == len(skills), "must be names, each once")
-        require("top_k", top_k, top_k is None or 1 <= top_k <= len(skills), f"must be in 1..{len(skills)}, or null")
+        require(
+            "skills",
+            skills,
+            bool(skills) and len({*skills}) == len(skills),
+            "must be names, each once",
+        )
+        require(
+            "top_k",
+            top_k,
+            top_k is None or 1 <= top_k <= len(skills),
+            f"must be in 1..{len(skills)}, or null",
+        )
         require("rank", rank, rank >= 1, "must be at least 1")
         require("scale", scale, scale > 0, "must be positive")
-        self.skills, self.num_experts, self.top_k = skills, len(skills), top_k or len(skills)
-        self.rank, self.scale, self.linears, self.level = rank, scale, linears, level
-        self.on_ffn, self.on_attention, self.on_model = linears != "attention", linears != "ffn", level == "logits"
+        self.skills = skills
+        self.num_experts = len(skills)
+        self.top_k = top_k or len(skills)
+        self.rank = rank
+        self.scale = scale
+        self.linears = linears
+        self.level = level
+        self.on_ffn = linears != "attention"
+        self.on_attention = linears != "ffn"
+        self.on_model = level == "logits"
         self.common = FeedForward(dim, hidden_dim)
         self._adapt_common()
 
     def activate(self, activation: Activation) -> None:
         super().activate(activation)
-        self._adapt_common()  # its layers may be new ones
+        # its layers may be new ones
+        self._adapt_common()
 
     def _adapt_common(self) -> None:
         if self.on_ffn:
@@ -88,7 +109,8 @@ class LoraSkills(Mixture):
         return 1 if self.level == "parameter" else 1 + self.num_experts
 
     def active_params(self, top_k: float) -> float:
-        return sum(self.expert_params())  # all are computed, whatever their share
+        # all are computed, whatever their share
+        return sum(self.expert_params())
 
     def shared(self, x: Tensor) -> Tensor:
         return self.common(x)  # (T, D)

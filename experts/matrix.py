@@ -1,4 +1,6 @@
-"""Layout of heads and hidden units in a weight, so that an optimizer can treat them alike at every width."""
+"""Layout of heads and hidden units in a weight,
+so that an optimizer can treat them alike at every width.
+"""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 

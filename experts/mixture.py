@@ -1,4 +1,6 @@
-"""What a layout promises of which one mixture of all experts computes a token, not each of the token's experts."""
+"""What a layout promises of which one mixture of all experts computes a token,
+not each of the token's experts.
+"""
 
 from collections.abc import Sequence
 
@@ -10,9 +12,12 @@ from experts.contract import Experts
 class Mixture(Experts):
     """Base of these layouts."""
 
-    on_attention: bool = False  # whether the experts act on the attention of their block, too
-    on_model: bool = False  # whether the gates weigh the outputs of whole models, each with one expert alone
-    skills: Sequence[str] = ()  # the experts' names, where each can be learned alone and kept in a file of its own
+    # whether the experts act on the attention of their block, too
+    on_attention: bool = False
+    # whether the gates weigh the outputs of whole models, each with one expert alone
+    on_model: bool = False
+    # the experts' names, where each can be learned alone and kept in a file of its own
+    skills: Sequence[str] = ()
 
     def kind(self) -> dict[str, str]:
         """What a skill must have in common with this layout to be put into it, in words."""

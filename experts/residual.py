@@ -1,12 +1,14 @@
 """A dense feed-forward network beside coarse experts, each correcting the other.
 
     y = FFN(x) + sum over the chosen experts of g_i FFN_i(x)
-    y = c_2 FFN(x) + c_1 sum over the chosen experts of g_i FFN_i(x),   c = softmax(x W + b),  with `coefficient`
+    y = c_2 FFN(x) + c_1 sum over the chosen experts of g_i FFN_i(x),   c = softmax(x W + b),
+        with `coefficient`
 
-The residual part of PR-MoE (Rajbhandari et al. 2022, arXiv 2201.05596, section 4.1.1: a fixed MLP and one expert) and
-the dense-MoE hybrid of Snowflake Arctic (2024: 10B dense beside 128 x 3.66B). The learned coefficient is that of
-DeepSpeed's code (`use_residual`), which the paper does not print. Arctic's routed branch reads the input of the
-attention, so that its exchange hides behind the attention; here both branches read the same x.
+The residual part of PR-MoE (Rajbhandari et al. 2022, arXiv 2201.05596, section 4.1.1: a fixed MLP
+and one expert) and the dense-MoE hybrid of Snowflake Arctic (2024: 10B dense beside 128 x 3.66B).
+The learned coefficient is that of DeepSpeed's code (`use_residual`), which the paper does not
+print. Arctic's routed branch reads the input of the attention, so that its exchange hides behind
+the attention; here both branches read the same x.
 """
 
 from torch import Tensor, nn
@@ -31,7 +33,14 @@ class Residual(Routed):
     """
 
     def __init__(
-        self, dim: int, *, num_experts: int, top_k: int, hidden_dim: int, dense_dim: int, coefficient: bool
+        self,
+        dim: int,
+        *,
+        num_experts: int,
+        top_k: int,
+        hidden_dim: int,
+        dense_dim: int,
+        coefficient: bool,
     ) -> None:
         require("dense_dim", dense_dim, dense_dim >= 0, "must be at least 0")
         super().__init__(dim, num_experts, top_k, hidden_dim)

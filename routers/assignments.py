@@ -1,4 +1,6 @@
-"""Arithmetic on assignments (token, expert), the flat list of who computes what. Letters as in `routers.contract`."""
+"""Arithmetic on assignments (token, expert), the flat list of who computes what.
+Letters as in `routers.contract`.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,11 @@ def gates(routing: Routing) -> Tensor:
 
 
 def acting(routing: Routing, alone: int | None) -> Routing:
-    """What is computed: a routing without what was dropped, or the expert `alone` for every token, none if it is E."""
-    valid, num_experts = routing.valid.flatten(), routing.logits.size(1)
+    """What is computed: a routing without what was dropped, or the expert `alone` for every token,
+    none if it is E.
+    """
+    valid = routing.valid.flatten()
+    num_experts = routing.logits.size(1)
     if alone is None:
         return routing._replace(expert=routing.expert.masked_fill(~routing.kept, num_experts))
     kept = valid & (alone < num_experts)
@@ -37,7 +42,9 @@ def acting(routing: Routing, alone: int | None) -> Routing:
 
 
 def importance(routings: Sequence[Routing]) -> Tensor:
-    """Sum of the gates per layer and expert (L, E) float32, differentiable: what an expert weighs, beside its load."""
+    """Sum of the gates per layer and expert (L, E) float32, differentiable:
+    what an expert weighs, beside its load.
+    """
     sums = [r.gate.new_zeros(r.logits.size(1) + 1).index_add(0, r.expert, r.gate) for r in routings]
     return torch.stack(sums)[:, :-1]
 
@@ -47,8 +54,10 @@ def sequence_load(routing: Routing) -> Tensor:
     num_sequences, length = routing.valid.shape
     num_experts = routing.logits.size(1)
     pairs = num_sequences * num_experts
-    pair = routing.token // length * num_experts + routing.expert  # (A,): (sequence, expert) as one number
-    pair = pair.masked_fill(routing.expert == num_experts, pairs)  # the unassigned as one more, not counted
+    # (A,): (sequence, expert) as one number
+    pair = routing.token // length * num_experts + routing.expert
+    # the unassigned as one more, not counted
+    pair = pair.masked_fill(routing.expert == num_experts, pairs)
     return count(pair, pairs).view(num_sequences, num_experts)
 
 
@@ -72,23 +81,32 @@ def assigned(values: Tensor, token: Tensor, expert: Tensor, missing: float = 0.0
 
 
 def per_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
-    """Sum of values (A,) over the assignments of each token, given back to each assignment: (A,)."""
+    """Sum of values (A,) over the assignments of each token,
+    given back to each assignment: (A,).
+    """
     return values.new_zeros(num_tokens).index_add(0, token, values)[token]
 
 
 def softmax_per_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
     """Softmax of values (A,) over the assignments of each token: (A,); 0 where a value is -inf."""
     least = torch.finfo(values.dtype).min
-    top = values.new_full((num_tokens,), least).scatter_reduce(0, token, values.detach(), "amax")[token]
-    exp = (values - top).exp()  # the largest of a token is 1, so nothing underflows
+    top = values.new_full((num_tokens,), least).scatter_reduce(0, token, values.detach(), "amax")[
+        token
+    ]
+    # the largest of a token is 1, so nothing underflows
+    exp = (values - top).exp()
     return exp / per_token(exp, token, num_tokens).clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def rank_in_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
-    """Place of each assignment among those of its token by descending values (A,): (A,) int64 from 0."""
+    """Place of each assignment among those of its token by descending values (A,):
+    (A,) int64 from 0.
+    """
     order = values.argsort(descending=True, stable=True)
-    order = order[token[order].argsort(stable=True)]  # by token, then by value
+    # by token, then by value
+    order = order[token[order].argsort(stable=True)]
     number = token.new_zeros(num_tokens).scatter_add_(0, token, torch.ones_like(token))
     starts = number.cumsum(0) - number  # (T,): where the assignments of a token start in this order
     rank = torch.arange(len(token), device=token.device) - starts[token[order]]
-    return torch.empty_like(token).scatter(0, order, rank)  # back from this order to that of the assignments
+    # back from this order to that of the assignments
+    return torch.empty_like(token).scatter(0, order, rank)

@@ -1,6 +1,9 @@
-"""All balance terms of a model together: their losses add up, at most one of them offsets the choice."""
+"""All balance terms of a model together:
+their losses add up, at most one of them offsets the choice.
+"""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,7 +27,8 @@ class Balancer(nn.Module):
         self.terms = nn.ModuleDict(terms)
 
     def check(self, score: Score, select: Select) -> None:
-        """Whether a router's parts give every term what it needs, and the terms a selection what it needs.
+        """Whether a router's parts give every term what it needs, and the terms a selection what it
+        needs.
 
         Raises:
             ValueError: they do not.
@@ -35,9 +39,11 @@ class Balancer(nn.Module):
             except ValueError as error:
                 raise ValueError(f"balance.{name}.{error}") from error
         if not (select.limited or any(term.holds_k for term in self._each().values())):
-            holders = " or ".join(name for name in names("balance") if find("balance", name).holds_k)  # type: ignore[attr-defined]
+            registered: dict[str, Any] = {name: find("balance", name) for name in names("balance")}
+            holders = " or ".join(name for name, term in registered.items() if term.holds_k)
             raise ValueError(
-                f"balance={list(self._each())}: none of these terms holds the number of experts per token, which "
+                f"balance={list(self._each())}: none of these terms holds the number of experts "
+                "per token, which "
                 f"{type(select).__name__} leaves open; add {holders}"
             )
 
@@ -45,18 +51,33 @@ class Balancer(nn.Module):
         """(L, E) float32, or None if no term steers the choice."""
         return next((o for term in self._each().values() if (o := term.offset()) is not None), None)
 
-    def losses(self, routings: Sequence[Routing], seen: Observed | None) -> dict[str, tuple[Tensor, float]]:
-        """Raw value and weight of every term that has a loss, for one micro-batch after those in `seen`."""
-        raw = {name: term.loss(routings, seen.get(name) if seen else None) for name, term in self._each().items()}
-        return {name: (value, self._each()[name].weight) for name, value in raw.items() if value is not None}
+    def losses(
+        self, routings: Sequence[Routing], seen: Observed | None
+    ) -> dict[str, tuple[Tensor, float]]:
+        """Raw value and weight of every term that has a loss,
+        for one micro-batch after those in `seen`.
+        """
+        raw = {
+            name: term.loss(routings, seen.get(name) if seen else None)
+            for name, term in self._each().items()
+        }
+        return {
+            name: (value, self._each()[name].weight)
+            for name, value in raw.items()
+            if value is not None
+        }
 
     def weight(self, name: str) -> float:
         """Of a term's loss in the total."""
         return self._each()[name].weight
 
     def observe(self, routings: Sequence[Routing]) -> Observed:
-        """What each term wants to know of one micro-batch; nothing of a term that keeps what it inherits."""
-        asked = {n: t for n, t in self._each().items() if _has_own(t, "update") or _has_own(t, "observe")}
+        """What each term wants to know of one micro-batch;
+        nothing of a term that keeps what it inherits.
+        """
+        asked = {
+            n: t for n, t in self._each().items() if _has_own(t, "update") or _has_own(t, "observe")
+        }
         return {name: term.observe(routings) for name, term in asked.items()}
 
     @property
@@ -65,7 +86,9 @@ class Balancer(nn.Module):
         return [name for name, term in self._each().items() if _has_own(term, "update")]
 
     def update(self, totals: Observed, num_tokens: Tensor) -> None:
-        """Once per optimizer step: totals of the controllers, summed over its micro-batches and ranks."""
+        """Once per optimizer step: totals of the controllers,
+        summed over its micro-batches and ranks.
+        """
         for name in self.controllers:
             self._each()[name].update(totals[name], num_tokens)
 

@@ -18,22 +18,33 @@ def rank_sum(values: Tensor) -> Tensor:
 
 
 def rank_sums(values: Mapping[K, Tensor]) -> dict[K, Tensor]:
-    """The sum of each over all ranks, without gradient, by one collective; every rank has the same keys and shapes."""
+    """The sum of each over all ranks, without gradient, by one collective;
+    every rank has the same keys and shapes.
+    """
     if not values or num_ranks() == 1:
         return dict(values)
     flat = rank_sum(torch.cat([value.flatten().double() for value in values.values()]))
     parts = flat.split([value.numel() for value in values.values()])
-    return {key: part.view_as(old).to(old.dtype) for (key, old), part in zip(values.items(), parts, strict=True)}
+    return {
+        key: part.view_as(old).to(old.dtype)
+        for (key, old), part in zip(values.items(), parts, strict=True)
+    }
 
 
 def num_ranks() -> int:
     """How many processes train together."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return (
+        distributed.get_world_size()
+        if distributed.is_available() and distributed.is_initialized()
+        else 1
+    )
 
 
 def rank() -> int:
     """The number of this process among them."""
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    return (
+        distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    )
 
 
 def gathered(value: Any) -> list[Any]:

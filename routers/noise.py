@@ -1,4 +1,6 @@
-"""Noise that hangs on the seed, the place and the row of text alone: not on ranks, micro-batches or recomputation."""
+"""Noise that hangs on the seed, the place and the row of text alone:
+not on ranks, micro-batches or recomputation.
+"""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -30,14 +32,20 @@ def rows_of_noise(
         draw: from (length, columns, generator=, device=) to a tensor.
     """
     rows, *each = shape
-    if device.type == "meta":  # has no random generator; only the shape matters
+    # has no random generator; only the shape matters
+    if device.type == "meta":
         return torch.empty(rows * each[0], each[1], device=device)
-    sources = (torch.Generator(device).manual_seed(mixed(seed, PARTS.index(part), first + i)) for i in range(rows))
+    sources = (
+        torch.Generator(device).manual_seed(mixed(seed, PARTS.index(part), first + i))
+        for i in range(rows)
+    )
     return torch.cat([draw(*each, generator=source, device=device) for source in sources])
 
 
 def mixed(*numbers: int) -> int:
-    """One number of several, by the steps of SplitMix64 (Steele et al. 2014): CPUs seed with its last 32 bits alone."""
+    """One number of several, by the steps of SplitMix64 (Steele et al.
+    2014): CPUs seed with its last 32 bits alone.
+    """
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) % 2**64

@@ -1,8 +1,11 @@
-"""What all tests share: a quiet machine, real text, configs as a user composes them, and the real `train.py`."""
+"""What all tests share: a quiet machine, real text, configs as a user composes them,
+and the real `train.py`.
+"""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two threads on busy cores wait for each other
+# before torch: two threads on busy cores wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import runpy
 import socket
@@ -35,16 +38,24 @@ NANO = (
 
 
 def on_cpu(overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """The overrides, on the CPU unless they choose a device: `trainer=auto` would train on a GPU where there is one."""
-    chosen = any(override.startswith(("trainer=", "trainer.accelerator=")) for override in overrides)
+    """The overrides, on the CPU unless they choose a device:
+    `trainer=auto` would train on a GPU where there is one.
+    """
+    chosen = any(
+        override.startswith(("trainer=", "trainer.accelerator=")) for override in overrides
+    )
     return overrides if chosen else ("trainer=cpu", *overrides)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Escapes what a test has said of files whose names are no UTF-8: a report goes to another process as UTF-8."""
+    """Escapes what a test has said of files whose names are no UTF-8:
+    a report goes to another process as UTF-8.
+    """
     report = yield
-    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
     return report
 
 
@@ -73,7 +84,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real text file of 200 KB: modules of the standard library, one after another."""
     folder = Path(sysconfig.get_path("stdlib"))
     path = tmp_path_factory.mktemp("text") / "modules.txt"
-    path.write_text("\n".join((folder / name).read_text() for name in ("argparse.py", "inspect.py", "ast.py")))
+    path.write_text(
+        "\n".join((folder / name).read_text() for name in ("argparse.py", "inspect.py", "ast.py"))
+    )
     return path
 
 
@@ -84,19 +97,27 @@ def compose(text: Path) -> Callable[..., dict[str, Any]]:
 
     def composed(*overrides: str) -> dict[str, Any]:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return as_dict(compose("config", ["data=text", f"data.path={text}", *NANO, *on_cpu(overrides)]))
+            return as_dict(
+                compose("config", ["data=text", f"data.path={text}", *NANO, *on_cpu(overrides)])
+            )
 
     return composed
 
 
 @pytest.fixture
 def train(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Runs the real train.py in this process, in an empty folder, on the nano model; returns the folder of the run."""
+    """Runs the real train.py in this process, in an empty folder, on the nano model;
+    returns the folder of the run.
+    """
     from hydra.core.global_hydra import GlobalHydra
 
     cache = text.parent / "cache"
 
-    def run(*overrides: str, name: str = "run", source: tuple[str, ...] = ("data=text", f"data.path={text}")) -> Path:
+    def run(
+        *overrides: str,
+        name: str = "run",
+        source: tuple[str, ...] = ("data=text", f"data.path={text}"),
+    ) -> Path:
         GlobalHydra.instance().clear()
         monkeypatch.chdir(tmp_path)
         base = (*source, f"data.cache_dir={cache}", *NANO, f"run={name}")

@@ -1,4 +1,6 @@
-"""`pytest -m gpu -p tests.gpu_page`: what the tests found on this GPU, as docs/gpu.md; nothing without one."""
+"""`pytest -m gpu -p tests.gpu_page`: what the tests found on this GPU, as docs/gpu.md;
+nothing without one.
+"""
 
 import datetime
 import platform
@@ -31,13 +33,16 @@ def page(card: str, results: Iterable[tuple[str, str, float]]) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     rows: dict[str, list[tuple[str, str, float]]] = {}
     for name, outcome, seconds in results:
-        rows.setdefault(name.partition("[")[0], []).append((name.partition("[")[2].rstrip("]"), outcome, seconds))
+        rows.setdefault(name.partition("[")[0], []).append(
+            (name.partition("[")[2].rstrip("]"), outcome, seconds)
+        )
     lines = [
         "# What works on a GPU",
         "",
         "Written by `make test-gpu`.",
         "",
-        f"{card}; {versions}, CUDA {torch.version.cuda}, Python {platform.python_version()}; {datetime.date.today()}.",
+        f"{card}; {versions}, CUDA {torch.version.cuda}, Python {platform.python_version()}; "
+        f"{datetime.date.today()}.",
         "",
         "| test | passed | failed | skipped | seconds |",
         "| --- | --- | --- | --- | --- |",
@@ -47,5 +52,7 @@ def page(card: str, results: Iterable[tuple[str, str, float]]) -> str:
         counts = [sum(outcome == word for _, outcome, _ in cases) for word in ("passed", "skipped")]
         seconds = sum(seconds for *_, seconds in cases)
         title = name.removeprefix("test_").replace("_", " ")
-        lines.append(f"| {title} | {counts[0]} | {', '.join(failed) or 0} | {counts[1]} | {seconds:.0f} |")
+        lines.append(
+            f"| {title} | {counts[0]} | {', '.join(failed) or 0} | {counts[1]} | {seconds:.0f} |"
+        )
     return "\n".join(lines) + "\n"

@@ -1,7 +1,9 @@
-"""`python -m tests.mutants [WORD ...]`: plants the faults of tests/mutants.yaml one at a time; a test must see each.
+"""`python -m tests.mutants [WORD ...]`: plants the faults of tests/mutants.yaml one at a time; a
+test must see each.
 
-Every fault is one replaced line in a copy of the tree, tried by the tests of its area. Prints `killed` or `survived`
-for each as it goes; ends with 1 if one survived. Words choose the faults whose file or text contains one of them.
+Every fault is one replaced line in a copy of the tree, tried by the tests of its area. Prints
+`killed` or `survived` for each as it goes; ends with 1 if one survived. Words choose the faults
+whose file or text contains one of them.
 """
 
 import os
@@ -20,10 +22,26 @@ from queue import Queue
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("app", "benchmarks", "callbacks", "conf", "experts", "routers", "tests", "train.py", "pyproject.toml",
-          "README.md", "CONTRIBUTING.md", "docs", "results", "requirements.txt", "requirements-dev.txt",
-          "Makefile")  # fmt: skip
-LIMIT_S = 300  # of one fault: a test that hangs has seen it
+COPIED = (
+    "app",
+    "benchmarks",
+    "callbacks",
+    "conf",
+    "experts",
+    "routers",
+    "tests",
+    "train.py",
+    "pyproject.toml",
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs",
+    "results",
+    "requirements.txt",
+    "requirements-dev.txt",
+    "Makefile",
+)
+# of one fault: a test that hangs has seen it
+LIMIT_S = 300
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,10 @@ class Mutant:
     tests: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {' '.join(self.new.split()) or 'nothing'}   for   {' '.join(self.old.split())}"
+        return (
+            f"{self.file}: {' '.join(self.new.split()) or 'nothing'}   for   "
+            f"{' '.join(self.old.split())}"
+        )
 
 
 def mutants() -> list[Mutant]:
@@ -61,7 +82,9 @@ def passes(tree: Path, tests: str) -> bool:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""}
     try:
-        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=LIMIT_S, check=False)
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, timeout=LIMIT_S, check=False
+        )
     except subprocess.TimeoutExpired:
         return False
     if done.returncode not in (0, 1):  # no test was run
@@ -70,15 +93,23 @@ def passes(tree: Path, tests: str) -> bool:
 
 
 def require_places(faults: list[Mutant]) -> None:
-    """Raise SystemExit if the line of a fault does not occur exactly once, before any fault is planted."""
+    """Raise SystemExit if the line of a fault does not occur exactly once,
+    before any fault is planted.
+    """
     moved = [m for m in faults if (ROOT / m.file).read_text(encoding="utf-8").count(m.old) != 1]
     if moved:
-        raise SystemExit("\n".join(f"{m.file}: not exactly once in the file: {m.old}" for m in moved))
+        raise SystemExit(
+            "\n".join(f"{m.file}: not exactly once in the file: {m.old}" for m in moved)
+        )
 
 
 def main(words: list[str]) -> int:
     """Tries the faults that contain a word, two at a time; returns how many survived."""
-    chosen = [m for m in mutants() if not words or any(word in f"{m.file} {m.old} {m.new}" for word in words)]
+    chosen = [
+        m
+        for m in mutants()
+        if not words or any(word in f"{m.file} {m.old} {m.new}" for word in words)
+    ]
     require_places(chosen)
     trees: Queue[Path] = Queue()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
@@ -90,21 +121,28 @@ def main(words: list[str]) -> int:
 
 
 def _survives(mutant: Mutant, trees: "Queue[Path]") -> bool:
-    tree, start = trees.get(), time.monotonic()
+    tree = trees.get()
+    start = time.monotonic()
     try:
         with planted(mutant, tree):
             survives = passes(tree, mutant.tests)
     finally:
         trees.put(tree)
-    print(f"{'SURVIVED' if survives else 'killed':8} {time.monotonic() - start:4.0f} s  {mutant}", flush=True)
+    print(
+        f"{'SURVIVED' if survives else 'killed':8} {time.monotonic() - start:4.0f} s  {mutant}",
+        flush=True,
+    )
     return survives
 
 
 def _copied(tree: Path) -> Path:
     tree.mkdir()
     for name in COPIED:
-        source, ignored = ROOT / name, shutil.ignore_patterns("__pycache__")
-        shutil.copytree(source, tree / name, ignore=ignored) if source.is_dir() else shutil.copy(source, tree / name)
+        source = ROOT / name
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, tree / name, ignore=ignored) if source.is_dir() else shutil.copy(
+            source, tree / name
+        )
     return tree
 
 

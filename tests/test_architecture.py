@@ -12,7 +12,9 @@ import pytest
 from app.registry import PACKAGES, find, knobs, names
 
 ROOT = Path(__file__).parent.parent
-ORDER = {  # every folder, and all that it may import beside itself: of those above it only, so there is no circle
+# every folder, and all that it may import beside itself: of those above it only, so there is no
+# circle
+ORDER = {
     "app.registry": [],
     "routers": ["app.registry"],
     "experts": ["app.registry"],
@@ -20,7 +22,15 @@ ORDER = {  # every folder, and all that it may import beside itself: of those ab
     "app.data": ["app.registry"],
     "app.training": ["app.registry", "routers", "experts", "app.model"],
     "app.config": ["app.registry", "routers", "app.model", "app.training"],
-    "app.cost": ["app.registry", "routers", "experts", "app.model", "app.data", "app.training", "app.config"],
+    "app.cost": [
+        "app.registry",
+        "routers",
+        "experts",
+        "app.model",
+        "app.data",
+        "app.training",
+        "app.config",
+    ],
     "app.runs": ["app.registry", "app.model", "app.data", "app.training", "app.config", "app.cost"],
     "app.hub": [
         "app.registry",
@@ -63,9 +73,19 @@ ORDER = {  # every folder, and all that it may import beside itself: of those ab
         "app.races",
         "app.hub",
     ],
-    "callbacks": ["app.registry", "routers", "app.model", "app.training", "app.config", "app.cost", "app.analysis"],
+    "callbacks": [
+        "app.registry",
+        "routers",
+        "app.model",
+        "app.training",
+        "app.config",
+        "app.cost",
+        "app.analysis",
+    ],
 }
-COMMANDS = {f"app.{path.stem}" for path in (ROOT / "app").glob("*.py")} - ORDER.keys() - {"app.__init__"}
+COMMANDS = (
+    {f"app.{path.stem}" for path in (ROOT / "app").glob("*.py")} - ORDER.keys() - {"app.__init__"}
+)
 SOURCES = ("app", "routers", "experts", "callbacks", "benchmarks")
 
 
@@ -78,10 +98,16 @@ def imported(source: str) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module else set()
+            found |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module else set()
+            )
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return {name for name in found if name.split(".")[0] in {"app", "routers", "experts", "callbacks", "benchmarks"}}
+    return {
+        name
+        for name in found
+        if name.split(".")[0] in {"app", "routers", "experts", "callbacks", "benchmarks"}
+    }
 
 
 def inside(name: str, folder: str) -> bool:
@@ -90,14 +116,22 @@ def inside(name: str, folder: str) -> bool:
 
 def wrong_imports(source: str, folder: str) -> list[str]:
     allowed = [folder, *ORDER[folder]]
-    return sorted(name for name in imported(source) if not any(inside(name, each) for each in allowed))
+    return sorted(
+        name for name in imported(source) if not any(inside(name, each) for each in allowed)
+    )
 
 
 @pytest.mark.parametrize("folder", ORDER)
 def test_a_folder_imports_only_what_stands_above_it(folder: str) -> None:
     path = ROOT / folder.replace(".", "/")
-    for file in [path.with_suffix(".py")] if path.with_suffix(".py").exists() else files(folder.replace(".", "/")):
-        assert not wrong_imports(file.read_text(), folder), f"{file} imports {wrong_imports(file.read_text(), folder)}"
+    for file in (
+        [path.with_suffix(".py")]
+        if path.with_suffix(".py").exists()
+        else files(folder.replace(".", "/"))
+    ):
+        assert not wrong_imports(file.read_text(), folder), (
+            f"{file} imports {wrong_imports(file.read_text(), folder)}"
+        )
 
 
 def test_the_order_has_no_circle_and_names_every_folder() -> None:
@@ -105,14 +139,20 @@ def test_the_order_has_no_circle_and_names_every_folder() -> None:
     for folder, allowed in ORDER.items():
         assert set(allowed) <= known, f"{folder} may import what stands below it"
         known.add(folder)
-    folders = {f"app.{path.name}" for path in (ROOT / "app").iterdir() if (path / "__init__.py").exists()}
+    folders = {
+        f"app.{path.name}" for path in (ROOT / "app").iterdir() if (path / "__init__.py").exists()
+    }
     assert folders | {"routers", "experts", "callbacks"} <= known
 
 
 @pytest.mark.parametrize(
     ("source", "folder", "wrong"),
     [
-        ("from app.training.module import LanguageModel", "app.model", "app.training.module.LanguageModel"),
+        (
+            "from app.training.module import LanguageModel",
+            "app.model",
+            "app.training.module.LanguageModel",
+        ),
         ("import app.budget", "app.runs", "app.budget"),
         ("from app.model.moe import MoE", "routers", "app.model.moe.MoE"),
         ("def f():\n    from callbacks import draw", "app.analysis", "callbacks.draw"),
@@ -124,7 +164,12 @@ def test_a_planted_wrong_import_is_found(source: str, folder: str, wrong: str) -
 
 def test_nothing_but_train_imports_a_command() -> None:
     for file in files(*SOURCES):
-        used = {name for name in imported(file.read_text()) for command in COMMANDS if inside(name, command)}
+        used = {
+            name
+            for name in imported(file.read_text())
+            for command in COMMANDS
+            if inside(name, command)
+        }
         assert not used, f"{file} imports the command {used}"
 
 
@@ -138,8 +183,14 @@ def test_everything_is_typed() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef):
                 arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-                untyped = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
-                assert node.returns is not None and not untyped, f"{file}:{node.lineno} {node.name} {untyped}"
+                untyped = [
+                    a.arg
+                    for a in arguments
+                    if a.annotation is None and a.arg not in ("self", "cls")
+                ]
+                assert node.returns is not None and not untyped, (
+                    f"{file}:{node.lineno} {node.name} {untyped}"
+                )
 
 
 def test_no_file_is_a_drawer() -> None:
@@ -160,7 +211,9 @@ def test_a_part_has_the_name_of_its_file_and_no_default_in_python(kind: str, nam
 
 
 @pytest.mark.parametrize(("kind", "name"), parts())
-def test_a_part_says_what_it_does_then_what_its_knobs_mean_then_what_it_raises(kind: str, name: str) -> None:
+def test_a_part_says_what_it_does_then_what_its_knobs_mean_then_what_it_raises(
+    kind: str, name: str
+) -> None:
     cls = find(kind, name)
     text = cls.__doc__ or ""
     order = [text.find(heading) for heading in ("Args:", "Raises:") if heading in text]

@@ -1,4 +1,6 @@
-"""Every command that README and docs print is run as it stands, in a fresh process, with only its sizes cut down."""
+"""Every command that README and docs print is run as it stands, in a fresh process,
+with only its sizes cut down.
+"""
 
 import os
 import re
@@ -12,11 +14,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CUT = (
-    "model=nano data.seq_len=32 data.batch_size=4 data.micro_batch_size=null data.val_rows=2 trainer.max_steps=2 "
+    "model=nano data.seq_len=32 data.batch_size=4 data.micro_batch_size=null data.val_rows=2 "
+    "trainer.max_steps=2 "
     "trainer.precision=32-true"
 )
 TEXT = ["data=text", "data.path=book.txt", "tokenizer=bytes"]
-# what needs a GPU or several machines, holds words that stand for others, or writes the pages themselves
+# what needs a GPU or several machines, holds words that stand for others, or writes the pages
+# themselves
 ELSEWHERE = ("trainer=gpu", "--nnodes", "srun", "OVERRIDES", "FILE", "python -m app.pages")
 
 
@@ -25,17 +29,36 @@ def commands(page: str) -> list[str]:
     text = (ROOT / page).read_text().replace("\\\n", " ")
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in block.splitlines()]
-    words = re.findall(r"`(python [^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
-    found = [line for line in [*lines, *words] if re.match(r"(python (train\.py|-m app\.)|torchrun )", line)]
-    return [shlex.join(shlex.split(line, comments=True)) for line in found if not any(no in line for no in ELSEWHERE)]
+    words = re.findall(
+        r"`(python [^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    )
+    found = [
+        line
+        for line in [*lines, *words]
+        if re.match(
+            r"(python (train\.py|-m "
+            r"app\.)|torchrun )",
+            line,
+        )
+    ]
+    return [
+        shlex.join(shlex.split(line, comments=True))
+        for line in found
+        if not any(no in line for no in ELSEWHERE)
+    ]
 
 
 def cut_down(command: str) -> list[str]:
     """The command with sizes for a test behind it, and without what only chooses a large text."""
     program, *words = shlex.split(command)
-    start = [sys.executable] if program == "python" else [sys.executable, "-m", "torch.distributed.run"]
+    start = (
+        [sys.executable] if program == "python" else [sys.executable, "-m", "torch.distributed.run"]
+    )
     places = {"train.py": str(ROOT / "train.py")}
-    words = [places.get(word, re.sub(r"^--nproc-per-node=\d+", "--nproc-per-node=2", word)) for word in words]
+    words = [
+        places.get(word, re.sub(r"^--nproc-per-node=\d+", "--nproc-per-node=2", word))
+        for word in words
+    ]
     if "train.py" not in command:
         return [*start, *words]
     several = re.search(r"trainer=(ddp|fsdp2?|ep)", command)
@@ -48,22 +71,30 @@ def cut_down(command: str) -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a user types them: with a book, and a run of the name that the pages use."""
     place = tmp_path_factory.mktemp("user")
-    (place / "book.txt").write_text((Path(sysconfig.get_path("stdlib")) / "argparse.py").read_text())
+    (place / "book.txt").write_text(
+        (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_text()
+    )
     assert type_in(place, "python train.py run=NAME").returncode == 0
     return place
 
 
 def type_in(folder: Path, command: str) -> "subprocess.CompletedProcess[str]":
-    shell = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(cut_down(command), cwd=folder, env=shell, capture_output=True, text=True, timeout=250)
+    shell = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+        "PYTHONPATH": str(ROOT)
+    }
+    return subprocess.run(
+        cut_down(command), cwd=folder, env=shell, capture_output=True, text=True, timeout=250
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "command", dict.fromkeys(line for page in ("README.md", "docs/scale.md") for line in commands(page))
+    "command",
+    dict.fromkeys(line for page in ("README.md", "docs/scale.md") for line in commands(page)),
 )
 def test_a_printed_command_runs(folder: Path, command: str) -> None:
-    if command == "python train.py run=NAME":  # the fixture has run it
+    # the fixture has run it
+    if command == "python train.py run=NAME":
         command += "_again"
     done = type_in(folder, command)
     assert done.returncode == 0, done.stderr[-3000:]

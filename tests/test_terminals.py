@@ -1,4 +1,6 @@
-"""Commands on a terminal, a pipe and a disk that are not as one wishes: one line, and what was there stays."""
+"""Commands on a terminal, a pipe and a disk that are not as one wishes:
+one line, and what was there stays.
+"""
 
 import json
 import os
@@ -19,10 +21,13 @@ from tests.conftest import ROOT
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a run."""
-    folder, before = tmp_path_factory.mktemp("place"), Path.cwd()
+    folder = tmp_path_factory.mktemp("place")
+    before = Path.cwd()
     write_text(folder)
     os.chdir(folder)
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), *SMALL.split(), "run=one"], env=environment())
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *SMALL.split(), "run=one"], env=environment()
+    )
     assert done.returncode == 0
     yield folder
     os.chdir(before)
@@ -30,7 +35,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def command(*words: str, **more: object) -> "subprocess.Popen[bytes]":
     env = environment() | {"PYTHONPATH": str(ROOT), **more.pop("env", {})}  # type: ignore[dict-item]
-    return subprocess.Popen([sys.executable, "-m", *words], env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-m", *words], env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
 
 
 def test_a_reader_that_goes_away_ends_a_command_quietly(place: Path) -> None:
@@ -45,22 +52,39 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(place: Path) -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_a_terminal_without_a_letter_shows_its_number(place: Path, encoding: str) -> None:
     process = command(
-        "app.generate", "runs/one", "--prompt", "naïve 日本", "--max-tokens", "1", env={"PYTHONIOENCODING": encoding}
+        "app.generate",
+        "runs/one",
+        "--prompt",
+        "naïve 日本",
+        "--max-tokens",
+        "1",
+        env={"PYTHONIOENCODING": encoding},
     )
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert out.decode(encoding).startswith("naïve 日本".encode(encoding, "backslashreplace").decode(encoding))
+    assert out.decode(encoding).startswith(
+        "naïve 日本".encode(encoding, "backslashreplace").decode(encoding)
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--prompt", "\ud800"], "--prompt: holds half of a surrogate pair"),
-        (["--prompt", "a", "--seed", str(2**70)], f"--seed {2**70}: must be a whole number in 0..2**63-1"),
+        (
+            ["--prompt", "a", "--seed", str(2**70)],
+            f"--seed {2**70}: must be a whole number in 0..2**63-1",
+        ),
         (["--prompt", "a", "--seed", "-1"], "--seed -1: must be"),
         (["--prompt", "a", "--temperature", "nan"], "--temperature"),
-        (["--prompts", "half.jsonl"], "half.jsonl line 1: must be a JSON object with a text `prompt`"),
-        (["--prompts", "deep.jsonl"], "deep.jsonl line 1: must be a JSON object with a text `prompt`"),
+        (
+            ["--prompts", "half.jsonl"],
+            "half.jsonl line 1: must be a JSON object with a text `prompt`",
+        ),
+        (
+            ["--prompts", "deep.jsonl"],
+            "deep.jsonl line 1: must be a JSON object with a text `prompt`",
+        ),
     ],
 )
 def test_an_odd_argument_of_generate_is_one_line(place: Path, words: list[str], said: str) -> None:
@@ -71,10 +95,14 @@ def test_an_odd_argument_of_generate_is_one_line(place: Path, words: list[str], 
     assert said in str(refusal.value)
 
 
-def test_a_temperature_next_to_nothing_takes_the_likeliest(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_temperature_next_to_nothing_takes_the_likeliest(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     texts = []
     for temperature in ("0", "1e-300", "1e-44"):
-        generate.main(["runs/one", "--prompt", "the", "--max-tokens", "9", "--temperature", temperature])
+        generate.main(
+            ["runs/one", "--prompt", "the", "--max-tokens", "9", "--temperature", temperature]
+        )
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] == texts[2]
 
@@ -85,12 +113,18 @@ def test_a_line_of_prompts_ends_with_a_line_feed_only(
 ) -> None:
     text = f"one{separator}two"
     Path("p.txt").write_text(f"{text}\nthree\n", newline="")
-    Path("p.jsonl").write_text(json.dumps({"prompt": text}, ensure_ascii=False) + '\n{"prompt": "three"}\n', newline="")
+    Path("p.jsonl").write_text(
+        json.dumps({"prompt": text}, ensure_ascii=False) + '\n{"prompt": "three"}\n', newline=""
+    )
     for name in ("p.txt", "p.jsonl"):
         if name == "p.jsonl" and separator < " ":
-            continue  # JSON has no such letters in a text
+            # JSON has no such letters in a text
+            continue
         generate.main(["runs/one", "--prompts", name, "--max-tokens", "1"])
-        found = [json.loads(line)["prompt"] for line in capsys.readouterr().out.removesuffix("\n").split("\n")]
+        found = [
+            json.loads(line)["prompt"]
+            for line in capsys.readouterr().out.removesuffix("\n").split("\n")
+        ]
         assert found == [text, "three"]
 
 
@@ -106,7 +140,9 @@ def full(place: Path) -> Iterator[Path]:
     """The run on a file system without room."""
     disk = place / "disk"
     disk.mkdir(exist_ok=True)
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("needs the right to mount")
     shutil.copytree(place / "runs/one", disk / "one")
     yield disk / "one"
@@ -129,7 +165,11 @@ def test_a_report_that_cannot_be_written_leaves_the_one_before(full: Path, state
     state(full)  # type: ignore[operator]
     process = command("app.report", str(full), "--quick", "--rows", "1")
     _, err = process.communicate(timeout=100)
-    assert process.returncode == 2 and err.decode().count("\n") == 1 and "cannot be written" in err.decode()
+    assert (
+        process.returncode == 2
+        and err.decode().count("\n") == 1
+        and ("cannot be written") in err.decode()
+    )
     assert {path.name: path.read_bytes() for path in (full / "report").iterdir()} == before
 
 
@@ -142,7 +182,11 @@ def test_a_skill_on_a_disk_that_cannot_be_written_stays(full: Path) -> None:
     read_only(full)
     process = command("app.skill", "remove", str(full), "one")
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 2 and err.decode().count("\n") == 1 and "cannot be written" in err.decode()
+    assert (
+        process.returncode == 2
+        and err.decode().count("\n") == 1
+        and ("cannot be written") in err.decode()
+    )
     assert file.exists()
 
 
@@ -151,7 +195,11 @@ def test_a_report_whose_folder_is_a_file_is_one_line(place: Path) -> None:
     (run / "report").write_text("a file of mine")
     process = command("app.report", str(run), "--quick", "--rows", "1")
     _, err = process.communicate(timeout=100)
-    assert process.returncode == 2 and err.decode().count("\n") == 1 and "runs/two/report" in err.decode()
+    assert (
+        process.returncode == 2
+        and err.decode().count("\n") == 1
+        and "runs/two/report" in err.decode()
+    )
     assert (run / "report").read_text() == "a file of mine"
 
 
@@ -161,7 +209,11 @@ def test_a_study_whose_cache_is_a_file_is_one_line(place: Path) -> None:
     process = command("app.race", "race=size", "sizes=[xs]")
     _, err = process.communicate(timeout=100)
     Path(".cache").unlink()
-    assert process.returncode == 2 and "Traceback" not in err.decode() and ".cache" in err.decode().splitlines()[-1]
+    assert (
+        process.returncode == 2
+        and "Traceback" not in err.decode()
+        and ".cache" in err.decode().splitlines()[-1]
+    )
 
 
 def test_the_words_of_a_skill_are_removed_once(place: Path) -> None:

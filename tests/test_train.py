@@ -1,4 +1,6 @@
-"""`python train.py` as a user runs it: every part trains, every run can be gone on with, every mistake is one line."""
+"""`python train.py` as a user runs it:
+every part trains, every run can be gone on with, every mistake is one line.
+"""
 
 import json
 import math
@@ -9,10 +11,24 @@ import pytest
 import torch
 
 KEYS = {
-    "val_nats", "val_ppl", "val_bpb", "val_bpb_by_domain", "total_params", "active_params", "flops_per_token_train",
-    "tokens_seen", "tokens_per_s", "wall_s", "peak_memory_bytes", "maxvio_by_layer", "dead_experts_by_layer",
-    "corpus_fingerprint", "versions", "git_commit", "seed",
-}  # fmt: skip
+    "val_nats",
+    "val_ppl",
+    "val_bpb",
+    "val_bpb_by_domain",
+    "total_params",
+    "active_params",
+    "flops_per_token_train",
+    "tokens_seen",
+    "tokens_per_s",
+    "wall_s",
+    "peak_memory_bytes",
+    "maxvio_by_layer",
+    "dead_experts_by_layer",
+    "corpus_fingerprint",
+    "versions",
+    "git_commit",
+    "seed",
+}
 Train = Callable[..., Path]
 
 
@@ -32,14 +48,21 @@ BALANCES = ("[aux,z_loss]", "loss_free", "none")
 LAYOUTS = ("coarse", "fine_grained", "deepseek", "dense")
 
 
-PAIRS = [  # every router with every layout, and both with every balance
-    (router, BALANCES[(i + j) % 3], layout) for i, router in enumerate(ROUTERS) for j, layout in enumerate(LAYOUTS)
+# every router with every layout, and both with every balance
+PAIRS = [
+    (router, BALANCES[(i + j) % 3], layout)
+    for i, router in enumerate(ROUTERS)
+    for j, layout in enumerate(LAYOUTS)
 ]
 
 
 @pytest.mark.parametrize(("router", "balance", "experts"), PAIRS)
-def test_founding_parts_train_in_every_pair(train: Train, router: str, balance: str, experts: str) -> None:
-    folder = train(f"router={router}", f"balance={balance}", f"experts={experts}", "trainer.max_steps=1")
+def test_founding_parts_train_in_every_pair(
+    train: Train, router: str, balance: str, experts: str
+) -> None:
+    folder = train(
+        f"router={router}", f"balance={balance}", f"experts={experts}", "trainer.max_steps=1"
+    )
     assert math.isfinite(json.loads((folder / "summary.json").read_text())["val_bpb"])
 
 
@@ -51,9 +74,14 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(train: Train, parts: st
     straight = train(*parts, "trainer.max_steps=4", name="straight")
     train(*parts, "trainer.max_steps=2", name="resumed")
     resumed = train(*parts, "trainer.max_steps=4", "resume=true", name="resumed")
-    one, two = (torch.load(run / "checkpoints/step_4.ckpt", weights_only=True) for run in (straight, resumed))
+    one, two = (
+        torch.load(run / "checkpoints/step_4.ckpt", weights_only=True)
+        for run in (straight, resumed)
+    )
     assert one["state_dict"].keys() == two["state_dict"].keys()
-    assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
+    assert all(
+        torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items()
+    )
     assert one["tokens_seen"] == two["tokens_seen"]
 
 
@@ -65,7 +93,9 @@ def test_resuming_keeps_the_saved_config_and_names_what_was_asked(
     assert "keeping optimizer.lr=0.001" in capsys.readouterr().err
 
 
-def test_resuming_skips_a_damaged_checkpoint(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_skips_a_damaged_checkpoint(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = train("trainer.checkpoint_every=1")
     newest = folder / "checkpoints/step_2.ckpt"
     newest.write_bytes(newest.read_bytes()[:-100])
@@ -80,7 +110,9 @@ def test_a_checkpoint_of_another_architecture_names_the_parameter(
     folder = train()
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace("hidden_dim: 32", "hidden_dim: 64"))
-    assert "experts.routed.w_in is (" in mistake(train, capsys, "resume=true", "trainer.max_steps=3")
+    assert "experts.routed.w_in is (" in mistake(
+        train, capsys, "resume=true", "trainer.max_steps=3"
+    )
 
 
 MISTAKES = {
@@ -98,8 +130,14 @@ MISTAKES = {
     "trainer.precision=fp8": ("trainer.precision=fp8", "bf16-mixed"),
     "seed=-1": ("seed=-1", "4294967295"),
     "seed=0.5": ("seed=0.5", "whole"),
-    "callbacks=brief callbacks.warnings.spike_deviations=-1": ("callbacks.warnings.spike_deviations=-1", "positive"),
-    "callbacks=brief callbacks.warnings.dead_steps=0": ("callbacks.warnings.dead_steps=0", "at least 1"),
+    "callbacks=brief callbacks.warnings.spike_deviations=-1": (
+        "callbacks.warnings.spike_deviations=-1",
+        "positive",
+    ),
+    "callbacks=brief callbacks.warnings.dead_steps=0": (
+        "callbacks.warnings.dead_steps=0",
+        "at least 1",
+    ),
     "trainer.precision=bf16-true": ("trainer.precision=bf16-true", "bf16-mixed"),
     "trainer=ep experts=deepseek experts.num_shared=1": ("trainer.ep_size=2", "must divide 17"),
     "trainer=ep experts=dense": ("trainer.ep_size=2", "no stacked experts"),
@@ -119,12 +157,18 @@ MISTAKES = {
     "data.seq_len=10000000": ("data.seq_len=10000000", "longer than"),
     "resume=true run=null": ("resume=true", "run=NAME"),
     "router=switch router.weigh.normalize=true": ("router.select.k=1", "constant"),
-    "router=top_p router.select.max_k=1 router.weigh.normalize=true": ("router.select.max_k=1", "constant"),
+    "router=top_p router.select.max_k=1 router.weigh.normalize=true": (
+        "router.select.max_k=1",
+        "constant",
+    ),
     "router=relu balance=aux": ("balance=['aux']", "add relu_lambda or threshold"),
     "router/select=expert_threshold": ("balance=['aux', 'z_loss']", "add relu_lambda or threshold"),
     "balance=threshold": ("balance.threshold.select=TopK", "set router/select=expert_threshold"),
     "balance=relu_lambda": ("balance.relu_lambda.select=TopK", "set router/select=positive"),
-    "router=noisy_topk router/score=linear": ("balance.smooth_load.score=Linear", "set router/score=noisy"),
+    "router=noisy_topk router/score=linear": (
+        "balance.smooth_load.score=Linear",
+        "set router/score=noisy",
+    ),
     "optimizer=adamw optimizer._target_=os.system": ("optimizer._target_=os.system", "torch"),
     "router.drop.name=1e-9": ("router.drop=1e-09", "capacity"),
     "data.source=[[1]]": ("data.source=[[1]]", "offline"),
@@ -157,13 +201,23 @@ def test_a_mistake_ends_with_one_line_and_status_2(
 
 @pytest.mark.parametrize(
     "nothing",
-    ["balance=null", "~balance", "callbacks=null", "~callbacks", "logger=null", "experiment=null", "debug=null"],
+    [
+        "balance=null",
+        "~balance",
+        "callbacks=null",
+        "~callbacks",
+        "logger=null",
+        "experiment=null",
+        "debug=null",
+    ],
 )
 def test_a_group_that_a_run_can_do_without_may_be_taken_away(train: Train, nothing: str) -> None:
     assert (train(nothing, "trainer.max_steps=1") / "summary.json").exists()
 
 
-def test_a_run_without_callbacks_says_nothing_of_its_steps(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_callbacks_says_nothing_of_its_steps(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     train("callbacks=null")
     said = capsys.readouterr()
     assert "loss" not in said.out + said.err
@@ -194,7 +248,9 @@ def test_a_dense_model_that_does_not_fit_is_refused_before_the_text_is_read(
     begun = (f"upcycle.checkpoint={dense}", "experts=coarse", "run=moe")
     line = mistake(train, capsys, *begun, "experts.hidden_dim=64", "data.path=/no/such/file")
     assert "experts of width 64" in line
-    assert "embedding.weight is" in mistake(train, capsys, *begun, "experts.hidden_dim=32", "tokenizer=bpe")
+    assert "embedding.weight is" in mistake(
+        train, capsys, *begun, "experts.hidden_dim=32", "tokenizer=bpe"
+    )
     assert not (dense.parent / "moe").exists()
 
 

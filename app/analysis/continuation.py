@@ -1,7 +1,8 @@
 """What a model writes after a prompt.
 
-The model sees the tokens since some place, `window` at most: where they become more, it goes on with the newest half of
-the window. What it computed of those before is kept, unless a router looks at other tokens than the one it routes.
+The model sees the tokens since some place, `window` at most: where they become more, it goes on
+with the newest half of the window. What it computed of those before is kept, unless a router looks
+at other tokens than the one it routes.
 """
 
 import math
@@ -26,8 +27,9 @@ class Sampling:
     Args:
         temperature: at least 0; 0: always the likeliest token.
         top_k: draws from that many likeliest tokens, at least 1; None: from all.
-        top_p: draws from the fewest likeliest tokens that have this probability together, in 0..1 (Holtzman et al.
-            2019, arXiv 1904.09751, section 3.1); None: from all. With `top_k`, of those.
+        top_p: draws from the fewest likeliest tokens that have this probability together, in 0..1
+            (Holtzman et al. 2019, arXiv 1904.09751, section 3.1); None: from all. With `top_k`, of
+            those.
 
     Raises:
         ValueError: a value is out of its range.
@@ -41,7 +43,12 @@ class Sampling:
         allowed = math.isfinite(self.temperature) and self.temperature >= 0
         require("temperature", self.temperature, allowed, "must be a number of at least 0")
         require("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "must be at least 1")
-        require("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "must be above 0 and at most 1")
+        require(
+            "top_p",
+            self.top_p,
+            self.top_p is None or 0 < self.top_p <= 1,
+            "must be above 0 and at most 1",
+        )
 
     def draw(self, logits: Tensor, generator: torch.Generator) -> int:
         """One token of logits (V,)."""
@@ -58,7 +65,8 @@ class Sampling:
         return int(tokens[torch.multinomial(probability, 1, generator=generator)])
 
 
-COLDEST = 1e-30  # below it float32 divides by 0; any difference of logits already decides here
+# below it float32 divides by 0; any difference of logits already decides here
+COLDEST = 1e-30
 GREEDY = Sampling(temperature=0)
 
 
@@ -87,10 +95,14 @@ def next_tokens(
     generators = [torch.Generator().manual_seed(seed) for _ in prompts]
     seen = Seen(prompts, window, remember and routed_alone(model))
     while True:
-        tokens, valid = (columns.to(model.embedding.weight.device) for columns in left_padded(seen.new()))
+        tokens, valid = (
+            columns.to(model.embedding.weight.device) for columns in left_padded(seen.new())
+        )
         seen.past.see(valid)
         logits = model.logits_of_next(tokens, valid, seen.past)[:, :size].float().cpu()  # (B, V)
-        drawn = [sampling.draw(row, generator) for row, generator in zip(logits, generators, strict=True)]
+        drawn = [
+            sampling.draw(row, generator) for row, generator in zip(logits, generators, strict=True)
+        ]
         seen.add(drawn)
         yield drawn
 
@@ -99,7 +111,9 @@ class Seen:
     """The tokens that the model sees of each text, and what it remembers of them."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], window: int, remember: bool) -> None:
-        self.texts, self.window, self.remember = [list(prompt[-window:]) for prompt in prompts], window, remember
+        self.texts = [list(prompt[-window:]) for prompt in prompts]
+        self.window = window
+        self.remember = remember
         self.past = Past()
 
     def new(self) -> list[list[int]]:
@@ -124,7 +138,9 @@ def routed_alone(model: Transformer) -> bool:
 
 
 def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of one length: tokens (B, S) int64 that end together, and which of them are no padding (B, S)."""
+    """Rows of one length: tokens (B, S) int64 that end together,
+    and which of them are no padding (B, S).
+    """
     length = max(map(len, rows))
     tokens = torch.tensor([[0] * (length - len(row)) + list(row) for row in rows])
     valid = torch.tensor([[False] * (length - len(row)) + [True] * len(row) for row in rows])
@@ -147,14 +163,19 @@ def written(
     seed: int,
     stop: Sequence[str] = (),
 ) -> Iterator[list[str]]:
-    """What the model has written after each prompt, after one token, after two, ... until all of them have ended.
+    """What the model has written after each prompt, after one token, after two, ... until all of
+    them have ended.
 
-    A text ends where its document does, before the first of the texts `stop`, or after `num_tokens` tokens.
+    A text ends where its document does, before the first of the texts `stop`, or after `num_tokens`
+    tokens.
     """
     starts = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     ids: list[list[int]] = [[] for _ in prompts]
-    texts, ended = ["" for _ in prompts], [False for _ in prompts]
-    steps = next_tokens(model, starts, sampling, window=window, seed=seed, size=tokenizer.vocab_size)
+    texts = ["" for _ in prompts]
+    ended = [False for _ in prompts]
+    steps = next_tokens(
+        model, starts, sampling, window=window, seed=seed, size=tokenizer.vocab_size
+    )
     for drawn in islice(steps, num_tokens):
         for i in (i for i, end in enumerate(ended) if not end):
             ids[i].append(drawn[i])
@@ -183,17 +204,29 @@ def continuations(
     seed: int = 0,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
-    """What the model writes after each prompt, `batch_size` of them computed together where no router minds."""
+    """What the model writes after each prompt,
+    `batch_size` of them computed together where no router minds.
+    """
     size = batch_size if routed_alone(model) else 1
     for first in range(0, len(prompts), size):
         some = prompts[first : first + size]
         *_, texts = written(
-            model, tokenizer, some, sampling, num_tokens=num_tokens, window=window, seed=seed, stop=stop
+            model,
+            tokenizer,
+            some,
+            sampling,
+            num_tokens=num_tokens,
+            window=window,
+            seed=seed,
+            stop=stop,
         )
         yield from texts
 
 
 def continued(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int]) -> str:
-    """What the ids add to the text of those before them: a space belongs to where a token stands, not to the token."""
-    known, whole = tokenizer.decode(before), tokenizer.decode([*before, *ids])
+    """What the ids add to the text of those before them:
+    a space belongs to where a token stands, not to the token.
+    """
+    known = tokenizer.decode(before)
+    whole = tokenizer.decode([*before, *ids])
     return whole[len(commonprefix([known, whole])) :]  # noqa: RUF071  of texts, not of paths

@@ -13,7 +13,9 @@ Curve = list[tuple[int, float]]  # step, from 1, and value
 
 
 def curves_of(folder: Path) -> dict[str, Curve]:
-    """Those of TAGS that the run in this folder has logged; a file that breaks off is read as far as it goes."""
+    """Those of TAGS that the run in this folder has logged;
+    a file that breaks off is read as far as it goes.
+    """
     found = _of_events(folder / "tb") or table_of(folder, TAGS)
     return {tag: found[tag] for tag in TAGS if found.get(tag)}
 

@@ -1,6 +1,7 @@
 """A run in EleutherAI's lm-evaluation-harness, whose command line this is, knowing our runs:
 
-    python -m app.analysis.harness run --model router_zoo --model_args run=runs/NAME --tasks lambada_openai
+    python -m app.analysis.harness run --model router_zoo --model_args run=runs/NAME --tasks
+        lambada_openai
 
 From Python, `lm_eval.simple_evaluate(RouterZoo("runs/NAME"), tasks=[...])`.
 """
@@ -26,15 +27,19 @@ from app.data.corpus import IGNORED
 from app.registry import UserError, unknown
 from app.runs.read import read_run
 
-Pair = tuple[tuple[str, str], list[int], list[int]]  # context and text, and their ids
-Judged = tuple[float, bool]  # log-likelihood in nats, and whether it is what greedy decoding gives
+# context and text, and their ids
+Pair = tuple[tuple[str, str], list[int], list[int]]
+# log-likelihood in nats, and whether it is what greedy decoding gives
+Judged = tuple[float, bool]
 DRAWING = ("temperature", "top_k", "top_p")
 ARGUMENTS = ("run", "checkpoint", "device", "dtype", "batch_size")
 READ = {*DRAWING, "until", "max_gen_toks", "do_sample"}
 
 
 class Option(NamedTuple):
-    """Tokens that are read, beginning with the separator, and the tokens after them whose likelihood is computed."""
+    """Tokens that are read, beginning with the separator,
+    and the tokens after them whose likelihood is computed.
+    """
 
     context: tuple[int, ...]
     text: tuple[int, ...]
@@ -47,7 +52,8 @@ class RouterZoo(TemplateLM):
     Args:
         run: its folder, or one of its checkpoints.
         checkpoint: of the folder, such as `step_200`; None: the newest.
-        device: such as `cuda`; `cuda:0`, which lm-eval's command line says by itself, is `cpu` where there is none.
+        device: such as `cuda`; `cuda:0`, which lm-eval's command line says by itself, is `cpu`
+            where there is none.
         dtype: of products: float32, bfloat16 or float16.
         batch_size: texts computed together, at least 1; one where a router looks at other tokens.
         max_batch_size: of lm-eval's automatic choice, which is not made here.
@@ -76,7 +82,8 @@ class RouterZoo(TemplateLM):
         if dtype not in ("float32", "bfloat16", "float16"):
             raise UserError(f"dtype={dtype}: must be float32, bfloat16 or float16")
         there = "cpu" if device == "cuda:0" and not torch.cuda.is_available() else device
-        self.run, self.dtype = read_run(Path(run), checkpoint).on(there), dtype
+        self.run = read_run(Path(run), checkpoint).on(there)
+        self.dtype = dtype
         self.batch_size = int(batch_size) if routed_alone(self.run.model) else 1
 
     @property
@@ -89,31 +96,48 @@ class RouterZoo(TemplateLM):
         """The token that starts a document."""
         return self.run.text.tokenizer.begin
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
         """The ids of a text, behind the separator unless there are to be no special tokens."""
         ids = prompt_ids(self.run.text.tokenizer, string)
         return ids[1:] if add_special_tokens is False else ids
 
-    def _loglikelihood_tokens(self, requests: Sequence[Pair], disable_tqdm: bool = False) -> list[Judged]:
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Pair], disable_tqdm: bool = False
+    ) -> list[Judged]:
         for (_, text), _, ids in requests:
             if not ids:
-                raise UserError(f"{text!r}: its tokens are among those of what stands before it; ask for a longer one")
+                raise UserError(
+                    f"{text!r}: its tokens are among those of what stands before it; "
+                    "ask for a longer one"
+                )
         return self._judged([(context, ids) for _, context, ids in requests])
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood of whole texts, each token predicted once, of as many before it as the window holds."""
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """The log-likelihood of whole texts, each token predicted once,
+        of as many before it as the window holds.
+        """
         texts = [self.tok_encode(text) for (text,) in (request.args for request in requests)]
         return [nats for nats, _ in self._judged([(ids[:1], ids[1:]) for ids in texts])]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """What the run writes after each text, greedily unless the task says `do_sample`."""
         alike = groupby(requests, key=lambda request: request.args[1])
-        return list(chain.from_iterable(self._continued([one.args[0] for one in some], how) for how, some in alike))
+        return list(
+            chain.from_iterable(
+                self._continued([one.args[0] for one in some], how) for how, some in alike
+            )
+        )
 
     def _continued(self, texts: list[str], asked: dict[str, Any]) -> Iterator[str]:
         how = dict(normalize_gen_kwargs(asked))
         if unread := how.keys() - READ:
-            raise UserError(f"gen_kwargs {min(unread)}: is not known here; known are {', '.join(sorted(READ))}")
+            raise UserError(
+                f"gen_kwargs {min(unread)}: is not known here; known are {', '.join(sorted(READ))}"
+            )
         try:
             drawing = {name: how[name] for name in DRAWING if name in how}
             sampling = Sampling(**{"temperature": float(how["do_sample"]), **drawing})
@@ -121,17 +145,27 @@ class RouterZoo(TemplateLM):
             raise UserError(f"gen_kwargs {error}") from error
         with self.run.computing(self.dtype):
             yield from continuations(
-                self.run.model, self.run.text.tokenizer, texts, sampling, batch_size=self.batch_size,
-                num_tokens=how["max_gen_toks"], window=self.run.seq_len, stop=[stop for stop in how["until"] if stop],
-            )  # fmt: skip
+                self.run.model,
+                self.run.text.tokenizer,
+                texts,
+                sampling,
+                batch_size=self.batch_size,
+                num_tokens=how["max_gen_toks"],
+                window=self.run.seq_len,
+                stop=[stop for stop in how["until"] if stop],
+            )
 
     def _judged(self, texts: Sequence[tuple[list[int], list[int]]]) -> list[Judged]:
         """Of each (context, text): how likely the text is after the context."""
-        parts = [(i, part) for i, text in enumerate(texts) for part in windows(*text, self.run.seq_len)]
+        parts = [
+            (i, part) for i, text in enumerate(texts) for part in windows(*text, self.run.seq_len)
+        ]
         found = [(0.0, True)] * len(texts)
         for start in range(0, len(parts), self.batch_size):
             some = parts[start : start + self.batch_size]
-            for (i, _), (nats, greedy) in zip(some, self._computed([part for _, part in some]), strict=True):
+            for (i, _), (nats, greedy) in zip(
+                some, self._computed([part for _, part in some]), strict=True
+            ):
                 found[i] = found[i][0] + nats, found[i][1] and greedy
         return found
 
@@ -143,13 +177,18 @@ class RouterZoo(TemplateLM):
             hidden, _ = model.hidden(tokens, valid, None)
             logits = model.head(hidden).float()  # (B, S, V)
         asked = targets >= 0
-        nats = logits.log_softmax(-1).gather(-1, targets.clamp_min(0)[..., None])[..., 0].double() * asked
+        nats = (
+            logits.log_softmax(-1).gather(-1, targets.clamp_min(0)[..., None])[..., 0].double()
+            * asked
+        )
         greedy = (logits.argmax(-1) == targets) | ~asked
         return list(zip(nats.sum(-1).tolist(), greedy.all(-1).tolist(), strict=True))
 
 
 def windows(context: Sequence[int], text: Sequence[int], size: int) -> Iterator[Option]:
-    """The text in parts of `size` tokens at most, each behind as many tokens as a window of that size then holds."""
+    """The text in parts of `size` tokens at most,
+    each behind as many tokens as a window of that size then holds.
+    """
     whole = (*context, *text)
     for first in range(len(context), len(whole), size):
         last = min(first + size, len(whole))

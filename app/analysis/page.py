@@ -1,4 +1,6 @@
-"""A report as files: one page that needs no server and no network, its pictures as PNG, its numbers as JSON and CSV."""
+"""A report as files: one page that needs no server and no network, its pictures as PNG,
+its numbers as JSON and CSV.
+"""
 
 import base64
 import csv
@@ -17,9 +19,12 @@ from app.training.files import replace_files
 from app.training.metrics import STATISTICS
 
 PAGE = Path(__file__).with_suffix(".html")
-TOP = 3.0  # multiple of 1/E that has the darkest colour
-UNTABLED = ("samples", "config", "curves")  # what is no line of the CSV
-Numbers = Mapping[str, Any]  # of one run, as `measure` gives them
+# multiple of 1/E that has the darkest colour
+TOP = 3.0
+# what is no line of the CSV
+UNTABLED = ("samples", "config", "curves")
+# of one run, as `measure` gives them
+Numbers = Mapping[str, Any]
 
 
 def write_report(folder: Path, reports: Sequence[Numbers]) -> Path:
@@ -39,10 +44,18 @@ def _shown(reports: Sequence[Numbers], images: Mapping[str, bytes]) -> dict[str,
     first, *rest = reports
     comparable = bool(rest) and same_text(first["samples"], rest[0]["samples"])
     sizes = (first["num_experts"], rest[0]["num_experts"]) if rest else (0, 0)
-    encoded = {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in images.items()}
-    asked = [name for name in EXPERIMENTS if any(name in report["experiments"] for report in reports)]
+    encoded = {
+        name: f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        for name, png in images.items()
+    }
+    asked = [
+        name for name in EXPERIMENTS if any(name in report["experiments"] for report in reports)
+    ]
     return {
-        "runs": [{name: value for name, value in report.items() if name != "curves"} for report in reports],
+        "runs": [
+            {name: value for name, value in report.items() if name != "curves"}
+            for report in reports
+        ],
         "pairs": paired(first["samples"], rest[0]["samples"], sizes) if comparable else None,
         "top": TOP,
         "words": STATISTICS,
@@ -51,7 +64,9 @@ def _shown(reports: Sequence[Numbers], images: Mapping[str, bytes]) -> dict[str,
             {
                 "title": EXPERIMENTS[name].TITLE,
                 "reading": EXPERIMENTS[name].READING,
-                "images": [encoded.get(_file(name, number, reports)) for number in range(len(reports))],
+                "images": [
+                    encoded.get(_file(name, number, reports)) for number in range(len(reports))
+                ],
             }
             for name in asked
         ],
@@ -68,7 +83,10 @@ def _images(reports: Sequence[Numbers]) -> Iterator[tuple[str, bytes]]:
     for number, report in enumerate(reports):
         for name, found in report["experiments"].items():
             draw = EXPERIMENTS[name].draw
-            yield _file(name, number, reports), _png(lambda figure, draw=draw, found=found: draw(figure, found))
+            yield (
+                _file(name, number, reports),
+                _png(lambda figure, draw=draw, found=found: draw(figure, found)),
+            )
 
 
 def _curves(figure: Figure, reports: Sequence[Numbers]) -> None:
@@ -77,7 +95,11 @@ def _curves(figure: Figure, reports: Sequence[Numbers]) -> None:
     for axes, tag in zip(figure.subplots(1, len(tags), squeeze=False)[0], tags, strict=True):
         for report in reports:
             if tag in report["curves"]:
-                axes.plot(*zip(*report["curves"][tag], strict=True), label=Path(report["run"]).name, marker=".")
+                axes.plot(
+                    *zip(*report["curves"][tag], strict=True),
+                    label=Path(report["run"]).name,
+                    marker=".",
+                )
         axes.set(title=tag, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
@@ -92,8 +114,13 @@ def _png(draw: Any) -> bytes:
 
 
 def _comma_separated(reports: Sequence[Numbers]) -> str:
-    """A line for each number but those of single tokens: its place in report.json, and its value in each run."""
-    columns = [dict(_flat({name: v for name, v in report.items() if name not in UNTABLED})) for report in reports]
+    """A line for each number but those of single tokens:
+    its place in report.json, and its value in each run.
+    """
+    columns = [
+        dict(_flat({name: v for name, v in report.items() if name not in UNTABLED}))
+        for report in reports
+    ]
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("place", *(report["run"] for report in reports)))

@@ -1,7 +1,9 @@
-"""Which expert of one run does what an expert of another does? Their numbers are arbitrary, so they are matched.
+"""Which expert of one run does what an expert of another does? Their numbers are arbitrary, so they
+are matched.
 
-In each layer the experts are paired one to one so that as many tokens as possible have paired first choices (Hungarian
-method). A token on which the two runs disagree is then one whose first choices are no pair.
+In each layer the experts are paired one to one so that as many tokens as possible have paired first
+choices (Hungarian method). A token on which the two runs disagree is then one whose first choices
+are no pair.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +12,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-Sample = Mapping[str, Any]  # of a report: text, and for each layer and token its experts by falling gate
+# of a report: text, and for each layer and token its experts by falling gate
+Sample = Mapping[str, Any]
 
 
 def same_text(one: Sequence[Sample], other: Sequence[Sample]) -> bool:
@@ -18,8 +21,11 @@ def same_text(one: Sequence[Sample], other: Sequence[Sample]) -> bool:
     return [sample["tokens"] for sample in one] == [sample["tokens"] for sample in other]
 
 
-def paired(one: Sequence[Sample], other: Sequence[Sample], experts: tuple[int, int]) -> list[list[int | None]]:
-    """For each layer that both have, and each expert of the other run, its partner in the first; None: it has none.
+def paired(
+    one: Sequence[Sample], other: Sequence[Sample], experts: tuple[int, int]
+) -> list[list[int | None]]:
+    """For each layer that both have, and each expert of the other run, its partner in the first;
+    None: it has none.
 
     Args:
         one: samples of the first run.
@@ -30,7 +36,9 @@ def paired(one: Sequence[Sample], other: Sequence[Sample], experts: tuple[int, i
     return [_paired(_together(one, other, layer, experts)) for layer in range(layers)]
 
 
-def _together(one: Sequence[Sample], other: Sequence[Sample], layer: int, experts: tuple[int, int]) -> np.ndarray:
+def _together(
+    one: Sequence[Sample], other: Sequence[Sample], layer: int, experts: tuple[int, int]
+) -> np.ndarray:
     """How many tokens have this first choice in one run and that one in the other."""
     counts = np.zeros(experts, dtype=np.int64)
     for sample, its in zip(one, other, strict=True):

@@ -1,4 +1,6 @@
-"""The numbers of a report on a run: held-out text by expert, experiments, statistics, likelihood, curves, budget."""
+"""The numbers of a report on a run: held-out text by expert, experiments, statistics, likelihood,
+curves, budget.
+"""
 
 from collections import Counter
 from typing import Any
@@ -16,20 +18,33 @@ from app.cost.budget import Budget
 from app.data.corpus import Batch
 from app.data.tokenizers import Tokenizer
 from app.runs.read import TrainedRun
-from app.training.metrics import LanguageMetric, Total, routing_statistics, routing_sums, uniform_multiple
+from app.training.metrics import (
+    LanguageMetric,
+    Total,
+    routing_statistics,
+    routing_sums,
+    uniform_multiple,
+)
 from routers.assignments import gates
 from routers.contract import Routing
 
-SHOWN = 8  # experts of a token, at most
-BEFORE = 8  # tokens that decide how the next one is written
-FEW = 3  # rows of every domain that experiments read, at most: they read them many times
-BY_BATCH = "maxvio_micro"  # says nothing here, where a batch is of one domain
+# experts of a token, at most
+SHOWN = 8
+# tokens that decide how the next one is written
+BEFORE = 8
+# rows of every domain that experiments read, at most: they read them many times
+FEW = 3
+# says nothing here, where a batch is of one domain
+BY_BATCH = "maxvio_micro"
 
 
 @torch.no_grad()
 def measure(run: TrainedRun, rows: int, experiments: bool = True) -> dict[str, Any]:
-    """Everything on the page, of `rows` held-out rows of every domain, of those that its validations read."""
-    text, total = run.text, Total()
+    """Everything on the page, of `rows` held-out rows of every domain,
+    of those that its validations read.
+    """
+    text = run.text
+    total = Total()
     samples: dict[str, dict[str, Any]] = {}
     domains = text.domains
     metric = LanguageMetric(domains)
@@ -47,7 +62,9 @@ def measure(run: TrainedRun, rows: int, experiments: bool = True) -> dict[str, A
         "num_experts": run.model.num_experts,
         "domains": domains,
         "samples": list(samples.values()),
-        "statistics": {name: value.tolist() for name, value in statistics.items() if name != BY_BATCH},
+        "statistics": {
+            name: value.tolist() for name, value in statistics.items() if name != BY_BATCH
+        },
         "by_domain": uniform_multiple(sums["by_domain"]).tolist(),
         "values": {name: value.item() for name, value in metric.compute().items()},
         "experiments": conducted(run, min(rows, FEW)) if experiments else {},
@@ -65,13 +82,18 @@ def _which_rows(run: TrainedRun, rows: int) -> str:
     if rows >= max(available):
         return f"all {number} validation rows per domain, so the loss equals the validation loss"
     return (
-        f"{number} of the {max(available)} validation rows per domain, so the loss is near the validation loss; "
+        f"{number} of the {max(available)} validation rows per domain, so the loss is near the "
+        "validation loss; "
         f"--rows {max(available)} uses all"
     )
 
 
-def _sample(name: str, batch: Batch, nll: Tensor, routings: list[Routing], tokenizer: Tokenizer) -> dict[str, Any]:
-    """The first row of a batch: its tokens as text, their nats, and for each layer and token its experts."""
+def _sample(
+    name: str, batch: Batch, nll: Tensor, routings: list[Routing], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """The first row of a batch: its tokens as text, their nats,
+    and for each layer and token its experts.
+    """
     length = int(batch["valid"][0].sum())
     tokens = batch["tokens"][0, :length].tolist()
     return {
@@ -84,7 +106,10 @@ def _sample(name: str, batch: Batch, nll: Tensor, routings: list[Routing], token
 
 def _spelled(tokenizer: Tokenizer, tokens: list[int], place: int) -> str:
     """A token as it reads after those before it; ¶ for what is no text."""
-    return continued(tokenizer, tokens[max(0, place - BEFORE) : place], tokens[place : place + 1]) or "¶"
+    return (
+        continued(tokenizer, tokens[max(0, place - BEFORE) : place], tokens[place : place + 1])
+        or "¶"
+    )
 
 
 def _experts(gate: Tensor) -> list[list[tuple[int, float]]]:

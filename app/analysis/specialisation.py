@@ -1,4 +1,5 @@
-"""What does each expert do? Measures of who works with whom, on what, and how alike the experts are.
+"""What does each expert do? Measures of who works with whom, on what, and how alike the experts
+are.
 
 Pure functions of routings and weights; all but `typical_tokens` stay on the device.
 """
@@ -14,7 +15,9 @@ from routers.contract import Routing
 
 
 def load_by_label(routing: Routing, label: Tensor, num_labels: int) -> Tensor:
-    """Assignments per label and expert (labels, E), of label (B, S); tokens with a negative one are not counted."""
+    """Assignments per label and expert (labels, E), of label (B, S);
+    tokens with a negative one are not counted.
+    """
     num_experts = routing.logits.size(1)
     of = label.flatten()[routing.token]  # (A,)
     uncounted = (routing.expert == num_experts) | (of < 0)
@@ -29,7 +32,8 @@ def chosen(routing: Routing) -> Tensor:
 
 def first_choice(routing: Routing) -> Tensor:
     """The expert with the largest gate of each token (T,), -1 where it has none."""
-    best = gates(routing).masked_fill(~chosen(routing), -torch.inf).max(-1)  # a gate may be 0, or negative
+    # a gate may be 0, or negative
+    best = gates(routing).masked_fill(~chosen(routing), -torch.inf).max(-1)
     return best.indices.masked_fill(best.values == -torch.inf, -1)
 
 
@@ -60,7 +64,9 @@ def mutual_information(joint: Tensor) -> Tensor:
 
 
 def joint_choice(below: Tensor, above: Tensor, num_experts: int) -> Tensor:
-    """How many tokens have this first choice in one layer and that one in the other (E, E), of first choices (T,)."""
+    """How many tokens have this first choice in one layer and that one in the other (E, E),
+    of first choices (T,).
+    """
     uncounted = (below < 0) | (above < 0)
     index = (below * num_experts + above).masked_fill(uncounted, num_experts**2)
     return count(index, num_experts**2).view(num_experts, num_experts)
@@ -69,12 +75,14 @@ def joint_choice(below: Tensor, above: Tensor, num_experts: int) -> Tensor:
 def rmoe_information(below: Routing, above: Routing, bins: int = 100) -> Tensor:
     """RMoE's mutual information of two layers in nats, its sum over the real tokens, a scalar.
 
-    The samples are the *experts of one token*, not tokens: their probabilities in either layer are put into the bins of
-    linspace(0, 1, 100), and the information of the two bins is taken over the E experts. It rises with the number of
-    occupied bins. Qiu et al. 2024, arXiv 2408.06793, appendix A.4.2.
+    The samples are the *experts of one token*, not tokens: their probabilities in either layer are
+    put into the bins of linspace(0, 1, 100), and the information of the two bins is taken over the
+    E experts. It rises with the number of occupied bins. Qiu et al. 2024, arXiv 2408.06793,
+    appendix A.4.2.
     """
     edges = torch.linspace(0, 1, bins, dtype=torch.float64, device=below.logits.device)
-    labels = [torch.bucketize(r.probabilities.double(), edges, right=True) for r in (below, above)]  # (T, E)
+    # (T, E)
+    labels = [torch.bucketize(r.probabilities.double(), edges, right=True) for r in (below, above)]
     one, other = (label[:, :, None] == label[:, None, :] for label in labels)  # (T, E, E)
     information = _label_entropy(one) + _label_entropy(other) - _label_entropy(one & other)  # (T,)
     return (information * below.valid.flatten()).sum()
@@ -86,11 +94,13 @@ def _label_entropy(same: Tensor) -> Tensor:
 
 
 def weight_similarity(experts: nn.Module) -> Tensor | None:
-    """How alike the experts of a layer are, a scalar: 1 for equal ones, 0 for orthogonal ones; None for fewer than two.
+    """How alike the experts of a layer are, a scalar: 1 for equal ones, 0 for orthogonal ones; None
+    for fewer than two.
 
-    Each weight matrix is averaged over the width F, normalised, and compared between experts: the mean over the pairs
-    of different experts and the three matrices. RMoE's figure (arXiv 2408.06793, appendix A.4.3) sums the matrices and
-    counts every expert with itself, so it is 3 for equal experts and 3/E for orthogonal ones; this is rescaled.
+    Each weight matrix is averaged over the width F, normalised, and compared between experts: the
+    mean over the pairs of different experts and the three matrices. RMoE's figure (arXiv
+    2408.06793, appendix A.4.3) sums the matrices and counts every expert with itself, so it is 3
+    for equal experts and 3/E for orthogonal ones; this is rescaled.
     """
     similar = weight_similarities(experts)
     if similar is None or len(similar) < 2:
@@ -99,13 +109,18 @@ def weight_similarity(experts: nn.Module) -> Tensor | None:
 
 
 def weight_similarities(experts: nn.Module) -> Tensor | None:
-    """The same of every two experts (E, E), 1 on the diagonal; None without experts that compute."""
-    pieces = [torch.cat(parts) for parts in zip(*map(_pieces, _stacks(experts)), strict=True)]  # 3 times (E, D)
+    """The same of every two experts (E, E), 1 on the diagonal;
+    None without experts that compute.
+    """
+    # 3 times (E, D)
+    pieces = [torch.cat(parts) for parts in zip(*map(_pieces, _stacks(experts)), strict=True)]
     return torch.stack([piece @ piece.T for piece in pieces]).mean(0) if pieces else None
 
 
 def expert_norms(experts: nn.Module) -> Tensor:
-    """Frobenius norm of both matrices of each expert together (E,), of a layer with experts that compute."""
+    """Frobenius norm of both matrices of each expert together (E,),
+    of a layer with experts that compute.
+    """
     both = [torch.cat([w.flatten(1) for w in _weights(stack)], 1) for stack in _stacks(experts)]
     return torch.cat([weights.norm(dim=1) for weights in both])
 
@@ -116,7 +131,9 @@ def stable_ranks(experts: nn.Module) -> Tensor:
 
 
 def _stable_rank(matrices: Tensor) -> Tensor:
-    return matrices.flatten(1).square().sum(1) / torch.linalg.matrix_norm(matrices, 2).square().clamp_min(1e-30)
+    return matrices.flatten(1).square().sum(1) / torch.linalg.matrix_norm(
+        matrices, 2
+    ).square().clamp_min(1e-30)
 
 
 def _stacks(experts: nn.Module) -> list[Stack]:
@@ -131,15 +148,21 @@ def _weights(stack: Stack) -> list[Tensor]:
 
 def _pieces(stack: Stack) -> list[Tensor]:
     w_in, w_out = _weights(stack)
-    means = [*(matrix.mean(-1) for matrix in w_in.chunk(stack.activation.columns, -1)), w_out.mean(-2)]  # (E, D)
+    # (E, D)
+    means = [
+        *(matrix.mean(-1) for matrix in w_in.chunk(stack.activation.columns, -1)),
+        w_out.mean(-2),
+    ]
     return [functional.normalize(mean, dim=-1) for mean in means]
 
 
 def typical_tokens(have: Tensor, tokens: Tensor, number: int) -> list[list[int]]:
-    """The places of the most typical tokens of every expert, most typical first; one place a token id.
+    """The places of the most typical tokens of every expert, most typical first; one place a token
+    id.
 
-    Typical is what the expert has often and more often than others: n log(n / expected), where n counts the occurrences
-    of a token id at the expert and `expected` is what an expert that does not choose would have.
+    Typical is what the expert has often and more often than others: n log(n / expected), where n
+    counts the occurrences of a token id at the expert and `expected` is what an expert that does
+    not choose would have.
 
     Args:
         have: (T, E) bool.
@@ -147,12 +170,19 @@ def typical_tokens(have: Tensor, tokens: Tensor, number: int) -> list[list[int]]
         number: of tokens an expert.
     """
     ids, which, times = tokens.unique(return_inverse=True, return_counts=True)
-    table = have.new_zeros(len(ids), have.size(1), dtype=torch.float64).index_add_(0, which, have.double())  # (U, E)
+    # (U, E)
+    table = have.new_zeros(len(ids), have.size(1), dtype=torch.float64).index_add_(
+        0, which, have.double()
+    )
     expected = times[:, None] * have.double().mean(0)
     weight = torch.xlogy(table, table / expected.clamp_min(1e-12))
     best = weight.topk(min(number, len(ids)), 0)
     return [
-        [_place(have[:, e], which, u) for u, w in zip(best.indices[:, e], best.values[:, e], strict=True) if w > 0]
+        [
+            _place(have[:, e], which, u)
+            for u, w in zip(best.indices[:, e], best.values[:, e], strict=True)
+            if w > 0
+        ]
         for e in range(have.size(1))
     ]
 

@@ -1,7 +1,8 @@
-"""From the composed config to objects: the one place that knows both. Everything built here takes plain values.
+"""From the composed config to objects: the one place that knows both. Everything built here takes
+plain values.
 
-The order is the order of mistakes: what can be checked without data comes first. The model itself is built in
-`app.model.assemble`, which needs no Lightning.
+The order is the order of mistakes: what can be checked without data comes first. The model itself
+is built in `app.model.assemble`, which needs no Lightning.
 """
 
 import importlib
@@ -24,21 +25,30 @@ from app.training.trainer import TrainerConfig, fixed_to_machine
 from app.training.unfilled import unfilled
 
 Config = Mapping[str, Any]
-REFUSALS = (TypeError, ValueError, IndexError, RuntimeError, MisconfigurationException)  # of a value, by other people's
-FROZEN = {  # parts of a model that a run may leave as they are, by what the names of their weights have
+# of a value, by other people's
+REFUSALS = (TypeError, ValueError, IndexError, RuntimeError, MisconfigurationException)
+# parts of a model that a run may leave as they are, by what the names of their weights have
+FROZEN = {
     "embedding": "embedding.",
     "attention": ".attention.",
     "experts": ".experts.",
     "norm": "norm.",
     "head": "head.",
 }
-TARGETS = ("lightning", "torch", "torchmetrics")  # whose classes a config may name by `_target_`
-FOREIGN_BASES: dict[str, type] = {"optimizer": torch.optim.Optimizer, "callbacks": lightning.Callback}  # and where
+# whose classes a config may name by `_target_`
+TARGETS = ("lightning", "torch", "torchmetrics")
+# and where
+FOREIGN_BASES: dict[str, type] = {
+    "optimizer": torch.optim.Optimizer,
+    "callbacks": lightning.Callback,
+}
 
 
 def build_trainer_config(config: Config) -> TrainerConfig:
     """How the run trains, checked."""
-    return ranged("trainer", lambda: TrainerConfig(**check(TrainerConfig, config["trainer"], "trainer")))
+    return ranged(
+        "trainer", lambda: TrainerConfig(**check(TrainerConfig, config["trainer"], "trainer"))
+    )
 
 
 def build_upcycle(config: Config) -> Upcycle:
@@ -64,9 +74,12 @@ def build_init(config: Config) -> Init:
     for key in entry:
         if key not in ("from", "freeze"):
             raise UserError(unknown(f"init.{key}={entry[key]}", key, ("from", "freeze")))
-    place, freeze = entry.get("from"), entry.get("freeze") or []
+    place = entry.get("from")
+    freeze = entry.get("freeze") or []
     if not isinstance(place, str | None):
-        raise UserError(f"init.from={place}: must be the folder of a run, one of its checkpoints, or null")
+        raise UserError(
+            f"init.from={place}: must be the folder of a run, one of its checkpoints, or null"
+        )
     for name in [freeze] if isinstance(freeze, str) else freeze:
         if name not in FROZEN:
             raise UserError(unknown(f"init.freeze={name}", str(name), FROZEN))
@@ -94,8 +107,11 @@ def build_optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
 def build_module(
     config: Config, vocab_size: int, domains: list[str], micro_batch_size: int, whole: bool = True
 ) -> LanguageModel:
-    """The LightningModule: model, optimizer and schedule; if not `whole`, its matrices are drawn once it is split."""
-    make_optimizer, start = build_optimizer(config), build_skills(config)
+    """The LightningModule: model, optimizer and schedule;
+    if not `whole`, its matrices are drawn once it is split.
+    """
+    make_optimizer = build_optimizer(config)
+    start = build_skills(config)
     build = partial(build_model, config, vocab_size)
     model, draws = (build(), {}) if whole else unfilled(build)
     if start.base is not None:
@@ -125,7 +141,9 @@ def build_lr_factor(config: Config) -> float:
     """Of the routers' learning rate, checked."""
     factor = config["router"].get("lr_factor")
     if not isinstance(factor, int | float) or not 0 <= factor < float("inf"):
-        raise UserError(f"router.lr_factor={factor}: must be a number of at least 0; 0 freezes the routers")
+        raise UserError(
+            f"router.lr_factor={factor}: must be a number of at least 0; 0 freezes the routers"
+        )
     return factor
 
 
@@ -147,7 +165,8 @@ def _callback(key: str, entry: Config) -> lightning.Callback:
 
 
 def _foreign(key: str, entry: Config, base: type) -> Callable[..., Any]:
-    """Builds the class that `_target_` names, from the entry's other values as they stand: nothing in them is run.
+    """Builds the class that `_target_` names, from the entry's other values as they stand: nothing
+    in them is run.
 
     Raises:
         UserError: the class is not one of TARGETS' own below `base`, or refuses a value.
@@ -159,20 +178,26 @@ def _foreign(key: str, entry: Config, base: type) -> Callable[..., Any]:
         try:
             return cls(*sizes, **values)
         except REFUSALS as error:
-            raise UserError(f"{_culprit(cls, key, sizes, values)}: {' '.join(str(error).split())}") from error
+            raise UserError(
+                f"{_culprit(cls, key, sizes, values)}: {' '.join(str(error).split())}"
+            ) from error
 
     return build
 
 
 def _culprit(cls: type, key: str, sizes: tuple[Any, ...], values: dict[str, Any]) -> str:
-    """The value that a class refuses: the one without which it can be built; the whole entry if it is none alone."""
+    """The value that a class refuses: the one without which it can be built;
+    the whole entry if it is none alone.
+    """
     for name, value in values.items():
         try:
             cls(*sizes, **{other: values[other] for other in values if other != name})
         except REFUSALS:
             continue
         default = inspect.signature(cls).parameters.get(name)
-        allowed = f" (like {default.default})" if default and default.default is not default.empty else ""
+        allowed = (
+            f" (like {default.default})" if default and default.default is not default.empty else ""
+        )
         return f"{key}.{name}={value}: refused by {cls.__name__}{allowed}"
     return key
 
@@ -185,12 +210,17 @@ def foreign_class(key: str, target: str, base: type) -> type:
     """
     package = target.split(".")[0]
     if package not in TARGETS:
-        raise UserError(f"{key}._target_={target}: must lie in {', '.join(TARGETS)}; register a class of your own")
+        raise UserError(
+            f"{key}._target_={target}: must lie in {', '.join(TARGETS)}; register a "
+            "class of your own"
+        )
     module, _, name = target.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name, None)
     except (ImportError, ValueError):
         cls = None
-    if not (isinstance(cls, type) and issubclass(cls, base) and cls.__module__.split(".")[0] == package):
+    if not (
+        isinstance(cls, type) and issubclass(cls, base) and cls.__module__.split(".")[0] == package
+    ):
         raise UserError(f"{key}._target_={target}: is no {base.__name__} of {package}")
     return cls

@@ -1,7 +1,8 @@
-"""The composed config, also outside of `train.py`: for the budget, the matching, tests and notebooks.
+"""The composed config, also outside of `train.py`: for the budget, the matching, tests and
+notebooks.
 
-Installed packages with our entry point add the options in their folder `conf`; their classes are found by
-`app.registry` through the same entry point.
+Installed packages with our entry point add the options in their folder `conf`; their classes are
+found by `app.registry` through the same entry point.
 """
 
 import re
@@ -24,9 +25,12 @@ from app.config.overrides import path_quoted
 from app.registry import PLUGINS, UserError, unknown
 
 CONF = Path(__file__).parents[2] / "conf"
-OPTIONAL = ("balance", "callbacks", "logger")  # null takes the whole group away
-SET_BY_OPTION = {"data": "source", "router": "score", "experts": "name"}  # a key that only an option sets
-PRESETS = ("experiment", "debug")  # groups of values for all the others, null by default
+# null takes the whole group away
+OPTIONAL = ("balance", "callbacks", "logger")
+# a key that only an option sets
+SET_BY_OPTION = {"data": "source", "router": "score", "experts": "name"}
+# groups of values for all the others, null by default
+PRESETS = ("experiment", "debug")
 Config = dict[str, Any]
 
 
@@ -47,7 +51,8 @@ def composed(overrides: Sequence[str]) -> Config:
     """The config of `python train.py OVERRIDES`, all references resolved.
 
     Raises:
-        HydraException: an override does not exist or cannot be read; `app.config.errors.one_line` tells it.
+        HydraException: an override does not exist or cannot be read; `app.config.errors.one_line`
+            tells it.
         UserError: as `as_dict`.
     """
     overrides = readable(overrides)
@@ -59,14 +64,21 @@ def composed(overrides: Sequence[str]) -> Config:
 
 
 def readable(overrides: Sequence[str]) -> list[str]:
-    """Overrides that Hydra can read: GROUP=null or ~GROUP takes a group away (a preset is none by default), a path is a
-    path whatever its characters.
+    """Overrides that Hydra can read: GROUP=null or ~GROUP takes a group away (a preset is none by
+    default), a path is a path whatever its characters.
     """
-    words = [path_quoted(word) for word in overrides if word not in [f"{group}=null" for group in PRESETS]]
+    words = [
+        path_quoted(word)
+        for word in overrides
+        if word not in [f"{group}=null" for group in PRESETS]
+    ]
     away = {
-        group: f"{group}=none" if (CONF / group / "none.yaml").exists() else f"~{group}" for group in config_groups()
+        group: f"{group}=none" if (CONF / group / "none.yaml").exists() else f"~{group}"
+        for group in config_groups()
     }
-    nulls = {word: instead for group, instead in away.items() for word in (f"{group}=null", f"~{group}")}
+    nulls = {
+        word: instead for group, instead in away.items() for word in (f"{group}=null", f"~{group}")
+    }
     return [nulls.get(word, word) for word in words]
 
 
@@ -82,7 +94,8 @@ def as_dict(config: Any) -> Config:
 
 
 def with_whole_sources(data: Config) -> Config:
-    """The group `data`, where each of `sources` is completed by the option of this group that it names.
+    """The group `data`, where each of `sources` is completed by the option of this group that it
+    names.
 
     Raises:
         UserError: one is no set of keys, or names an option that does not exist.
@@ -95,14 +108,22 @@ def with_whole_sources(data: Config) -> Config:
         if not isinstance(given, dict):
             raise UserError(f"{key}={given}: must be keys, such as {{path: {given}}}")
         option = given.get("data", "text")
-        if not re.fullmatch(r"[\w-]+", str(option)):  # a path would lead out of the group
-            raise UserError(f"{key}.data={option}: must be the name of an option of the group data, such as text")
+        # a path would lead out of the group
+        if not re.fullmatch(r"[\w-]+", str(option)):
+            raise UserError(
+                f"{key}.data={option}: must be the name of an option of the group "
+                "data, such as text"
+            )
         try:
             own = {} if "source" in given else composed([f"data={option}"])["data"]
         except MissingConfigException as error:
-            raise UserError(unknown(f"{key}.data={option}", str(option), error.options or ())) from error
+            raise UserError(
+                unknown(f"{key}.data={option}", str(option), error.options or ())
+            ) from error
         inner = {knob: value for knob, value in {**own, **given}.items() if knob != "data"}
-        whole[name] = with_whole_sources({k: v for k, v in inner.items() if k not in own_keys()["data"]})
+        whole[name] = with_whole_sources(
+            {k: v for k, v in inner.items() if k not in own_keys()["data"]}
+        )
     return data | {"sources": whole}
 
 
@@ -127,15 +148,22 @@ def require_known_keys(config: Any) -> Config:
     Raises:
         UserError: it has a key that no run reads.
     """
-    own, groups = own_keys(), config_groups()
+    own = own_keys()
+    groups = config_groups()
     for key, value in config.items():
         if key not in own and key not in groups:
-            raise UserError(unknown_key(str(key), {k: config[k] for k in config if k in own or k in groups}, CONF))
+            raise UserError(
+                unknown_key(
+                    str(key), {k: config[k] for k in config if k in own or k in groups}, CONF
+                )
+            )
         if isinstance(own.get(key), bool) and not isinstance(value, bool):
             raise UserError(f"{key}={value}: must be true or false")
     for group in own.keys() - {*groups}:
         inner = config.get(group)
-        for key in (inner if isinstance(inner, dict) else ()) if isinstance(own[group], dict) else ():
+        for key in (
+            (inner if isinstance(inner, dict) else ()) if isinstance(own[group], dict) else ()
+        ):
             if key not in own[group]:
                 raise UserError(unknown(f"{group}.{key}={inner[key]}", key, own[group]))
     return config

@@ -26,9 +26,9 @@ MISTAKES = (UserError, HydraException, OmegaConfBaseException)
 def exit_on_mistake() -> Iterator[None]:
     """End the program as a user expects; errors of our own keep their traceback.
 
-    A mistake of the user, a full disk and a folder that cannot be written are one line and exit code 2. Ctrl-C is 130.
-    A reader of the output that has gone, as in `| head`, is 141, the shell's code for it, without a line. What the
-    terminal cannot show is escaped.
+    A mistake of the user, a full disk and a folder that cannot be written are one line and exit
+    code 2. Ctrl-C is 130. A reader of the output that has gone, as in `| head`, is 141, the shell's
+    code for it, without a line. What the terminal cannot show is escaped.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -37,20 +37,26 @@ def exit_on_mistake() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except MISTAKES as error:
-        if str(error):  # empty on the other ranks: the first one has reported it
+        # empty on the other ranks: the first one has reported it
+        if str(error):
             _report(one_line(error))
         sys.exit(2)
     except MemoryError:
-        _report("out of memory: the config asks for more than this machine has; choose smaller sizes")
+        _report(
+            "out of memory: the config asks for more than this machine has; choose smaller sizes"
+        )
         sys.exit(2)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it flushes at exit
+        # or Python fails again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in NO_WRITE:
             raise
         where = error.filename or "the disk"
-        _report(f"{where}: cannot be written or read ({error.strerror}); what was there is unchanged")
+        _report(
+            f"{where}: cannot be written or read ({error.strerror}); what was there is unchanged"
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; nothing is half-written", file=sys.stderr)
@@ -73,13 +79,16 @@ def one_line(error: BaseException) -> str:
     option = re.match(r"(?:In '[^']+': )?Could not (?:find|load) '([^']+)/([^/']+)'", text)
     if option:
         return unknown(f"{option[1]}={option[2]}", option[2], _options(option[1]))
-    if isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, OmegaConfBaseException):
+    if isinstance(error, ConfigCompositionException) and isinstance(
+        error.__cause__, OmegaConfBaseException
+    ):
         return _unknown_key(text, error.__cause__)
     return text
 
 
 def _options(group: str) -> list[str]:
-    running = GlobalHydra.instance().is_initialized()  # mostly it has shut down when its errors reach us
+    # mostly it has shut down when its errors reach us
+    running = GlobalHydra.instance().is_initialized()
     with nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3"):
         return GlobalHydra.instance().config_loader().get_group_options(group)
 
@@ -89,12 +98,16 @@ def _unreadable(override: str) -> str:
     if not separator:
         return f"{override}: write key=value, or --help"
     quoted = value.strip("'\"").replace("\\", "\\\\").replace('"', '\\"')
-    return f"{key}={value}: has characters that Hydra reads as syntax; write it as '{key}=\"{quoted}\"'"
+    return (
+        f"{key}={value}: has characters that Hydra reads as syntax; write it as "
+        f"'{key}=\"{quoted}\"'"
+    )
 
 
 def _unknown_key(text: str, cause: OmegaConfBaseException) -> str:
     found = re.search(r"'([^']+)'", text)
-    key, parent = found[1] if found else str(cause.key), cause.parent_node
+    key = found[1] if found else str(cause.key)
+    parent = cause.parent_node
     if isinstance(parent, DictConfig) and str(cause.key) not in parent:
         root: Any = parent._get_root()
         config: Any = OmegaConf.to_container(root, resolve=False)

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from app.registry import unknown
 
 CLOSE = 0.7  # similarity of a typing error
-ELSEWHERE = {  # names in other trainers and libraries
+# names in other trainers and libraries
+ELSEWHERE = {
     "accumulate_grad_batches": "data.micro_batch_size",
     "gradient_accumulation_steps": "data.micro_batch_size",
     "per_device_train_batch_size": "data.micro_batch_size",
@@ -50,7 +51,9 @@ def unknown_key(key: str, config: Mapping[str, Any], conf: Path) -> str:
         conf: Folder of the config groups.
     """
     *groups, name = key.split(".")
-    inside = OmegaConf.select(OmegaConf.create(dict(config)), ".".join(groups)) if groups else config
+    inside = (
+        OmegaConf.select(OmegaConf.create(dict(config)), ".".join(groups)) if groups else config
+    )
     siblings = [str(sibling) for sibling in inside] if isinstance(inside, Mapping) else []
     if name not in ELSEWHERE and difflib.get_close_matches(name, siblings, n=1, cutoff=CLOSE):
         return unknown(key, name, siblings)
@@ -66,7 +69,9 @@ def unknown_key(key: str, config: Mapping[str, Any], conf: Path) -> str:
 
 
 def _options_with(name: str, group: Path) -> list[str]:
-    """Return the options of a group that have a key; options that require a value for it come first."""
+    """Return the options of a group that have a key;
+    options that require a value for it come first.
+    """
     options: dict[str, bool] = {}
     for path in sorted(group.glob("*.yaml")):
         values = OmegaConf.load(path)
@@ -76,8 +81,11 @@ def _options_with(name: str, group: Path) -> list[str]:
 
 
 def _same_name(key: str, config: Mapping[str, Any]) -> list[str]:
-    """Return keys with the same last part elsewhere in the config, preferring keys of the same group."""
-    first, name = key.split(".")[0], key.split(".")[-1]
+    """Return keys with the same last part elsewhere in the config,
+    preferring keys of the same group.
+    """
+    first = key.split(".")[0]
+    name = key.split(".")[-1]
     found = [path for path in _paths(config) if path.split(".")[-1] == name and path != key]
     near = [path for path in found if path.split(".")[0] == first] or found
     return near[:3]

@@ -1,4 +1,6 @@
-"""Overrides as they are typed: which key each one is about, which give way to others, and what is a path."""
+"""Overrides as they are typed: which key each one is about, which give way to others,
+and what is a path.
+"""
 
 import os
 import re
@@ -19,12 +21,17 @@ def value_of(override: str) -> str:
 
 
 def combined(weaker: Iterable[str], stronger: Sequence[str]) -> list[str]:
-    """Both, but of the weaker ones none that a stronger one chooses again, nor what lies inside its group.
+    """Both, but of the weaker ones none that a stronger one chooses again, nor what lies inside its
+    group.
 
     An override of one value in a group leaves the choice of the group alone.
     """
     again = [key_of(override) for override in stronger]
-    kept = [o for o in weaker if not any(key_of(o) == key or key_of(o).startswith(f"{key}.") for key in again)]
+    kept = [
+        o
+        for o in weaker
+        if not any(key_of(o) == key or key_of(o).startswith(f"{key}.") for key in again)
+    ]
     return [*kept, *stronger]
 
 
@@ -35,8 +42,8 @@ def last(overrides: Iterable[str], key: str) -> str | None:
 
 
 def path_quoted(override: str) -> str:
-    """The override, quoted where its value names something on the disk, or in the home folder, that Hydra would read
-    as syntax; no file need be renamed for its name.
+    """The override, quoted where its value names something on the disk, or in the home folder, that
+    Hydra would read as syntax; no file need be renamed for its name.
     """
     value = value_of(override)
     if not (value.startswith("~/") or os.path.lexists(value)) or _is_plain(override):

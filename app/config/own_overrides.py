@@ -1,6 +1,8 @@
-"""Overrides out of files: of a run folder, a study or its work directory, which somebody else may have written.
+"""Overrides out of files: of a run folder, a study or its work directory, which somebody else may
+have written.
 
-They are handed to Hydra, which can run code, so only those are accepted that set values of our own config groups.
+They are handed to Hydra, which can run code, so only those are accepted that set values of our own
+config groups.
 """
 
 import re
@@ -14,9 +16,12 @@ from hydra.errors import HydraException
 from app.config.compose import PRESETS, config_groups, own_keys
 from app.registry import UserError
 
-LONGEST = 120  # characters of an override in an error
-OPTION = re.compile(r"[\w-]+(/[\w-]+)*")  # below the folder of its group
-RESOLVER = re.compile(r"(?<!\\)(?:\\\\)*\$\{[^}]*:")  # reads the environment, or calls a function
+# characters of an override in an error
+LONGEST = 120
+# below the folder of its group
+OPTION = re.compile(r"[\w-]+(/[\w-]+)*")
+# reads the environment, or calls a function
+RESOLVER = re.compile(r"(?<!\\)(?:\\\\)*\$\{[^}]*:")
 
 
 def require_own_overrides(where: str, overrides: Iterable[str]) -> None:
@@ -27,8 +32,9 @@ def require_own_overrides(where: str, overrides: Iterable[str]) -> None:
         overrides: The overrides.
 
     Raises:
-        UserError: One is a flag, a sweep, or no override; sets something outside of our config groups; chooses an
-            option outside of the folder of its group; reads the environment; or names a class that a config may not.
+        UserError: One is a flag, a sweep, or no override; sets something outside of our config
+            groups; chooses an option outside of the folder of its group; reads the environment; or
+            names a class that a config may not.
     """
     for override in overrides:
         problem = _problem(override)
@@ -81,7 +87,8 @@ def _wrong_target(key: str, value: Any) -> str | None:
     targets = list(_targets(key, value))
     if not targets:
         return None
-    from app.config.build import FOREIGN_BASES, foreign_class  # imports torch, and few overrides name a class
+    # imports torch, and few overrides name a class
+    from app.config.build import FOREIGN_BASES, foreign_class
 
     for place, target in targets:
         base = FOREIGN_BASES.get(re.split(r"[/.]", place)[0])

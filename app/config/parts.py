@@ -1,4 +1,6 @@
-"""Parts with the values of their YAMLs, of a router, its balance and its experts: for tables, tests and notebooks."""
+"""Parts with the values of their YAMLs, of a router, its balance and its experts:
+for tables, tests and notebooks.
+"""
 
 import inspect
 import sys
@@ -14,7 +16,8 @@ from routers.router import Router
 
 KINDS = ("score", "select", "weigh", "drop", "balance", "experts", "activation")
 FOLDERS = {kind: f"router/{kind}" for kind in KINDS[:4]} | {"activation": "experts/activation"}
-SIZES = Sizes(dim=16, num_experts=8, top_k=2, num_layers=2, vocab_size=64)  # that parts are tried out at
+# that parts are tried out at
+SIZES = Sizes(dim=16, num_experts=8, top_k=2, num_layers=2, vocab_size=64)
 
 
 @cache
@@ -30,7 +33,9 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
     values: Any = OmegaConf.to_container(around_part, resolve=True)["part"]  # type: ignore[index, call-overload]
     if kind == "balance":
         if set(values) != {name}:
-            raise UserError(f"{path}: a balance term nests under its own name: {name}: {{name: {name}, ...}}")
+            raise UserError(
+                f"{path}: a balance term nests under its own name: {name}: {{name: {name}, ...}}"
+            )
         values = values[name]
     return {**values, "k": SIZES.top_k} if values.get("k", 0) is None else values
 
@@ -39,7 +44,9 @@ def _yaml(kind: str, name: str) -> Path:
     """Beside the package of the class, or inside it."""
     package = Path(inspect.getfile(sys.modules[find(kind, name).__module__.partition(".")[0]]))
     path = f"conf/{FOLDERS.get(kind, kind)}/{name}.yaml"
-    found = next((folder / path for folder in list(package.parents)[:2] if (folder / path).exists()), None)
+    found = next(
+        (folder / path for folder in list(package.parents)[:2] if (folder / path).exists()), None
+    )
     if found is None:
         raise UserError(f"{kind} {name}: has no {path}")
     return found
@@ -63,4 +70,10 @@ def router_of(sizes: Sizes = SIZES, *, score: str, select: str, weigh: str, drop
         ValueError: the parts cannot go together.
     """
     part = partial(build_part, sizes=sizes)
-    return Router(part("score", score), part("weigh", weigh), part("select", select), part("drop", drop), sizes)
+    return Router(
+        part("score", score),
+        part("weigh", weigh),
+        part("select", select),
+        part("drop", drop),
+        sizes,
+    )

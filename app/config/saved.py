@@ -11,10 +11,10 @@ from app.config.own_overrides import require_own_overrides
 from app.registry import UserError
 from app.training.files import read_whole
 
-RUNS = Path("runs")  # where the folders of runs lie
-LATER: dict[
-    tuple[str, str | None], Config
-] = {  # keys that came later, with the value that a run without them had, by group and name of the part
+# where the folders of runs lie
+RUNS = Path("runs")
+# keys that came later, with the value that a run without them had, by group and name of the part
+LATER: dict[tuple[str, str | None], Config] = {
     ("model", None): {"qkv_bias": False},
     ("tokenizer", "file"): {"begin": None},
     ("optimizer", "muon"): {"gate_up": None, "dtype": "auto"},
@@ -29,14 +29,16 @@ def dumped(config: Config) -> str:
 
 
 def read_config(path: Path) -> Config:
-    """A saved config. Nothing in it is resolved: what looks like a reference to the environment is a plain word.
+    """A saved config. Nothing in it is resolved: what looks like a reference to the environment is
+    a plain word.
 
     Raises:
         UserError: it cannot be read, or is none of ours.
     """
     try:
         config = yaml.load(read_whole(path), Loader=_PlainLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2020-99-99
+    # ValueError: a date such as 2020-99-99
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: is no config of ours: it holds {type(config).__name__}, not keys")
@@ -77,14 +79,17 @@ def read_list(path: Path) -> list[str]:
     """Return a saved list of overrides, which set nothing but values of our own config groups.
 
     Raises:
-        UserError: The file cannot be read, is no list of overrides, or holds one that would do something else.
+        UserError: The file cannot be read, is no list of overrides, or holds one that would do
+            something else.
     """
     try:
         words = yaml.safe_load(read_whole(path))
     except (yaml.YAMLError, ValueError, RecursionError):
         words = None
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise UserError(f"{path}: is damaged: it holds no list of overrides; restore it, or delete it")
+        raise UserError(
+            f"{path}: is damaged: it holds no list of overrides; restore it, or delete it"
+        )
     require_own_overrides(str(path), words)
     return words
 
@@ -95,7 +100,9 @@ def listed(words: list[str]) -> str:
 
 
 def with_saved_overrides(typed: list[str]) -> list[str]:
-    """What was typed, on top of what the run was started with if it is to go on: the base that its config has."""
+    """What was typed, on top of what the run was started with if it is to go on:
+    the base that its config has.
+    """
     name = last(typed, "run")
     saved = RUNS / (name or "") / OVERRIDES
     if name is None or (last(typed, "resume") or "").lower() != "true" or not saved.is_file():
@@ -105,29 +112,45 @@ def with_saved_overrides(typed: list[str]) -> list[str]:
 
 
 def folder_of_start(place: str | None) -> Path | None:
-    """Return the folder of the run that `init.from` names by folder, weights or checkpoint; None if there is none."""
+    """Return the folder of the run that `init.from` names by folder, weights or checkpoint;
+    None if there is none.
+    """
     if place is None:
         return None
     path = Path(place)
-    return next((folder for folder in (path, path.parent, path.parent.parent) if (folder / CONFIG).is_file()), None)
+    return next(
+        (
+            folder
+            for folder in (path, path.parent, path.parent.parent)
+            if (folder / CONFIG).is_file()
+        ),
+        None,
+    )
 
 
 def with_options_of_start(typed: list[str]) -> list[str]:
-    """Return the overrides, before them the options of experts, router and balance of the run that `init.from` names.
+    """Return the overrides, before them the options of experts, router and balance of the run that
+    `init.from` names.
 
-    So its keys exist, and single ones can be set. An option that was typed stays; an `experiment` chooses all of them.
+    So its keys exist, and single ones can be set. An option that was typed stays; an `experiment`
+    chooses all of them.
 
     Raises:
         UserError: The config of that run is damaged.
     """
-    folder, keys = folder_of_start(last(typed, "init.from")), {key_of(override) for override in typed}
+    folder = folder_of_start(last(typed, "init.from"))
+    keys = {key_of(override) for override in typed}
     if folder is None or "experiment" in keys:
         return typed
     saved = read_config(folder / CONFIG)
     options = {"balance": f"[{','.join(saved['balance'])}]" if saved["balance"] else "none"}
     options |= {f"router/{part}": get(saved, f"router.{part}.name") for part in ROUTER_PARTS}
-    options |= {"experts": get(saved, "experts.name"), "experts/activation": get(saved, "experts.activation.name")}
-    if "router" in keys:  # a preset may bring its own balance
+    options |= {
+        "experts": get(saved, "experts.name"),
+        "experts/activation": get(saved, "experts.activation.name"),
+    }
+    # a preset may bring its own balance
+    if "router" in keys:
         options = {key: option for key, option in options.items() if key.startswith("experts")}
     before = [
         f"{key}={option}"

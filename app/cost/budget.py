@@ -1,17 +1,19 @@
-"""What a model costs before anything is trained: parameters, floating-point operations per token, bytes.
+"""What a model costs before anything is trained: parameters, floating-point operations per token,
+bytes.
 
 Parameters are exact. FLOPs are training's 3 x forward, and forward counts one of these conventions:
 
-    real        what torch counts: 2 for each number of a matrix that a token meets, as often as it is multiplied by it,
-                and 4 L H S for attention over the full row of S positions
+    real        what torch counts: 2 for each number of a matrix that a token meets, as often as it
+                is multiplied by it, and 4 L H S for attention over the full row of S positions
     causal      the same with 2 L H S, the causal half of the attention
-    paper       2 (4 L D^2 + N_ffn + V D) + 4 L D S: DeepSeekMoE's tables (arXiv 2401.06066), without norms and routers,
-                with D^2 for each of the four matrices of an attention, and with nominal widths: the simplest fraction
-                of 8 D / 3 that the real, rounded width stands for
+    paper       2 (4 L D^2 + N_ffn + V D) + 4 L D S: DeepSeekMoE's tables (arXiv 2401.06066),
+                without norms and routers, with D^2 for each of the four matrices of an attention,
+                and with nominal widths: the simplest fraction of 8 D / 3 that the real, rounded
+                width stands for
     paper_real  the same with the real widths
 
-H is the width of all heads, S the length of a row. Active parameters are those that a token meets: all but the experts
-that were not chosen for it.
+H is the width of all heads, S the length of a row. Active parameters are those that a token meets:
+all but the experts that were not chosen for it.
 """
 
 from collections.abc import Callable
@@ -37,7 +39,8 @@ from experts.contract import FeedForward, Stack
 
 Convention = Literal["real", "causal", "paper", "paper_real"]
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
-NEAR = 0.035  # a width is rounded up to a multiple of 64 by at most this share
+# a width is rounded up to a multiple of 64 by at most this share
+NEAR = 0.035
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,12 @@ class Budget:
 
     total_params: int
     active_params: int
-    embedding_params: int  # of the input alone, also where the head is tied to it
+    # of the input alone, also where the head is tied to it
+    embedding_params: int
     expert_params: int  # routed
     router_params: int
-    ffn_params: int  # everything in feed-forward parts, routed or not; nominal in the convention `paper`
+    # everything in feed-forward parts, routed or not; nominal in the convention `paper`
+    ffn_params: int
     active_ffn_params: int
     flops_per_token_forward: float
     seq_len: int
@@ -60,18 +65,23 @@ class Budget:
         """Counts a model, which may lie on the meta device."""
         layers = [module for module in model.modules() if isinstance(module, MoE)]
         blocks = [block for block in model.blocks if isinstance(block, Block)]
-        total, routers = count(model), count(*model.routers())
+        total = count(model)
+        routers = count(*model.routers())
         experts = sum(sum(layer.experts.expert_params()) for layer in layers)
         active = round(total - experts + sum(map(_chosen, layers)))
         shape = nominal if convention == "paper" else real
-        ffn, active_ffn = map(sum, zip(*(_ffn_params(block.ffn, shape) for block in blocks), strict=True))
+        ffn, active_ffn = map(
+            sum, zip(*(_ffn_params(block.ffn, shape) for block in blocks), strict=True)
+        )
         return cls(
             total_params=total,
             active_params=active,
             embedding_params=count(model.embedding),
             expert_params=experts,
             router_params=routers + count(model.shared_score),
-            ffn_params=round(ffn) if convention == "paper" else count(*(b.ffn for b in blocks)) - routers,
+            ffn_params=round(ffn)
+            if convention == "paper"
+            else count(*(b.ffn for b in blocks)) - routers,
             active_ffn_params=round(active_ffn),
             flops_per_token_forward=_forward_flops(model, seq_len, convention, active_ffn),
             seq_len=seq_len,
@@ -108,7 +118,10 @@ class Budget:
             number = getattr(self, f"{name}_params")
             table.add_row(f"{name} parameters", f"{number:,}", f"{number / self.total_params:.1%}")
         table.add_row("FLOPs per token, training", f"{self.flops_per_token_train:,.0f}", "")
-        table.caption = f"FLOPs by the convention `{self.convention}` of app/budget.py, rows of {self.seq_len} tokens"
+        table.caption = (
+            f"FLOPs by the convention `{self.convention}` of app/budget.py, rows of "
+            f"{self.seq_len} tokens"
+        )
         return table
 
 
@@ -118,7 +131,9 @@ def real(width: int, dim: int) -> float:
 
 
 def nominal(width: int, dim: int) -> float:
-    """The simplest fraction of 8 D / 3 that a width was rounded from; the width itself if none is near."""
+    """The simplest fraction of 8 D / 3 that a width was rounded from;
+    the width itself if none is near.
+    """
     full = 8 * dim / 3
     for parts in range(1, 65):
         value = round(width / full * parts) * full / parts
@@ -155,7 +170,9 @@ def _width(network: FeedForward | Stack) -> tuple[int, int]:
     return network.w_out.out_features, network.w_out.in_features
 
 
-def _forward_flops(model: Transformer, seq_len: int, convention: Convention, active_ffn: float) -> float:
+def _forward_flops(
+    model: Transformer, seq_len: int, convention: Convention, active_ffn: float
+) -> float:
     """Per token, by the formulas at the top of this file."""
     config = model.config
     if convention.startswith("paper"):
@@ -164,14 +181,20 @@ def _forward_flops(model: Transformer, seq_len: int, convention: Convention, act
     return forward_flops(model, seq_len / 2 if convention == "causal" else seq_len)
 
 
-def budget_of(config: dict[str, Any], convention: Convention = "real") -> tuple[Budget, Memory, Fit]:
+def budget_of(
+    config: dict[str, Any], convention: Convention = "real"
+) -> tuple[Budget, Memory, Fit]:
     """What a composed config costs, and on what it fits; nothing is allocated and no data is read.
 
     Raises:
-        UserError: the config is wrong, or the number of tokens is known only when the tokenizer's file is read.
+        UserError: the config is wrong, or the number of tokens is known only when the tokenizer's
+            file is read.
     """
-    model, trainer = on_meta(config), build_trainer_config(config | {"trainer": fixed_to_machine(config["trainer"])})
-    placement = Placement(trainer.strategy, trainer.devices * trainer.num_nodes, trainer.ep_size, trainer.accumulate)
+    model = on_meta(config)
+    trainer = build_trainer_config(config | {"trainer": fixed_to_machine(config["trainer"])})
+    placement = Placement(
+        trainer.strategy, trainer.devices * trainer.num_nodes, trainer.ep_size, trainer.accumulate
+    )
     data = build_data(config["data"], config["tokenizer"], config["seed"], placement.ranks)
     work = Work(
         data.seq_len,
@@ -181,7 +204,11 @@ def budget_of(config: dict[str, Any], convention: Convention = "real") -> tuple[
         optimizer_states(build_optimizer(config)),
         on_cpu=not uses_gpu(trainer.accelerator),
     )
-    return Budget.of(model, data.seq_len, convention), Memory.of(model, work, placement), Fit.of(model, work)
+    return (
+        Budget.of(model, data.seq_len, convention),
+        Memory.of(model, work, placement),
+        Fit.of(model, work),
+    )
 
 
 def on_meta(config: dict[str, Any]) -> Transformer:
@@ -199,7 +226,12 @@ def _vocabulary(config: dict[str, Any]) -> int:
     if config["model"]["vocab_size"] is not None:
         return 1
     chosen = config["tokenizer"]
-    size = chosen.get("vocab_size") or getattr(find("tokenizer", chosen["name"], "tokenizer"), "vocab_size", None)
+    size = chosen.get("vocab_size") or getattr(
+        find("tokenizer", chosen["name"], "tokenizer"), "vocab_size", None
+    )
     if not isinstance(size, int):
-        raise UserError("model.vocab_size=null: this tokenizer's size is in its file; state it with model.vocab_size=N")
+        raise UserError(
+            "model.vocab_size=null: this tokenizer's size is in its file; state it "
+            "with model.vocab_size=N"
+        )
     return size

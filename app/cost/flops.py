@@ -1,7 +1,8 @@
 """Floating-point operations of a forward pass, per token.
 
-A plain matrix product costs 2 FLOPs per parameter. Other computations, such as a router with a state across layers or a
-layout that uses a matrix twice, run on the meta device, where nothing is computed, under torch's counter.
+A plain matrix product costs 2 FLOPs per parameter. Other computations, such as a router with a
+state across layers or a layout that uses a matrix twice, run on the meta device, where nothing is
+computed, under torch's counter.
 """
 
 import copy
@@ -23,7 +24,8 @@ from routers.contract import Context, Score
 
 T = TypeVar("T")
 Module = TypeVar("Module", bound=nn.Module)
-# A part is counted with this many tokens and with twice as many: FLOPs that do not grow are not per-token work.
+# A part is counted with this many tokens and with twice as many: FLOPs that do not grow are not
+# per-token work.
 TOKENS = 64
 
 
@@ -35,7 +37,8 @@ def forward_flops(model: Transformer, attended: float) -> float:
         attended: Mean number of positions that a token attends to.
     """
     config = model.config
-    attention = 4 * config.num_heads * config.head_width * attended  # of a layer: products with keys and with values
+    # of a layer: products with keys and with values
+    attention = 4 * config.num_heads * config.head_width * attended
     blocks = [block for block in model.blocks if isinstance(block, Block)]
     flops = 2.0 * model.head.weight.numel() + router_flops(model)
     for block in blocks:
@@ -49,17 +52,25 @@ def router_flops(model: Transformer) -> float:
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     scores = [_on_meta(layer.router.score) for layer in layers]
     shared = None if model.shared_score is None else _on_meta(model.shared_score)
-    once, twice = (_score_flops(scores, shared, model.config.dim, tokens) for tokens in (TOKENS, 2 * TOKENS))
+    once, twice = (
+        _score_flops(scores, shared, model.config.dim, tokens) for tokens in (TOKENS, 2 * TOKENS)
+    )
     flops = 0.0
     for layer, score, first, second in zip(layers, scores, once, twice, strict=True):
         mixture = layer.experts
         passes = mixture.passes if isinstance(mixture, Mixture) and mixture.on_model else 1
-        flops += passes * (2 * _matrices(score) if first is None or second is None else (second - first) / TOKENS)
+        flops += passes * (
+            2 * _matrices(score) if first is None or second is None else (second - first) / TOKENS
+        )
     return flops
 
 
-def _score_flops(scores: list[Score], shared: nn.Module | None, dim: int, num_tokens: int) -> list[int | None]:
-    """Return the FLOPs that torch counts in each layer's score; None if it does not run on the meta device."""
+def _score_flops(
+    scores: list[Score], shared: nn.Module | None, dim: int, num_tokens: int
+) -> list[int | None]:
+    """Return the FLOPs that torch counts in each layer's score;
+    None if it does not run on the meta device.
+    """
     x = torch.empty(num_tokens, dim, device="meta")
     ids = torch.empty(num_tokens, dtype=torch.int64, device="meta")
     valid = torch.empty(1, num_tokens, dtype=torch.bool, device="meta")
@@ -93,7 +104,10 @@ def _unrouted_flops(experts: Experts, dim: int) -> float:
         if layout.num_experts:
             layout.leave(torch.empty_like(layout.enter(x)), x)
 
-    (_, once), (_, twice) = _counted(partial(compute, TOKENS)), _counted(partial(compute, 2 * TOKENS))
+    (_, once), (_, twice) = (
+        _counted(partial(compute, TOKENS)),
+        _counted(partial(compute, 2 * TOKENS)),
+    )
     if once is None or twice is None:
         return 2 * (_matrices(experts) - sum(experts.expert_params()))
     return (twice - once) / TOKENS
@@ -109,24 +123,30 @@ def _repeated_flops(block: Block, attention: float) -> float:
     factors = sum(p.numel() for n in networks for layer in skilled(n) for p in layer.settled())
     repeated = (mixture.passes - 1) * (2 * matrices + attention * (block.attention in networks))
     if repeated and not mixture.on_model:
-        repeated -= 2 * factors  # the first pass is without experts
+        # the first pass is without experts
+        repeated -= 2 * factors
     return repeated
 
 
 def _counted(compute: Callable[[], T]) -> tuple[T | None, int | None]:
-    """Return the result and the FLOPs of a computation on the meta device; None for both if it cannot run there."""
+    """Return the result and the FLOPs of a computation on the meta device;
+    None for both if it cannot run there.
+    """
     counter = FlopCounterMode(display=False)
     try:
         with counter, torch.no_grad():
             result = compute()
-    except (NotImplementedError, RuntimeError):  # the part reads values, which meta tensors do not have
+    # the part reads values, which meta tensors do not have
+    except (NotImplementedError, RuntimeError):
         return None, None
     return result, counter.get_total_flops()
 
 
 def _on_meta(module: Module) -> Module:
     """Return a copy of a module with its parameters and buffers on the meta device."""
-    tensors: dict[int, Tensor] = {id(p): nn.Parameter(p.detach().to("meta"), False) for p in module.parameters()}
+    tensors: dict[int, Tensor] = {
+        id(p): nn.Parameter(p.detach().to("meta"), False) for p in module.parameters()
+    }
     tensors |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
     return copy.deepcopy(module, tensors)
 

@@ -1,7 +1,8 @@
-"""What the memory of a model is made of: numbers of parameters, and bytes that are kept for the backward pass.
+"""What the memory of a model is made of: numbers of parameters, and bytes that are kept for the
+backward pass.
 
-Activations are what autograd keeps, by the shapes of the inputs of matrix products (as in Korthikanti et al. 2022,
-arXiv 2205.05198, section 4).
+Activations are what autograd keeps, by the shapes of the inputs of matrix products (as in
+Korthikanti et al. 2022, arXiv 2205.05198, section 4).
 """
 
 from typing import NamedTuple
@@ -16,7 +17,8 @@ from experts.contract import FeedForward, Stack
 from experts.low_rank import skilled
 from experts.mixture import Mixture
 
-FLOAT = 4  # bytes of a number, outside of the products of bf16-mixed
+# bytes of a number, outside of the products of bf16-mixed
+FLOAT = 4
 
 
 class Work(NamedTuple):
@@ -25,8 +27,10 @@ class Work(NamedTuple):
     seq_len: int
     rows: int  # of a micro-batch
     micro_batches: int = 1
-    product: int = FLOAT  # bytes of a number in a matrix product
-    states: tuple[float, float] = (2, 2)  # the optimizer's numbers per parameter: of hidden matrices, of all else
+    # bytes of a number in a matrix product
+    product: int = FLOAT
+    # the optimizer's numbers per parameter: of hidden matrices, of all else
+    states: tuple[float, float] = (2, 2)
     on_cpu: bool = False
 
 
@@ -36,19 +40,22 @@ class Numbers(NamedTuple):
     total: int
     experts: int  # in stacks
     outside: int  # of the blocks
-    block: int  # the largest one, without its stacks
+    # the largest one, without its stacks
+    block: int
     block_experts: int  # its stacks
     states: float  # of the optimizer
     activations: float
     backward: float
     logits: float
-    rows: float  # of tokens that travel to experts, in one layer
+    # of tokens that travel to experts, in one layer
+    rows: float
 
     @classmethod
     def of(cls, model: Transformer, work: Work) -> "Numbers":
         """Counts a model, which may lie on the meta device."""
         blocks = [block for block in model.blocks if isinstance(block, Block)]
-        dim, vocab = model.config.dim, model.head.weight.shape[0]
+        dim = model.config.dim
+        vocab = model.head.weight.shape[0]
         tokens = work.rows * work.seq_len
         hidden = sum(p.numel() for p in {*model.matrices()} & {*model.blocks.parameters()})
         total = count(model)
@@ -56,7 +63,9 @@ class Numbers(NamedTuple):
         largest, stacked = max(sizes)
         kept = [_kept_by(block, work) for block in blocks]
         most = max(kept)
-        held = FLOAT * dim * len(blocks) + most if model.config.activation_checkpointing else sum(kept)
+        held = (
+            FLOAT * dim * len(blocks) + most if model.config.activation_checkpointing else sum(kept)
+        )
         mask = work.seq_len * work.product if work.on_cpu else 0  # elsewhere blocks of positions
         return cls(
             total=total,
@@ -68,7 +77,9 @@ class Numbers(NamedTuple):
             activations=tokens * (held + _kept_by_norm(dim, work) + work.product * dim + mask),
             backward=tokens * most / 2,
             logits=vocab * (work.product * tokens + FLOAT * min(tokens, ROWS)),
-            rows=work.product * tokens * max((_chosen(b) * _widths(b)[0] for b in blocks if _stacks(b)), default=0),
+            rows=work.product
+            * tokens
+            * max((_chosen(b) * _widths(b)[0] for b in blocks if _stacks(b)), default=0),
         )
 
 
@@ -82,16 +93,19 @@ def _kept_by(block: Block, work: Work) -> float:
     query, key, value = block.attention.sizes
     dim = block.ffn_norm.weight.numel()
     norms = 2 * _kept_by_norm(dim, work)
-    attention = 2 * dim + 3 * query + 2 * key + value  # what norms give; before and after rotation; output
+    # what norms give; before and after rotation; output
+    attention = 2 * dim + 3 * query + 2 * key + value
     shared = sum(4 * m.w_out.in_features for m in block.modules() if isinstance(m, FeedForward))
     once = norms + work.product * (attention + shared)
     if not isinstance(block.ffn, MoE):
         return once
     layout = block.ffn.experts
-    if isinstance(layout, Mixture):  # each factor of a skill multiplies once
+    # each factor of a skill multiplies once
+    if isinstance(layout, Mixture):
         factors = sum(2 * len(layer.skills_a) * layer.skills_a.size(-1) for layer in skilled(block))
         return layout.passes * once + work.product * factors
-    router = FLOAT * (3 * layout.num_experts + 10 * layout.top_k)  # probabilities; places of assignments
+    # probabilities; places of assignments
+    router = FLOAT * (3 * layout.num_experts + 10 * layout.top_k)
     return once + router + work.product * _chosen(block) * 2 * sum(_widths(block))
 
 

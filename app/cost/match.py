@@ -1,11 +1,12 @@
 """Equal cost: finds the experts' width (and number) with which a run costs what another one costs.
 
     match.reference=experts=coarse  match.by=active_flops     the run with these overrides instead
-    match.reference=NAME                                      the run runs/NAME; a path: its config.yaml
+    match.reference=NAME                                      the run runs/NAME; a path: its
+        config.yaml
 
-FLOPs and parameters are the exact ones of `app.cost.budget`, in its convention `real`. They rise with the width and
-with the number of experts, so both are found by bisection: the width answers for the first cost, the number for the
-second.
+FLOPs and parameters are the exact ones of `app.cost.budget`, in its convention `real`. They rise
+with the width and with the number of experts, so both are found by bisection: the width answers for
+the first cost, the number for the second.
 """
 
 from bisect import bisect_left
@@ -26,14 +27,18 @@ COSTS: dict[str, Callable[[Budget], float]] = {
     "active_flops": lambda budget: budget.flops_per_token_forward,
     "total_params": lambda budget: budget.total_params,
 }
-WIDTHS, NUMBERS = ("hidden_dim", "hidden_dims"), ("num_experts", "num_ffn")
+WIDTHS = ("hidden_dim", "hidden_dims")
+NUMBERS = ("num_experts", "num_ffn")
 CLOSE = 0.005
-ALIGNED = 8  # widths that bfloat16 kernels like; given up where steps of 8 are too coarse
-MOST = 8  # times as wide, or as many experts, as in the config
+# widths that bfloat16 kernels like; given up where steps of 8 are too coarse
+ALIGNED = 8
+# times as wide, or as many experts, as in the config
+MOST = 8
 
 
 def matched(config: Config, overrides: Sequence[str] = ()) -> Config:
-    """The config with the widths that make it cost what `match.reference` costs; itself without a reference.
+    """The config with the widths that make it cost what `match.reference` costs; itself without a
+    reference.
 
     Args:
         config: of this run, resolved.
@@ -42,16 +47,20 @@ def matched(config: Config, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: the reference does not exist, or no width brings the costs within 0.5 %.
     """
-    reference, by = config["match"]["reference"], config["match"]["by"]
+    reference = config["match"]["reference"]
+    by = config["match"]["by"]
     if reference is None:
         return config
     if by not in get_args(By):
         raise UserError(unknown(f"match.by={by}", str(by), get_args(By)))
-    return brought_to(config, _reference(str(reference), overrides), by, f"match.reference={reference}")
+    return brought_to(
+        config, _reference(str(reference), overrides), by, f"match.reference={reference}"
+    )
 
 
 def brought_to(config: Config, reference: Config, by: By, key: str) -> Config:
-    """The config with the widths that make it cost what another one costs; `key` begins what is said if none does.
+    """The config with the widths that make it cost what another one costs; `key` begins what is
+    said if none does.
 
     Raises:
         UserError: no width brings the costs within 0.5 %.
@@ -75,7 +84,9 @@ def _reference(text: str, overrides: Sequence[str]) -> Config:
         return composed(combined(kept, text.split()))
     path = Path(text) if text.endswith((".yaml", ".yml")) else RUNS / text / CONFIG
     if not path.exists():
-        raise UserError(f"match.reference={text}: {path} does not exist; name a run, a config.yaml or overrides")
+        raise UserError(
+            f"match.reference={text}: {path} does not exist; name a run, a config.yaml or overrides"
+        )
     return read_config(path)
 
 
@@ -90,7 +101,10 @@ def _solved(config: Config, goals: dict[str, float], step: int) -> Config:
     """The config whose costs come nearest with widths that are multiples of `step`."""
     width, number = (_knob(config, names) for names in (WIDTHS, NUMBERS))
     if width is None:
-        raise UserError(f"match.reference: experts={config['experts']['name']} has no {' or '.join(WIDTHS)} to solve")
+        raise UserError(
+            f"match.reference: experts={config['experts']['name']} has no "
+            f"{' or '.join(WIDTHS)} to solve"
+        )
     cost, *more = goals
     if not more or number is None:
         return _with_width(config, width, step, cost, goals[cost])
@@ -100,7 +114,8 @@ def _solved(config: Config, goals: dict[str, float], step: int) -> Config:
         return _with_width(_changed(config, number, experts), width, step, cost, goals[cost])
 
     place = bisect_left(numbers, goals[more[0]], key=lambda n: _cost(with_number(n), more[0]))
-    near = numbers[max(0, place - 2) : place + 2]  # the width's steps bend the cost a little
+    # the width's steps bend the cost a little
+    near = numbers[max(0, place - 2) : place + 2]
     return min(map(with_number, near), key=lambda solved: _error(solved, goals)[0])
 
 
@@ -112,11 +127,16 @@ def _with_width(config: Config, width: str, step: int, cost: str, goal: float) -
     def at(units: int) -> Config:
         if not isinstance(value, list):
             return _changed(config, width, units * step)
-        return _changed(config, width, [max(1, round(part * units / mean)) * step for part in value])
+        return _changed(
+            config, width, [max(1, round(part * units / mean)) * step for part in value]
+        )
 
     units = range(1, max(2, round(MOST * mean / step)) + 1)
     place = bisect_left(units, goal, key=lambda u: _cost(at(u), cost))
-    return min(map(at, units[max(0, place - 1) : place + 1]), key=lambda solved: abs(_cost(solved, cost) / goal - 1))
+    return min(
+        map(at, units[max(0, place - 1) : place + 1]),
+        key=lambda solved: abs(_cost(solved, cost) / goal - 1),
+    )
 
 
 def _numbers(config: Config, number: str) -> range:

@@ -1,12 +1,16 @@
-"""How many bytes one process of a run needs at most at one time, and on how many 80 GB GPUs a run fits.
+"""How many bytes one process of a run needs at most at one time, and on how many 80 GB GPUs a run
+fits.
 
-    parameters + optimizer + gathered + max(earlier gradients + activations + max(logits, backward + communication),
-                                            gradients + communication)
+    parameters + optimizer + gathered + max(
+        earlier gradients + activations + max(logits, backward + communication),
+        gradients + communication,
+    )
 
-All that FSDP2 and expert parallelism split is divided by the number of processes; the block that computes and the one
-that comes next are gathered. Earlier gradients are those that exist while activations do: of the micro-batches before,
-and under DDP always. Logits lie where their gradient will; backward is the gradient of the activations of one block.
-Held against what processes need in `tests/app/cost/test_memory.py`.
+All that FSDP2 and expert parallelism split is divided by the number of processes; the block that
+computes and the one that comes next are gathered. Earlier gradients are those that exist while
+activations do: of the micro-batches before, and under DDP always. Logits lie where their gradient
+will; backward is the gradient of the activations of one block. Held against what processes need in
+`tests/app/cost/test_memory.py`.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,7 +23,8 @@ from torch import nn
 from app.cost.kept import FLOAT, Numbers, Work
 from app.model.transformer import Transformer
 
-GPU = 0.95 * 80e9  # bytes; the rest is the CUDA context's and fragmentation's
+# bytes; the rest is the CUDA context's and fragmentation's
+GPU = 0.95 * 80e9
 MOST_GPUS = 16_384
 
 
@@ -39,7 +44,8 @@ class Memory:
     parameters: float
     gradients: float
     optimizer: float
-    gathered: float  # copies of weights, whole or in the products' dtype
+    # copies of weights, whole or in the products' dtype
+    gathered: float
     communication: float
     activations: float
     logits: float
@@ -54,14 +60,30 @@ class Memory:
     def held(cls, numbers: Numbers, work: Work, placement: Placement) -> "Memory":
         """By the formula at the top of this file."""
         split = placement.strategy in ("fsdp2", "ep")
-        own = _split(numbers, work, placement) if split else _replicated(numbers, work, placement.strategy == "ddp")
+        own = (
+            _split(numbers, work, placement)
+            if split
+            else _replicated(numbers, work, placement.strategy == "ddp")
+        )
         share = FLOAT / (placement.ranks if split else 1)
-        parameters, optimizer = share * numbers.total, share * numbers.states
-        kept, logits = numbers.activations, numbers.logits
-        at_first = own.earlier + kept + max(logits, numbers.backward + own.communication)  # of the backward pass
+        parameters = share * numbers.total
+        optimizer = share * numbers.states
+        kept = numbers.activations
+        logits = numbers.logits
+        # of the backward pass
+        at_first = own.earlier + kept + max(logits, numbers.backward + own.communication)
         at_last = own.gradients + max(own.communication, own.last)
         at_most = parameters + optimizer + own.gathered + max(at_first, at_last)
-        return cls(parameters, own.gradients, optimizer, own.gathered, own.communication, kept, logits, at_most)
+        return cls(
+            parameters,
+            own.gradients,
+            optimizer,
+            own.gathered,
+            own.communication,
+            kept,
+            logits,
+            at_most,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The entry `bytes` of the budget."""
@@ -97,34 +119,43 @@ class Own(NamedTuple):
     """What a strategy decides, in bytes."""
 
     gradients: float
-    earlier: float  # of the gradients, while activations exist
+    # of the gradients, while activations exist
+    earlier: float
     gathered: float
     communication: float = 0.0
-    last: float = 0.0  # of it, at the end of the backward pass
+    # of it, at the end of the backward pass
+    last: float = 0.0
 
 
 def _replicated(numbers: Numbers, work: Work, ddp: bool) -> Own:
     copies = work.product * numbers.total if work.product < FLOAT else 0.0  # autocast's
-    gradients, several = FLOAT * numbers.total, work.micro_batches > 1
-    if ddp:  # they lie in its buckets from the start, and those of earlier micro-batches beside them
+    gradients = FLOAT * numbers.total
+    several = work.micro_batches > 1
+    # they lie in its buckets from the start, and those of earlier micro-batches beside them
+    if ddp:
         gradients *= 2 if several else 1
     return Own(gradients, gradients if ddp or several else 0.0, copies)
 
 
 def _split(numbers: Numbers, work: Work, placement: Placement) -> Own:
-    gathers, several = placement.ranks > 1, work.micro_batches > 1
-    experts = numbers.block_experts / placement.ep_size if placement.ep_size < placement.ranks else 0
+    gathers = placement.ranks > 1
+    several = work.micro_batches > 1
+    experts = (
+        numbers.block_experts / placement.ep_size if placement.ep_size < placement.ranks else 0
+    )
     block = gathers * (numbers.block + experts)
     outside = gathers * FLOAT * numbers.outside
     gradients = FLOAT * numbers.total / placement.ranks
     if placement.accumulate == "whole" and several:
         gradients = FLOAT * (numbers.total - numbers.experts * (1 - 1 / placement.ep_size))
-    exchanged = 2 * numbers.rows if placement.ep_size > 1 else 0  # on the way to their experts and back
+    # on the way to their experts and back
+    exchanged = 2 * numbers.rows if placement.ep_size > 1 else 0
     return Own(
         gradients,
         earlier=gradients if several else 0.0,
         gathered=outside + 2 * work.product * block,
-        communication=(work.product + 2 * FLOAT) * block + exchanged,  # of a block, and of the one before it
+        # of a block, and of the one before it
+        communication=(work.product + 2 * FLOAT) * block + exchanged,
         last=2 * outside,  # embedding and head
     )
 
@@ -135,13 +166,18 @@ def table(memory: Memory, fit: Fit) -> Table:
     for name, value in asdict(memory).items():
         shown.add_row(name.replace("_", " "), f"{value / 1e9:,.2f}")
     shown.add_row("fits one 80 GB GPU", "yes" if fit.one_gpu else "no")
-    shown.add_row("80 GB GPUs for trainer=fsdp, at least", str(fit.gpus_fsdp or "no number is enough"))
-    shown.add_row("for trainer=ep with all of them", str(fit.gpus_expert_parallel or "no number is enough"))
+    shown.add_row(
+        "80 GB GPUs for trainer=fsdp, at least", str(fit.gpus_fsdp or "no number is enough")
+    )
+    shown.add_row(
+        "for trainer=ep with all of them", str(fit.gpus_expert_parallel or "no number is enough")
+    )
     return shown
 
 
 def optimizer_states(optimizer: Any) -> tuple[float, float]:
-    """Numbers that an optimizer keeps per parameter of hidden matrices and of others, found by one step on small ones.
+    """Numbers that an optimizer keeps per parameter of hidden matrices and of others, found by one
+    step on small ones.
 
     Args:
         optimizer: from a list of parameter groups to a torch optimizer.
@@ -150,8 +186,13 @@ def optimizer_states(optimizer: Any) -> tuple[float, float]:
     for matrix in matrices:
         matrix.grad = torch.zeros_like(matrix)
     groups = zip(matrices, (True, False), strict=True)
-    made = optimizer([{"params": [matrix], "hidden": hidden, "axis": None} for matrix, hidden in groups])
+    made = optimizer(
+        [{"params": [matrix], "hidden": hidden, "axis": None} for matrix, hidden in groups]
+    )
     made.step()
-    kept = [[v for v in made.state[matrix].values() if torch.is_tensor(v) and v.dim()] for matrix in matrices]
+    kept = [
+        [v for v in made.state[matrix].values() if torch.is_tensor(v) and v.dim()]
+        for matrix in matrices
+    ]
     of_hidden, of_others = (sum(value.numel() for value in values) / 64**2 for values in kept)
     return of_hidden, of_others

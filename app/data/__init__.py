@@ -1,1 +1,3 @@
-"""Text -> documents (sources) -> tokens (tokenizers) -> memory-mapped cache -> rows in a stateless order -> batches."""
+"""Text -> documents (sources) -> tokens (tokenizers) -> memory-mapped
+cache -> rows in a stateless order -> batches.
+"""

@@ -1,4 +1,6 @@
-"""Builds the token cache: written beside its place under a lock and renamed when complete, so no half of it is used."""
+"""Builds the token cache: written beside its place under a lock and renamed when complete,
+so no half of it is used.
+"""
 
 import hashlib
 import heapq
@@ -16,7 +18,14 @@ from pathlib import Path
 
 from filelock import FileLock
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from app.data.corpus import Corpus
 from app.data.notice import SlowNotice
@@ -27,13 +36,17 @@ from app.registry import NO_WRITE, UserError
 
 log = logging.getLogger(__name__)
 SUMS = "sums.json"  # of all other files
-FORMAT = 3  # increase it when the files, or how they are made, change
-BATCH = 1 << 22  # characters or bytes that are encoded at once
-SAMPLE = 1 << 23  # characters that a tokenizer learns from, the same share out of every domain
+# increase it when the files, or how they are made, change
+FORMAT = 3
+# characters or bytes that are encoded at once
+BATCH = 1 << 22
+# characters that a tokenizer learns from, the same share out of every domain
+SAMPLE = 1 << 23
 
 
 def open_corpus(source: Source, tokenizer: Tokenizer, cache_dir: Path) -> Corpus:
-    """The corpus of these two, out of the cache, or built into it first; loads what the tokenizer learned.
+    """The corpus of these two, out of the cache, or built into it first; loads what the tokenizer
+    learned.
 
     Raises:
         UserError: the text cannot be read, or the cache cannot be written.
@@ -42,7 +55,8 @@ def open_corpus(source: Source, tokenizer: Tokenizer, cache_dir: Path) -> Corpus
     folder = cache_dir / hashlib.sha256(what.encode()).hexdigest()[:16]
     if not _complete(folder):
         with _writing(cache_dir), FileLock(f"{folder}.lock"):
-            if not _complete(folder):  # another process may have built it meanwhile
+            # another process may have built it meanwhile
+            if not _complete(folder):
                 _build(source, tokenizer, folder)
     tokenizer.read(folder)
     return Corpus(folder)
@@ -60,12 +74,16 @@ def _complete(folder: Path) -> bool:
 def _sum(path: Path) -> int:
     """CRC-32 of a file: against damage, not against people."""
     with path.open("rb") as file:
-        return reduce(lambda known, block: zlib.crc32(block, known), iter(lambda: file.read(1 << 20), b""), 0)
+        return reduce(
+            lambda known, block: zlib.crc32(block, known), iter(lambda: file.read(1 << 20), b""), 0
+        )
 
 
 @contextmanager
 def _writing(cache_dir: Path) -> Iterator[None]:
-    """Makes the folder; turns a full disk or a folder that cannot be written into the user's line."""
+    """Makes the folder; turns a full disk or a folder that cannot
+    be written into the user's line.
+    """
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         yield
@@ -73,7 +91,8 @@ def _writing(cache_dir: Path) -> Iterator[None]:
         if error.errno not in NO_WRITE:
             raise
         raise UserError(
-            f"data.cache_dir={cache_dir}: cannot be written ({error.strerror}); make room, or set data.cache_dir=FOLDER"
+            f"data.cache_dir={cache_dir}: cannot be written ({error.strerror}); make room, or "
+            "set data.cache_dir=FOLDER"
         ) from error
 
 
@@ -82,16 +101,23 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
         log.warning(f"data.cache_dir: {folder} is damaged and built anew")
         shutil.rmtree(folder)
     unfinished = folder.with_suffix(".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed; the lock is ours
+    # of a process that was killed; the lock is ours
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir()
         started = time.monotonic()
         learned = " and learns a tokenizer from it" if tokenizer.learns else ""
-        line = f"data: reads the text{learned}, which may take minutes; {folder} keeps the tokens for later runs"
+        line = (
+            f"data: reads the text{learned}, which may take minutes; {folder} keeps the "
+            "tokens for later runs"
+        )
         with SlowNotice(log.info, line) as notice:
             size, tokens = _fill(source, tokenizer, unfinished)
         if notice.is_printed:
-            log.info(f"data: {size / 1e6:.1f} MB of text are {tokens:,} tokens, {time.monotonic() - started:.0f} s")
+            log.info(
+                f"data: {size / 1e6:.1f} MB of text are {tokens:,} tokens, "
+                f"{time.monotonic() - started:.0f} s"
+            )
         sums = {path.name: _sum(path) for path in unfinished.iterdir()}
         (unfinished / SUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
         unfinished.rename(folder)
@@ -111,7 +137,9 @@ def _fill(source: Source, tokenizer: Tokenizer, folder: Path) -> tuple[int, int]
         with ExitStack() as files:
             writer = CorpusWriter(folder, source, tokenizer, files)
             for batch in _batches(_watch(source.documents(), progress, "tokenising")):
-                for document, encoded in zip(batch, tokenizer.encode([d.text for d in batch]), strict=True):
+                for document, encoded in zip(
+                    batch, tokenizer.encode([d.text for d in batch]), strict=True
+                ):
                     writer.add(document, encoded)
             writer.finish()
         writer.describe()
@@ -119,13 +147,15 @@ def _fill(source: Source, tokenizer: Tokenizer, folder: Path) -> tuple[int, int]
 
 
 def _progress() -> Progress:
-    size, console = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()), Console(stderr=True)
+    size = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
     bar = (TextColumn("{task.description}"), BarColumn(), *size)
     return Progress(*bar, console=console, disable=not console.is_terminal)
 
 
 def _watch(documents: Iterable[Document], progress: Progress, what: str) -> Iterator[Document]:
-    known = progress.tasks[0].completed if progress.tasks else None  # the second pass knows how far it goes
+    # the second pass knows how far it goes
+    known = progress.tasks[0].completed if progress.tasks else None
     task = progress.add_task(what, total=known)
     done = 0
     for document in documents:
@@ -136,13 +166,20 @@ def _watch(documents: Iterable[Document], progress: Progress, what: str) -> Iter
 
 
 def _sample(documents: Iterable[Document], limit: int) -> list[str]:
-    """At most `limit` characters of the training split of each domain: the pieces of the lowest hash."""
-    heaps: dict[str, list[tuple[int, str]]] = defaultdict(list)  # the highest hash on top
+    """At most `limit` characters of the training split of each domain:
+    the pieces of the lowest hash.
+    """
+    # the highest hash on top
+    heaps: dict[str, list[tuple[int, str]]] = defaultdict(list)
     sizes: dict[str, int] = defaultdict(int)
     for document in documents:
         heap = heaps[document.domain]
-        for number, piece in enumerate(pieces(str(document.text)) if document.split == "train" else ()):
-            place = int.from_bytes(hashlib.sha256(os.fsencode(f"{document.id} {number}")).digest()[:8])
+        for number, piece in enumerate(
+            pieces(str(document.text)) if document.split == "train" else ()
+        ):
+            place = int.from_bytes(
+                hashlib.sha256(os.fsencode(f"{document.id} {number}")).digest()[:8]
+            )
             heapq.heappush(heap, (-place, piece))
             sizes[document.domain] += len(piece)
             while sizes[document.domain] > limit:
@@ -158,5 +195,6 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         size += len(document.text)
         if size >= BATCH:
             yield batch
-            batch, size = [], 0
+            batch = []
+            size = 0
     yield batch

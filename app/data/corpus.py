@@ -1,15 +1,15 @@
 """A finished cache, memory-mapped: token streams, cut into rows and stacked to batches.
 
-A stream holds one domain of one split: SEP document SEP document ... SEP. As an input the separator is the start symbol
-of the document that follows (`begin`, where the tokenizer has another token for it); as a target it is the end of the
-one before. Row i has the inputs [i*S, i*S + S) and the
+A stream holds one domain of one split: SEP document SEP document ... SEP. As an input the separator
+is the start symbol of the document that follows (`begin`, where the tokenizer has another token for
+it); as a target it is the end of the one before. Row i has the inputs [i*S, i*S + S) and the
 targets one further, so every token but the first is a target exactly once.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, cast
 
 import numpy as np
 import torch
@@ -19,21 +19,27 @@ from torch import Tensor
 from app.data.sources import SPLITS, Split
 
 Array = NDArray[np.int64]
-IGNORED = -100  # the target of padding: what torch's cross-entropy skips
+# the target of padding: what torch's cross-entropy skips
+IGNORED = -100
 META = "meta.json"
 FILES = ("tokens", "nbytes", "documents")  # of a stream: NAME.tokens, ...
 
 
 class Batch(TypedDict):
-    """R rows of S tokens, all (R, S) int64 but `valid`; padding has target -100, document and topic -1, no bytes."""
+    """R rows of S tokens, all (R, S) int64 but `valid`;
+    padding has target -100, document and topic -1, no bytes.
+    """
 
     tokens: Tensor
     targets: Tensor
     valid: Tensor  # bool
-    document: Tensor  # number of the input's document inside its domain
-    domain: Tensor  # 0 in a row of padding only
+    # number of the input's document inside its domain
+    document: Tensor
+    # 0 in a row of padding only
+    domain: Tensor
     topic: Tensor  # -1: the document has none
-    nbytes: Tensor  # UTF-8 bytes of the target
+    # UTF-8 bytes of the target
+    nbytes: Tensor
 
 
 class Row(NamedTuple):
@@ -49,12 +55,17 @@ PADDING = Row(-1, 0)
 class Stream:
     """The tokens of one domain in one split."""
 
-    def __init__(self, folder: Path, name: str, token_type: str, separator: int, begin: int) -> None:
-        self._separator, self._begin = separator, begin
+    def __init__(
+        self, folder: Path, name: str, token_type: str, separator: int, begin: int
+    ) -> None:
+        self._separator = separator
+        self._begin = begin
         self.tokens = _open(folder / f"{name}.tokens", np.dtype(token_type))
         self.nbytes = _open(folder / f"{name}.nbytes", np.dtype(np.uint16))
         table = _open(folder / f"{name}.documents", np.dtype(np.int64)).reshape(-1, 2)
-        self.starts, self.topics = table[:, 0], table[:, 1]  # where the document's separator stands; its topic
+        # where the document's separator stands; its topic
+        self.starts = table[:, 0]
+        self.topics = table[:, 1]
         self.targets = max(0, len(self.tokens) - 1)
 
     def rows(self, seq_len: int) -> int:
@@ -62,7 +73,8 @@ class Stream:
 
     def row(self, number: int, seq_len: int) -> dict[str, Array]:
         """The columns of a `Batch` for one row, without its padding."""
-        start, stop = number * seq_len, min((number + 1) * seq_len, self.targets)
+        start = number * seq_len
+        stop = min((number + 1) * seq_len, self.targets)
         inputs = self.tokens[start:stop].astype(np.int64)
         inputs[inputs == self._separator] = self._begin
         document = np.searchsorted(self.starts, np.arange(start, stop), side="right") - 1
@@ -85,12 +97,14 @@ class Corpus:
         self.topics: list[str] = meta["topics"]
         self.fingerprint: str = meta["corpus_fingerprint"]
         self._separator: int = meta["separator"]
-        self._begin: int = meta.get("begin", self._separator)  # older caches have one token for both
+        # older caches have one token for both
+        self._begin: int = meta.get("begin", self._separator)
         self._token_type: str = meta["token_type"]
         self.streams: dict[str, list[Stream]] = {split: self._streams(split) for split in SPLITS}
 
     def __reduce__(self) -> tuple[type["Corpus"], tuple[Path]]:
-        return Corpus, (self.folder,)  # a worker maps the files anew instead of receiving them
+        # a worker maps the files anew instead of receiving them
+        return Corpus, (self.folder,)
 
     def rows(self, split: Split, seq_len: int) -> list[int]:
         """Number of rows of each domain."""
@@ -99,7 +113,14 @@ class Corpus:
     def batch(self, split: Split, rows: Sequence[Row], seq_len: int) -> Batch:
         """The rows as tensors, one above the other."""
         size = (len(rows), seq_len)
-        fill = {"tokens": self._begin, "targets": IGNORED, "document": -1, "domain": 0, "topic": -1, "nbytes": 0}
+        fill = {
+            "tokens": self._begin,
+            "targets": IGNORED,
+            "document": -1,
+            "domain": 0,
+            "topic": -1,
+            "nbytes": 0,
+        }
         columns = {name: np.full(size, value, dtype=np.int64) for name, value in fill.items()}
         for place, row in enumerate(rows):
             if row == PADDING:
@@ -108,14 +129,19 @@ class Corpus:
                 columns[name][place, : len(values)] = values
             columns["domain"][place] = row.domain
         valid = torch.from_numpy(columns["targets"] != IGNORED)
-        return Batch(valid=valid, **{name: torch.from_numpy(values) for name, values in columns.items()})  # type: ignore[typeddict-item]
+        tensors = {name: torch.from_numpy(values) for name, values in columns.items()}
+        return cast(Batch, {**tensors, "valid": valid})
 
     def _streams(self, split: str) -> list[Stream]:
         names = [f"{split}.{place}" for place in range(len(self.domains))]
-        return [Stream(self.folder, name, self._token_type, self._separator, self._begin) for name in names]
+        return [
+            Stream(self.folder, name, self._token_type, self._separator, self._begin)
+            for name in names
+        ]
 
 
 def _open(path: Path, kind: np.dtype) -> NDArray:
-    if not path.stat().st_size:  # an empty file cannot be mapped
+    # an empty file cannot be mapped
+    if not path.stat().st_size:
         return np.empty(0, dtype=kind)
     return np.memmap(path, dtype=kind, mode="r")

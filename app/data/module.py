@@ -20,11 +20,15 @@ from app.data.tokenizers import Tokenizer
 from app.registry import UserError, check, find, knobs, make, require, unknown
 
 log = logging.getLogger(__name__)
-FORWARD = 8  # rows of a forward pass, at most, where the config leaves the cut to us
+# rows of a forward pass, at most, where the config leaves the cut to us
+FORWARD = 8
 
 
-def build_data(data: Mapping[str, Any], tokenizer: Mapping[str, Any], seed: int, ranks: int = 1) -> "TokenDataModule":
-    """The data module of the config groups `data` and `tokenizer` on so many processes; reads no text yet.
+def build_data(
+    data: Mapping[str, Any], tokenizer: Mapping[str, Any], seed: int, ranks: int = 1
+) -> "TokenDataModule":
+    """The data module of the config groups `data` and `tokenizer` on so many processes; reads no
+    text yet.
 
     Raises:
         UserError: a name or a knob is wrong, or the batch cannot be shared evenly.
@@ -36,21 +40,28 @@ def build_data(data: Mapping[str, Any], tokenizer: Mapping[str, Any], seed: int,
         if name not in schema:
             raise UserError(unknown(f"data.{name}={values[name]}", name, schema))
     values["micro_batch_size"] = micro_batch_size(data, ranks)
-    own, common = (check(c, {k: v for k, v in values.items() if k in knobs(c)}, "data") for c in (cls, TokenDataModule))
+    own, common = (
+        check(c, {k: v for k, v in values.items() if k in knobs(c)}, "data")
+        for c in (cls, TokenDataModule)
+    )
     try:
-        module = TokenDataModule(cls(**own), make("tokenizer", tokenizer, key="tokenizer"), seed, **common)
+        module = TokenDataModule(
+            cls(**own), make("tokenizer", tokenizer, key="tokenizer"), seed, **common
+        )
     except ValueError as error:
         raise UserError(f"data.{error}") from error
     module.micro_batches(ranks)
     if module.source.raw and not module.tokenizer.raw:
         raise UserError(
-            f"tokenizer={tokenizer['name']}: data={data['source']} is counted in bytes; set tokenizer=bytes"
+            f"tokenizer={tokenizer['name']}: data={data['source']} is counted in bytes; set "
+            "tokenizer=bytes"
         )
     return module
 
 
 def micro_batch_size(data: Mapping[str, Any], ranks: int) -> Any:
-    """`data.micro_batch_size`; where it is null, a rank's share of the batch in equal parts of at most 8 rows.
+    """`data.micro_batch_size`; where it is null, a rank's share of the batch in equal parts of at
+    most 8 rows.
 
     Raises:
         UserError: the batch cannot be shared evenly.
@@ -61,18 +72,23 @@ def micro_batch_size(data: Mapping[str, Any], ranks: int) -> Any:
             1 if data["micro_batch_size"] is None else data["micro_batch_size"]
         )  # what is wrong with the batch is said where it is checked
     if size % ranks:
-        raise UserError(f"data.batch_size={size}: must be a multiple of {ranks}, the number of processes")
-    return next(rows for rows in range(min(FORWARD, size // ranks), 0, -1) if size // ranks % rows == 0)
+        raise UserError(
+            f"data.batch_size={size}: must be a multiple of {ranks}, the number of processes"
+        )
+    return next(
+        rows for rows in range(min(FORWARD, size // ranks), 0, -1) if size // ranks % rows == 0
+    )
 
 
 class TokenDataModule(LightningDataModule):
     """Rows of a corpus in batches.
 
-    A training batch holds all rows of this rank in one optimizer step, micro-batch after micro-batch. The step's rows
-    are cut into micro-batches before these are shared among the ranks, so the cut is the same on any number of ranks.
+    A training batch holds all rows of this rank in one optimizer step, micro-batch after
+    micro-batch. The step's rows are cut into micro-batches before these are shared among the ranks,
+    so the cut is the same on any number of ranks.
 
-    Training goes on at the trainer's `global_step`, so there is no state of its own to save. The Trainer needs
-    `use_distributed_sampler=False`.
+    Training goes on at the trainer's `global_step`, so there is no state of its own to save. The
+    Trainer needs `use_distributed_sampler=False`.
     """
 
     _corpus: Corpus | None = None
@@ -93,20 +109,36 @@ class TokenDataModule(LightningDataModule):
         cache_dir: str,
     ) -> None:
         super().__init__()
-        for name, value in (("seq_len", seq_len), ("batch_size", batch_size), ("micro_batch_size", micro_batch_size)):
+        for name, value in (
+            ("seq_len", seq_len),
+            ("batch_size", batch_size),
+            ("micro_batch_size", micro_batch_size),
+        ):
             require(name, value, value >= 1, "must be at least 1")
-        for name, limit in (("val_rows", val_rows), ("overfit_batches", overfit_batches), ("max_epochs", max_epochs)):
+        for name, limit in (
+            ("val_rows", val_rows),
+            ("overfit_batches", overfit_batches),
+            ("max_epochs", max_epochs),
+        ):
             require(name, limit, limit is None or limit >= 1, "must be at least 1, or null")
         require("num_workers", num_workers, num_workers >= 0, "must be at least 0")
         multiple = f"must be a multiple of data.micro_batch_size={micro_batch_size}"
         require("batch_size", batch_size, batch_size % micro_batch_size == 0, multiple)
-        self.source, self.tokenizer, self.seed, self.num_workers = source, tokenizer, seed, num_workers
-        self.seq_len, self.batch_size, self.micro_batch_size = seq_len, batch_size, micro_batch_size
-        self.val_rows, self.overfit_batches, self.max_epochs = val_rows, overfit_batches, max_epochs
+        self.source = source
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.num_workers = num_workers
+        self.seq_len = seq_len
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.val_rows = val_rows
+        self.overfit_batches = overfit_batches
+        self.max_epochs = max_epochs
         self.cache_dir = home(cache_dir, "data.cache_dir")
 
     def prepare(self) -> Corpus:
-        """Opens the token cache, building it first if need be; afterwards the vocabulary and the domains are known.
+        """Opens the token cache, building it first if need be; afterwards the vocabulary and the
+        domains are known.
 
         Raises:
             UserError: the text or the cache folder is unusable.
@@ -125,7 +157,8 @@ class TokenDataModule(LightningDataModule):
         longest = max(stream.targets for stream in corpus.streams["train"])
         if longest < self.seq_len:
             raise UserError(
-                f"data.seq_len={self.seq_len}: a row is longer than the training split ({longest} tokens); "
+                f"data.seq_len={self.seq_len}: a row is longer than the training split "
+                f"({longest} tokens); "
                 "shorten the row or give more text"
             )
         for split in SPLITS:
@@ -180,20 +213,30 @@ class TokenDataModule(LightningDataModule):
         """Of the training rows."""
         steps = max(0, self.trainer.max_steps) if self.trainer else 0  # without an end: -1
         rows = corpus.rows("train", self.seq_len)
-        starts = [0, *(round(phase.until * steps) * self.batch_size for phase in self.source.phases[:-1])]
+        starts = [
+            0,
+            *(round(phase.until * steps) * self.batch_size for phase in self.source.phases[:-1]),
+        ]
         weights = [phase.weights for phase in self.source.phases]
         order = Order.of(rows, list(zip(starts, weights, strict=True)), self.seed)
         if self.max_epochs is not None and self.overfit_batches is None:
-            self._tell_repeated(corpus.domains, rows, order.taken(steps * self.batch_size), self.max_epochs)
+            self._tell_repeated(
+                corpus.domains, rows, order.taken(steps * self.batch_size), self.max_epochs
+            )
         return order
 
-    def _tell_repeated(self, domains: Iterable[str], rows: Iterable[int], read: Iterable[int], most: float) -> None:
-        """Which domains are read too often, of so many rows each and so many that are read of them."""
+    def _tell_repeated(
+        self, domains: Iterable[str], rows: Iterable[int], read: Iterable[int], most: float
+    ) -> None:
+        """Which domains are read too often, of so many rows each
+        and so many that are read of them.
+        """
         for domain, number, count in zip(domains, rows, read, strict=True):
             if count > most * number:
                 rank_zero_only(log.warning)(
                     f"data.max_epochs={most}: this run reads {domain} {count / number:.1f} times; "
-                    "give more of it or less weight to it, take fewer steps, or set null for no limit"
+                    "give more of it or less weight to it, take fewer steps, or set null for no "
+                    "limit"
                 )
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -203,7 +246,9 @@ class TokenDataModule(LightningDataModule):
         return self._held_out("test", None)
 
     def held_out(self, splits: Iterable[Split], rows: int | None = None) -> Iterator[Batch]:
-        """All rows of the splits in batches, or `rows` evenly spaced ones of every domain; on this process alone."""
+        """All rows of the splits in batches, or `rows` evenly spaced ones of every domain;
+        on this process alone.
+        """
         corpus = self.prepare()
         for split in splits:
             chosen = evenly(corpus.rows(split, self.seq_len), rows)
@@ -217,15 +262,22 @@ class TokenDataModule(LightningDataModule):
         """This rank's number among those with different data, and how many these are."""
         if self.trainer is None:
             return 0, 1
-        kwargs = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {"rank": 0, "num_replicas": 1}
+        kwargs = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {
+            "rank": 0,
+            "num_replicas": 1,
+        }
         return kwargs["rank"], kwargs["num_replicas"]
 
     def _held_out(self, split: Split, limit: int | None) -> DataLoader[Batch]:
         corpus = self.prepare()
         rows = evenly(corpus.rows(split, self.seq_len), limit)
-        return self._loader(HeldOut(corpus, split, rows, self.seq_len, self.micro_batch_size, *self._rank()))
+        return self._loader(
+            HeldOut(corpus, split, rows, self.seq_len, self.micro_batch_size, *self._rank())
+        )
 
-    def _loader(self, dataset: Dataset[Batch], sampler: Sampler[int] | None = None) -> DataLoader[Batch]:
+    def _loader(
+        self, dataset: Dataset[Batch], sampler: Sampler[int] | None = None
+    ) -> DataLoader[Batch]:
         return DataLoader(
             dataset,
             batch_size=None,

@@ -1,4 +1,6 @@
-"""Notices for slow operations: printed after a delay, so that a quick error remains the only line of output."""
+"""Notices for slow operations: printed after a delay,
+so that a quick error remains the only line of output.
+"""
 
 from collections.abc import Callable
 from threading import Lock, Timer
@@ -8,7 +10,8 @@ PATIENCE = 5.0  # seconds
 
 
 class SlowNotice:
-    """Context manager that prints a line once: after `PATIENCE` seconds, or earlier when `print_now` is called.
+    """Context manager that prints a line once: after `PATIENCE` seconds, or earlier when
+    `print_now` is called.
 
     Args:
         write: Prints a line.

@@ -1,4 +1,6 @@
-"""Writes the files of a token cache: for each split and domain a stream of tokens, their bytes, and its documents."""
+"""Writes the files of a token cache:
+for each split and domain a stream of tokens, their bytes, and its documents.
+"""
 
 import hashlib
 import json
@@ -17,11 +19,14 @@ from app.registry import UserError
 
 
 class StreamWriter:
-    """One stream: separator, document, separator, ... and a table of where each document starts and its topic."""
+    """One stream: separator, document, separator, ...
+    and a table of where each document starts and its topic.
+    """
 
     def __init__(self, files: Sequence[BinaryIO], separator: int, token_type: str) -> None:
         self._tokens, self._nbytes, self._table = files
-        self._separator, self._token_type = separator, token_type
+        self._separator = separator
+        self._token_type = token_type
         self.documents = self.tokens = self.bytes = 0
 
     def add(self, encoded: Encoded, topic: int) -> None:
@@ -43,8 +48,12 @@ class StreamWriter:
 class CorpusWriter:
     """All streams of a corpus and its description."""
 
-    def __init__(self, folder: Path, source: Source, tokenizer: Tokenizer, files: ExitStack) -> None:
-        self._folder, self._source, self._tokenizer = folder, source, tokenizer
+    def __init__(
+        self, folder: Path, source: Source, tokenizer: Tokenizer, files: ExitStack
+    ) -> None:
+        self._folder = folder
+        self._source = source
+        self._tokenizer = tokenizer
         self._token_type = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
         self._topics: dict[str, int] = {}
         self._hashes: list[bytes] = []
@@ -59,26 +68,43 @@ class CorpusWriter:
         if not len(encoded.ids):
             return
         if encoded.nbytes.max() >= 1 << 16:
-            raise UserError(f"tokenizer: one token stands for over 64 KB of {document.id!r}; use another tokenizer")
-        topic = -1 if document.topic is None else self._topics.setdefault(document.topic, len(self._topics))
+            raise UserError(
+                f"tokenizer: one token stands for over 64 KB of {document.id!r}; use "
+                "another tokenizer"
+            )
+        topic = (
+            -1
+            if document.topic is None
+            else self._topics.setdefault(document.topic, len(self._topics))
+        )
         self._streams[document.split, document.domain].add(encoded, topic)
         data = document.text if isinstance(document.text, bytes) else document.text.encode()
-        self._hashes.append(hashlib.sha256(f"{document.split} {document.domain} ".encode() + data).digest())
+        self._hashes.append(
+            hashlib.sha256(f"{document.split} {document.domain} ".encode() + data).digest()
+        )
 
     @property
     def size(self) -> tuple[int, int]:
         """Bytes of text, and tokens."""
-        return sum(s.bytes for s in self._streams.values()), sum(s.tokens for s in self._streams.values())
+        return sum(s.bytes for s in self._streams.values()), sum(
+            s.tokens for s in self._streams.values()
+        )
 
     def finish(self) -> None:
-        """Ends the last documents and writes the description, after which the folder is complete."""
+        """Ends the last documents and writes the description,
+        after which the folder is complete.
+        """
         for stream in self._streams.values():
             if stream.documents and not self._source.raw:
                 stream.separate()
 
     def describe(self) -> None:
         counts = {
-            split: {d: [s.documents, s.tokens, s.bytes] for d in self._domains for s in [self._streams[split, d]]}
+            split: {
+                d: [s.documents, s.tokens, s.bytes]
+                for d in self._domains
+                for s in [self._streams[split, d]]
+            }
             for split in SPLITS
         }
         meta = {
@@ -93,5 +119,7 @@ class CorpusWriter:
         (self._folder / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
     def _stream(self, name: str, files: ExitStack) -> StreamWriter:
-        opened = [files.enter_context((self._folder / f"{name}.{kind}").open("wb")) for kind in FILES]
+        opened = [
+            files.enter_context((self._folder / f"{name}.{kind}").open("wb")) for kind in FILES
+        ]
         return StreamWriter(opened, self._tokenizer.separator, self._token_type)

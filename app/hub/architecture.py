@@ -1,4 +1,6 @@
-"""What an architecture of `transformers` is to us: the facts that it has fixed, and its names for the others."""
+"""What an architecture of `transformers` is to us:
+the facts that it has fixed, and its names for the others.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +14,8 @@ from app.model.moe import MoE
 from app.registry import UserError
 
 Views = dict[str, Tensor]
-COMMON = {  # our facts, and what nearly all architectures call them
+# our facts, and what nearly all architectures call them
+COMMON = {
     "model.dim": "hidden_size",
     "model.num_layers": "num_hidden_layers",
     "model.num_heads": "num_attention_heads",
@@ -24,7 +27,13 @@ COMMON = {  # our facts, and what nearly all architectures call them
     "data.seq_len": "max_position_embeddings",
 }
 # follow from other facts, or have no effect where no other fact says so
-IMPLIED = {"model.rope_theta", "model.attention_scale", "model.hidden_dim", "shared_dim", "num_shared"}
+IMPLIED = {
+    "model.rope_theta",
+    "model.attention_scale",
+    "model.hidden_dim",
+    "shared_dim",
+    "num_shared",
+}
 # what a config.json must hold for our keys; all others are counts and widths
 BOOLEANS = {"model.tie_embeddings", "model.qkv_bias", "router.weigh.normalize"}
 NUMBERS = {"model.norm_eps", "model.rope_theta", "model.attention_scale", "router.weigh.scale"}
@@ -39,8 +48,10 @@ class Architecture:
         name: its `model_type`.
         cls: its class for language models.
         needs: facts that are fixed.
-        keys: facts that are values of its config, beside the common ones; also of some that `needs` has.
-        dense: how its config says which layers have no experts: their `list`, how many are `first`, or None: not.
+        keys: facts that are values of its config, beside the common ones; also of some that `needs`
+            has.
+        dense: how its config says which layers have no experts: their `list`, how many are `first`,
+            or None: not.
         constants: values of its config under which it computes what ours does.
         experts: the views of a layer with experts, by the names behind that of the layer.
     """
@@ -82,7 +93,9 @@ class Architecture:
         names = {**COMMON, **self.keys}
         values = {theirs: facts[ours] for ours, theirs in names.items() if theirs and ours in facts}
         rope = {"rope_type": "default", "rope_theta": facts["model.rope_theta"]}
-        constants = {key: value for key, value in self.constants.items() if key != "rope_parameters"}
+        constants = {
+            key: value for key, value in self.constants.items() if key != "rope_parameters"
+        }
         values |= {**constants, "rope_parameters": rope | self.constants.get("rope_parameters", {})}
         if self.dense is not None:
             key, how = self.dense
@@ -98,7 +111,10 @@ class Architecture:
         """
         for key, value in self.constants.items():
             if key != "rope_parameters" and config.get(key, value) not in (value, None):
-                raise UserError(f"{key}={config[key]}: cannot be imported; of {self.name} only {key}={value} can be")
+                raise UserError(
+                    f"{key}={config[key]}: cannot be imported; of {self.name} only "
+                    f"{key}={value} can be"
+                )
         names = {**COMMON, **self.keys}
         absent = sorted({*names.values()} - {"", "head_dim"} - config.keys())
         if absent:
@@ -113,7 +129,9 @@ class Architecture:
         layers = []
         if self.dense is not None:
             layers = self._dense_layers(config)
-        facts["dense_layers"] = list(range(config["num_hidden_layers"])) if self.experts is None else layers
+        facts["dense_layers"] = (
+            list(range(config["num_hidden_layers"])) if self.experts is None else layers
+        )
         return facts | {"model.rope_theta": self._rope(config)}
 
     def _dense_layers(self, config: Mapping[str, Any]) -> list[int]:
@@ -124,8 +142,12 @@ class Architecture:
         value: Any = config.get(key)
         if how == "list":
             value = value or []
-            if not isinstance(value, list) or not all(_is_whole(number) and 0 <= number < most for number in value):
-                raise UserError(f"config.json: {key}={value} must be a list of numbers in 0..{most - 1}")
+            if not isinstance(value, list) or not all(
+                _is_whole(number) and 0 <= number < most for number in value
+            ):
+                raise UserError(
+                    f"config.json: {key}={value} must be a list of numbers in 0..{most - 1}"
+                )
             return list(value)
         value = value or 0
         if not _is_whole(value) or not 0 <= value <= most:
@@ -141,7 +163,10 @@ class Architecture:
         allowed = {"rope_type": "default"} | self.constants.get("rope_parameters", {})
         for key, value in rope.items():
             if value != allowed.get(key, 1.0):
-                raise UserError(f"rope_parameters.{key}={value}: cannot be imported; ours rotates whole heads unscaled")
+                raise UserError(
+                    f"rope_parameters.{key}={value}: cannot be imported; ours "
+                    "rotates whole heads unscaled"
+                )
         _require_kind("model.rope_theta", "rope_theta", theta)
         return float(theta)
 
@@ -153,13 +178,17 @@ def _require_kind(ours: str, theirs: str, value: Any) -> None:
         UserError: It is of another kind, or out of range.
     """
     if ours in BOOLEANS:
-        allowed, text = isinstance(value, bool), "true or false"
+        allowed = isinstance(value, bool)
+        text = "true or false"
     elif ours in NUMBERS:
-        allowed = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        allowed = (
+            isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        )
         text = "a positive number"
     else:
         most = LARGEST.get(ours, 2**31)
-        allowed, text = _is_whole(value) and 0 <= value <= most, f"a whole number in 0..{most}"
+        allowed = _is_whole(value) and 0 <= value <= most
+        text = f"a whole number in 0..{most}"
     if not allowed:
         raise UserError(f"config.json: {theirs}={value} must be {text}")
 

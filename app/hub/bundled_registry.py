@@ -1,4 +1,6 @@
-"""Stands in the place of `app.registry` in a model that is given away, whose config was checked when it was trained."""
+"""Stands in the place of `app.registry` in a model that is given away,
+whose config was checked when it was trained.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -32,7 +34,9 @@ def names(kind: str) -> list[str]:
 
 def make(kind: str, entry: Mapping[str, Any], *sizes: Any, key: str) -> Any:
     """The part that an entry of the config describes."""
-    return find(kind, entry["name"])(*sizes, **{name: value for name, value in entry.items() if name != "name"})
+    return find(kind, entry["name"])(
+        *sizes, **{name: value for name, value in entry.items() if name != "name"}
+    )
 
 
 def check(cls: type, values: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The README.md of a folder that is given away: what the model is, what it learned from, how good it is."""
+"""The README.md of a folder that is given away:
+what the model is, what it learned from, how good it is.
+"""
 
 import json
 import re
@@ -14,14 +16,21 @@ from app.training.markdown import escaped
 def card(run: TrainedRun, kind: str, license_name: str, custom: bool) -> str:
     """Markdown with the front matter that the Hub reads."""
     budget = Budget.of(run.model, run.seq_len).summary()
-    front = ["---", "library_name: transformers", "pipeline_tag: text-generation", f"license: {_yaml(license_name)}",
-             "tags: [mixture-of-experts]", "---"]  # fmt: skip
+    front = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        f"license: {_yaml(license_name)}",
+        "tags: [mixture-of-experts]",
+        "---",
+    ]
     trust = ", trust_remote_code=True" if custom else ""
     facts = {
         "architecture": kind,
         "router": ", ".join(f"{part}: {run.config['router'][part]['name']}" for part in KINDS),
         "experts": run.config["experts"]["name"],
-        "parameters": f"{budget['total_params']:,}, {budget['active_params']:,} of them active per token",
+        "parameters": f"{budget['total_params']:,}, {budget['active_params']:,} of them active "
+        "per token",
         "training FLOPs per token": f"{budget['flops_per_token_train']:,.0f}",
         "steps": f"{step_of(run.checkpoint):,}",
         "text": ", ".join(map(escaped, run.text.domains)),
@@ -29,9 +38,17 @@ def card(run: TrainedRun, kind: str, license_name: str, custom: bool) -> str:
     }
     use = f'AutoModelForCausalLM.from_pretrained("."{trust})'
     table = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts.items())]
-    code = ["```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-            f'model, tokenizer = {use}, AutoTokenizer.from_pretrained(".")', "```"]  # fmt: skip
-    first = f"# {escaped(run.folder.name)}\n\nA language model trained with the router zoo; weights in float32."
+    code = [
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'model, tokenizer = {use}, AutoTokenizer.from_pretrained(".")',
+        "```",
+    ]
+    first = (
+        f"# {escaped(run.folder.name)}\n\nA language model trained with the router zoo; "
+        "weights in float32."
+    )
     return "\n".join([*front, "", first, "", *table, "", *code, ""])
 
 
@@ -41,12 +58,15 @@ def _yaml(text: str) -> str:
 
 
 def _training(run: TrainedRun) -> dict[str, str]:
-    """Return the training tokens of the checkpoint, and its scores if it was validated at its own step.
+    """Return the training tokens of the checkpoint, and its scores if it was validated at its own
+    step.
 
-    The summary of a run is about its last step, and an imported or merged model was not trained here.
+    The summary of a run is about its last step, and an imported or merged model was not trained
+    here.
     """
     saved = read_checkpoint(run.checkpoint, only_shapes=True)
-    facts, tokens = {}, saved.get("tokens_seen")
+    facts = {}
+    tokens = saved.get("tokens_seen")
     if isinstance(tokens, int) and step_of(run.checkpoint):
         facts["training tokens"] = f"{tokens:,}"
     if is_validated(saved):

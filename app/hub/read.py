@@ -1,4 +1,6 @@
-"""A folder of `transformers`, or a model of the Hub, as a run of ours: config, tokenizer, weights, no training yet."""
+"""A folder of `transformers`, or a model of the Hub, as a run of ours:
+config, tokenizer, weights, no training yet.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +31,8 @@ from app.runs.read import PREFIX
 from app.runs.text import text_files
 from app.training.files import read_json
 
-LONGEST = 2048  # tokens of a row, where the model would take more
+# tokens of a row, where the model would take more
+LONGEST = 2048
 
 
 def import_run(place: str, name: str, typed: Sequence[str]) -> tuple[Path, float | None]:
@@ -38,7 +41,8 @@ def import_run(place: str, name: str, typed: Sequence[str]) -> tuple[Path, float
     None instead where transformers has no code for the model.
 
     Raises:
-        UserError: ours cannot compute the model, a file is damaged, the name is taken, or the text cannot be read.
+        UserError: ours cannot compute the model, a file is damaged, the name is taken, or the text
+            cannot be read.
     """
     require_name(name)
     if (RUNS / name).exists():
@@ -83,25 +87,35 @@ def found(place: str) -> Path:
 
 
 def config_of(folder: Path, typed: Sequence[str]) -> tuple[Architecture, Config]:
-    """Return the architecture and the config of ours that computes the same, with the typed overrides applied last.
+    """Return the architecture and the config of ours that computes the same, with the typed
+    overrides applied last.
 
-    Text of the folder enters the config as values. It is never parsed as an override or resolved as a reference.
+    Text of the folder enters the config as values. It is never parsed as an override or resolved as
+    a reference.
 
     Raises:
-        UserError: Ours cannot compute the model, a file is missing or damaged, or an override would change the model.
+        UserError: Ours cannot compute the model, a file is missing or damaged, or an override would
+            change the model.
     """
     architecture, facts = named(their_config(folder))
-    own, tokenizer = model_overrides(facts), _tokenizer(folder)
+    own = model_overrides(facts)
+    tokenizer = _tokenizer(folder)
     fixed = {key_of(word) for word in own} - {"data.seq_len"}
     for word in typed:
-        if key_of(word) in fixed or key_of(word).partition(".")[0] in ("model", "experts", "router"):
+        if key_of(word) in fixed or key_of(word).partition(".")[0] in (
+            "model",
+            "experts",
+            "router",
+        ):
             raise UserError(f"{word}: is fixed by {folder}; leave it out")
     chosen = {key_of(word) for word in typed}
     if tokenizer and "tokenizer" not in chosen:
         own.append("tokenizer=file")
     config = composed([*own, *typed])
     if "tokenizer" not in chosen:
-        values = {key: value for key, value in tokenizer.items() if f"tokenizer.{key}" not in chosen}
+        values = {
+            key: value for key, value in tokenizer.items() if f"tokenizer.{key}" not in chosen
+        }
         config["tokenizer"] = config["tokenizer"] | values
     return architecture, config
 
@@ -122,7 +136,8 @@ def their_config(folder: Path) -> dict[str, Any]:
         read = CONFIG_MAPPING[kind].from_dict(plain)
         values = read.to_dict()
         return {name: values.get(other) for name, other in read.attribute_map.items()} | values
-    except Exception as error:  # its validators and constructors raise whatever they meet in a damaged config
+    # its validators and constructors raise whatever they meet in a damaged config
+    except Exception as error:
         reason = " ".join(f"{first_line(error)} {error.__cause__ or ''}".split())
         raise UserError(f"{folder / CONFIG}: is refused by transformers: {reason}") from error
 
@@ -135,8 +150,14 @@ def _is_known(kind: str) -> bool:
 
 
 def model_overrides(facts: Facts) -> list[str]:
-    """Return the overrides of `train.py` that build a model with these facts, all of them numbers and names of ours."""
-    sizes = {key: value for key, value in facts.items() if key.startswith("model.") and key != "model.attention_scale"}
+    """Return the overrides of `train.py` that build a model with these facts,
+    all of them numbers and names of ours.
+    """
+    sizes = {
+        key: value
+        for key, value in facts.items()
+        if key.startswith("model.") and key != "model.attention_scale"
+    }
     sizes["model.hidden_dim"] = facts.get("model.hidden_dim") or facts["expert_dim"]
     sizes["data.seq_len"] = min(facts["data.seq_len"], LONGEST)
     if facts["experts"] == "none":
@@ -151,8 +172,13 @@ def model_overrides(facts: Facts) -> list[str]:
 
 def _layout(facts: Facts) -> Facts:
     """By the shared experts: none, counted, behind a gate, of any width."""
-    pool = {"num_experts": facts["num_experts"], "top_k": facts["top_k"], "hidden_dim": facts["expert_dim"]}
-    count, width = facts.get("num_shared") or 0, facts.get("shared_dim") or 0
+    pool = {
+        "num_experts": facts["num_experts"],
+        "top_k": facts["top_k"],
+        "hidden_dim": facts["expert_dim"],
+    }
+    count = facts.get("num_shared") or 0
+    width = facts.get("shared_dim") or 0
     if count:
         own = {"name": "deepseek", "segments": 1, "num_shared": count}
         own |= {key: pool[key] + count for key in ("num_experts", "top_k")}
@@ -163,34 +189,44 @@ def _layout(facts: Facts) -> Facts:
     else:
         own = {"name": "residual", "dense_dim": width, "coefficient": False}
     values = pool | own
-    return {"experts": values.pop("name")} | {f"experts.{key}": value for key, value in values.items()}
+    return {"experts": values.pop("name")} | {
+        f"experts.{key}": value for key, value in values.items()
+    }
 
 
 def _words(values: Mapping[str, Any]) -> list[str]:
     plain = {True: "true", False: "false", None: "null"}
     return [
-        f"{key}={plain[v] if isinstance(v, bool) or v is None else v}".replace(" ", "") for key, v in values.items()
+        f"{key}={plain[v] if isinstance(v, bool) or v is None else v}".replace(" ", "")
+        for key, v in values.items()
     ]
 
 
 def _tokenizer(folder: Path) -> dict[str, str | None]:
-    """Return the values of `tokenizer=file` for the tokenizer beside a model; empty where there is none.
+    """Return the values of `tokenizer=file` for the tokenizer beside a model; empty where there is
+    none.
 
     Raises:
         UserError: tokenizer_config.json is damaged.
     """
-    file, path = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    file = folder / "tokenizer.json"
+    path = folder / "tokenizer_config.json"
     if not file.exists():
         return {}
     about = read_json(path, dict) if path.exists() else {}
-    end, begin = (_special_token(path, name, about.get(name)) for name in ("eos_token", "bos_token"))
-    if end is None or about.get("add_bos_token") is False:  # the model was not trained with it
+    end, begin = (
+        _special_token(path, name, about.get(name)) for name in ("eos_token", "bos_token")
+    )
+    # the model was not trained with it
+    if end is None or about.get("add_bos_token") is False:
         begin = None
     return {"path": str(file.absolute()), "separator": end, "begin": begin}
 
 
 def _special_token(path: Path, name: str, token: Any) -> str | None:
-    """Return the text of `bos_token` or `eos_token` in tokenizer_config.json, which may have it as an object."""
+    """Return the text of `bos_token` or `eos_token` in tokenizer_config.json,
+    which may have it as an object.
+    """
     if isinstance(token, dict):
         token = token.get("content")
     if not isinstance(token, str | None):
@@ -199,7 +235,11 @@ def _special_token(path: Path, name: str, token: Any) -> str | None:
 
 
 def model_of(
-    folder: Path, architecture: Architecture, config: Config, vocab_size: int, tensors: Mapping[str, Tensor]
+    folder: Path,
+    architecture: Architecture,
+    config: Config,
+    vocab_size: int,
+    tensors: Mapping[str, Tensor],
 ) -> Transformer:
     """Return our model with the weights of the folder.
 
@@ -207,23 +247,33 @@ def model_of(
         UserError: They do not fit its config; found before memory is allocated for the model.
     """
     with torch.device("meta"):
-        _require_fit(folder, write_into(_built(folder, config, vocab_size, tensors), architecture, tensors))
+        _require_fit(
+            folder, write_into(_built(folder, config, vocab_size, tensors), architecture, tensors)
+        )
     model = build_model(config, vocab_size).eval()
     _require_fit(folder, write_into(model, architecture, tensors))
     return model
 
 
-def _built(folder: Path, config: Config, vocab_size: int, tensors: Mapping[str, Tensor]) -> Transformer:
-    """Return the model without memory, where its config does not describe far more than the folder holds."""
+def _built(
+    folder: Path, config: Config, vocab_size: int, tensors: Mapping[str, Tensor]
+) -> Transformer:
+    """Return the model without memory, where its config does not
+    describe far more than the folder holds.
+    """
     sizes = config["model"]["num_layers"], config["experts"].get("num_experts", 0)
     held = sum(tensor.numel() for tensor in tensors.values())
     if sizes[0] > len(tensors) or sizes[1] > held:
-        raise UserError(f"{folder}: its weights do not fit its {CONFIG}: {len(tensors)} tensors for {sizes[0]} layers")
+        raise UserError(
+            f"{folder}: its weights do not fit its {CONFIG}: {len(tensors)} tensors "
+            f"for {sizes[0]} layers"
+        )
     model = build_model(config, vocab_size).eval()
     described = sum(parameter.numel() for parameter in model.parameters())
     if described > 2 * held:
         raise UserError(
-            f"{folder}: its weights do not fit its {CONFIG}: it describes {described:,} parameters, and the files hold "
+            f"{folder}: its weights do not fit its {CONFIG}: it describes {described:,} "
+            "parameters, and the files hold "
             f"{held:,}"
         )
     return model
@@ -232,4 +282,6 @@ def _built(folder: Path, config: Config, vocab_size: int, tensors: Mapping[str, 
 def _require_fit(folder: Path, wrong: Sequence[str]) -> None:
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"{folder}: its weights do not fit its {CONFIG}: {'; '.join(wrong[:3])}{more}")
+        raise UserError(
+            f"{folder}: its weights do not fit its {CONFIG}: {'; '.join(wrong[:3])}{more}"
+        )

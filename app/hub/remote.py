@@ -1,4 +1,6 @@
-"""Any model of ours as a folder with its own code: one file that needs `transformers`, and nothing of ours."""
+"""Any model of ours as a folder with its own code:
+one file that needs `transformers`, and nothing of ours.
+"""
 
 import ast
 import re
@@ -20,10 +22,14 @@ from app.runs.read import TrainedRun
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-TEMPLATE, REGISTRY, FILE = HERE / "modeling_router_zoo.py", HERE / "bundled_registry.py", "modeling_router_zoo.py"
+TEMPLATE = HERE / "modeling_router_zoo.py"
+REGISTRY = HERE / "bundled_registry.py"
+FILE = "modeling_router_zoo.py"
 OURS = ("app", "routers", "experts")
-MARK = "__BUNDLE__"  # stands in the sources for the name under which they are imported
-BEGIN = ("app.model.assemble",)  # what the file itself uses
+# stands in the sources for the name under which they are imported
+MARK = "__BUNDLE__"
+# what the file itself uses
+BEGIN = ("app.model.assemble",)
 CLASS = "RouterZooForCausalLM"
 
 
@@ -31,12 +37,13 @@ def export_remote(run: TrainedRun, out: Path, license_name: str) -> tuple[str, f
     """Writes a folder and compares, as `export`.
 
     Raises:
-        UserError: the model reads what a user of transformers does not give, the folder is not empty, the disk is
-            full, or the logits differ; what was written stays.
+        UserError: the model reads what a user of transformers does not give, the folder is not
+            empty, the disk is full, or the logits differ; what was written stays.
     """
     _require_own_code(run.config, run.model)
     tokens = held_out(run)
-    run.model.logits(tokens)  # a router that needs more than tokens says so here
+    # a router that needs more than tokens says so here
+    run.model.logits(tokens)
     ends = {"bos_token_id": run.text.tokenizer.begin, "eos_token_id": run.text.tokenizer.separator}
     files, state = with_code(run.config, run.model, ends)
     files |= tokenizer_files(run.text.tokenizer, run.seq_len)
@@ -53,7 +60,12 @@ def _require_own_code(config: Config, model: Transformer) -> None:
         UserError: A part is of a plug-in.
     """
     routers = [config["router"], *(config["router"].get("layers") or {}).values()]
-    parts = [(kind, f"router/{kind}", router[kind]) for router in routers for kind in KINDS if kind in router]
+    parts = [
+        (kind, f"router/{kind}", router[kind])
+        for router in routers
+        for kind in KINDS
+        if kind in router
+    ]
     parts += [("balance", f"balance.{key}", entry) for key, entry in config["balance"].items()]
     parts.append(("experts", "experts", config["experts"]))
     if "activation" in config["experts"]:
@@ -62,31 +74,49 @@ def _require_own_code(config: Config, model: Transformer) -> None:
         package = find(kind, entry["name"], key).__module__.partition(".")[0]
         if package not in OURS:
             raise UserError(
-                f"{key}={entry['name']}: is of the package {package}, whose code --to hf-remote does not take along; "
+                f"{key}={entry['name']}: is of the package {package}, whose code --to hf-remote "
+                "does not take along; "
                 "add the part to this repository to export it"
             )
     for module in model.modules():
         package = type(module).__module__.partition(".")[0]
         if package not in (*OURS, "torch"):
-            raise UserError(f"{type(module).__name__}: is of the package {package}; --to hf-remote takes only ours")
+            raise UserError(
+                f"{type(module).__name__}: is of the package {package}; --to "
+                "hf-remote takes only ours"
+            )
 
 
-def with_code(config: Config, model: Transformer, more: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Config (with `more` in it) and code of a model, and its weights; of what balances, what acts on the choice."""
+def with_code(
+    config: Config, model: Transformer, more: Mapping[str, Any]
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Config (with `more` in it) and code of a model, and its weights;
+    of what balances, what acts on the choice.
+    """
     terms: dict[str, Any] = dict(model.balancer.terms.items())
     acting = [name for name, term in terms.items() if term.offset() is not None or term.holds_k]
     own = {key: config[key] for key in ("model", "router", "experts", "allow_non_causal")}
     own["balance"] = {key: term for key, term in config["balance"].items() if key in acting}
-    vocab_size, known = model.embedding.num_embeddings, model.state_dict()
+    vocab_size = model.embedding.num_embeddings
+    known = model.state_dict()
     names = {"AutoConfig": "RouterZooConfig", "AutoModelForCausalLM": CLASS}
-    about = {"model_type": "router_zoo", "architectures": [CLASS], "dtype": "float32", "router_zoo": own,
-             "auto_map": {auto: f"{TEMPLATE.stem}.{name}" for auto, name in names.items()}, "vocab_size": vocab_size,
-             "max_position_embeddings": config["data"]["seq_len"], "hidden_size": model.config.dim,
-             "num_hidden_layers": model.config.num_layers,
-             "tie_word_embeddings": model.config.tie_embeddings, **more}  # fmt: skip
+    about = {
+        "model_type": "router_zoo",
+        "architectures": [CLASS],
+        "dtype": "float32",
+        "router_zoo": own,
+        "auto_map": {auto: f"{TEMPLATE.stem}.{name}" for auto, name in names.items()},
+        "vocab_size": vocab_size,
+        "max_position_embeddings": config["data"]["seq_len"],
+        "hidden_size": model.config.dim,
+        "num_hidden_layers": model.config.num_layers,
+        "tie_word_embeddings": model.config.tie_embeddings,
+        **more,
+    }
     with torch.device("meta"):
         kept = build_model(own, vocab_size)
-    shared = "head.weight" if model.config.tie_embeddings else None  # is the embedding, and is written once
+    # is the embedding, and is written once
+    shared = "head.weight" if model.config.tie_embeddings else None
     weights = {f"model.{name}": known[name].clone() for name in kept.state_dict() if name != shared}
     return {"config.json": as_json(about), FILE: bundled(kept)}, weights
 
@@ -94,10 +124,14 @@ def with_code(config: Config, model: Transformer, more: Mapping[str, Any]) -> tu
 def bundled(model: Transformer) -> str:
     """The file, with the source of every module that the model is made of."""
     first = {type(module).__module__ for module in model.modules()}
-    sources = {name: _source(name) for name in sorted(_needed({*first, *BEGIN})) if name != "app.registry"}
+    sources = {
+        name: _source(name) for name in sorted(_needed({*first, *BEGIN})) if name != "app.registry"
+    }
     sources["app.registry"] = REGISTRY.read_text(encoding="utf-8")
     text = "".join(f"    {name!r}: r'''{source}''',\n" for name, source in sources.items())
-    return TEMPLATE.read_text(encoding="utf-8").replace("SOURCES: dict[str, str] = {}\n", f"SOURCES = {{\n{text}}}\n")
+    return TEMPLATE.read_text(encoding="utf-8").replace(
+        "SOURCES: dict[str, str] = {}\n", f"SOURCES = {{\n{text}}}\n"
+    )
 
 
 def _needed(names: set[str]) -> set[str]:
@@ -127,6 +161,8 @@ def _file(name: str) -> Path:
 
 
 def _source(name: str) -> str:
-    """A module whose imports of ours lead into the bundle, and whose operators no other model shares."""
+    """A module whose imports of ours lead into the bundle,
+    and whose operators no other model shares.
+    """
     text = _file(name).read_text(encoding="utf-8").replace('custom_op("', f'custom_op("{MARK}')
     return re.sub(rf"^(\s*from )({'|'.join(OURS)})\b", rf"\1{MARK}.\2", text, flags=re.MULTILINE)

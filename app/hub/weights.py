@@ -1,4 +1,6 @@
-"""Every tensor of theirs as a view of one of ours: its values go out by reading the view, and in by writing it."""
+"""Every tensor of theirs as a view of one of ours:
+its values go out by reading the view, and in by writing it.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -18,19 +20,31 @@ GATED = ("gate_proj", "up_proj", "down_proj")
 
 def views(model: Transformer, architecture: "Architecture") -> "Views":
     """All tensors by their names on disk."""
-    found = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
+    found = {
+        "model.embed_tokens.weight": model.embedding.weight,
+        "model.norm.weight": model.norm.weight,
+    }
     if not model.config.tie_embeddings:
         found["lm_head.weight"] = model.head.weight
-    offset, routed = model.balancer.offset(), 0
+    offset = model.balancer.offset()
+    routed = 0
     for number, block in enumerate(model.blocks):
         attention: Any = block.attention
         ffn: Any = block.ffn
         query, key, value = attention.qkv.weight.split(attention.sizes)
-        layer = {"input_layernorm": block.attention_norm, "post_attention_layernorm": block.ffn_norm,
-                 "self_attn.o_proj": attention.out, "self_attn.q_norm": attention.query_norm,
-                 "self_attn.k_norm": attention.key_norm}  # fmt: skip
-        inner = {f"{n}.weight": m.weight for n, m in layer.items() if not isinstance(m, nn.Identity)}
-        inner |= {f"self_attn.{n}_proj.weight": w for n, w in (("q", query), ("k", key), ("v", value))}
+        layer = {
+            "input_layernorm": block.attention_norm,
+            "post_attention_layernorm": block.ffn_norm,
+            "self_attn.o_proj": attention.out,
+            "self_attn.q_norm": attention.query_norm,
+            "self_attn.k_norm": attention.key_norm,
+        }
+        inner = {
+            f"{n}.weight": m.weight for n, m in layer.items() if not isinstance(m, nn.Identity)
+        }
+        inner |= {
+            f"self_attn.{n}_proj.weight": w for n, w in (("q", query), ("k", key), ("v", value))
+        }
         if attention.qkv.bias is not None:
             biases = attention.qkv.bias.split(attention.sizes)
             inner |= {f"self_attn.{n}_proj.bias": b for n, b in zip("qkv", biases, strict=True)}
@@ -40,22 +54,30 @@ def views(model: Transformer, architecture: "Architecture") -> "Views":
             routed += 1
         else:
             inner |= network(ffn.experts.common, "mlp.")
-        found |= {f"model.layers.{number}.{name}": weight.detach() for name, weight in inner.items()}
+        found |= {
+            f"model.layers.{number}.{name}": weight.detach() for name, weight in inner.items()
+        }
     return {name: weight.detach() for name, weight in found.items()}
 
 
 def network(ffn: FeedForward, prefix: str, names: tuple[str, str, str] = GATED) -> "Views":
     """One gated network."""
     gate, up = ffn.w_in.weight.chunk(2)
-    return {f"{prefix}{name}.weight": w for name, w in zip(names, (gate, up, ffn.w_out.weight), strict=True)}
+    return {
+        f"{prefix}{name}.weight": w
+        for name, w in zip(names, (gate, up, ffn.w_out.weight), strict=True)
+    }
 
 
 def each_expert(layer: MoE, prefix: str, names: tuple[str, str, str] = GATED) -> "Views":
     """The routed experts, each with a name of its own, and the router."""
-    found, stack = {f"{prefix}gate.weight": directions(layer)}, cast(Routed, layer.experts).routed
+    found = {f"{prefix}gate.weight": directions(layer)}
+    stack = cast(Routed, layer.experts).routed
     for e, (w_in, w_out) in enumerate(zip(stack.w_in, stack.w_out, strict=True)):
         matrices = (*w_in.T.chunk(2), w_out.T)  # (F, D) twice, (D, F)
-        found |= {f"{prefix}experts.{e}.{n}.weight": w for n, w in zip(names, matrices, strict=True)}
+        found |= {
+            f"{prefix}experts.{e}.{n}.weight": w for n, w in zip(names, matrices, strict=True)
+        }
     return found
 
 
@@ -72,13 +94,22 @@ def read_from(model: Transformer, architecture: "Architecture") -> dict[str, Ten
 
 
 @torch.no_grad()
-def write_into(model: Transformer, architecture: "Architecture", tensors: Mapping[str, Tensor]) -> list[str]:
-    """Puts all tensors of theirs into a model; returns what of them has no place, or another size, or is missing."""
+def write_into(
+    model: Transformer, architecture: "Architecture", tensors: Mapping[str, Tensor]
+) -> list[str]:
+    """Puts all tensors of theirs into a model;
+    returns what of them has no place, or another size, or is missing.
+    """
     places = views(model, architecture)
     wrong = [f"{name} is missing" for name in sorted(places.keys() - tensors.keys())]
-    wrong += [f"{name} is unknown" for name in sorted(tensors.keys() - places.keys()) if tensors[name].numel()]
+    wrong += [
+        f"{name} is unknown"
+        for name in sorted(tensors.keys() - places.keys())
+        if tensors[name].numel()
+    ]
     for name in places.keys() & tensors.keys():
-        place, given = places[name], tensors[name]
+        place = places[name]
+        given = tensors[name]
         if given.numel() != place.numel() or given.squeeze().shape != place.squeeze().shape:
             wrong.append(f"{name} is {tuple(given.shape)} and must be {tuple(place.shape)}")
         else:

@@ -26,23 +26,30 @@ from app.runs.read import TrainedRun
 from app.training.files import write_whole
 
 CHECK = Path(__file__).with_name("check.py")
-CLOSE = 1e-4  # largest difference of two logits in float32
-ROWS, LENGTH = 2, 128  # of the held-out text that is compared
+# largest difference of two logits in float32
+CLOSE = 1e-4
+# of the held-out text that is compared
+ROWS = 2
+LENGTH = 128
 SHARD = "5GB"
 
 
 def export(run: TrainedRun, out: Path, license_name: str) -> tuple[str, float]:
-    """Writes a folder and compares; returns the architecture and the largest difference of two logits.
+    """Writes a folder and compares; returns the architecture and the largest difference of two
+    logits.
 
     Raises:
-        UserError: no architecture computes this model, the folder is not empty, the disk is full, or the logits differ;
-            what was written stays.
+        UserError: no architecture computes this model, the folder is not empty, the disk is full,
+            or the logits differ; what was written stays.
     """
     facts = facts_of(run.config, run.model)
     architecture = fitting(facts)
     ends = {"bos_token_id": run.text.tokenizer.begin, "eos_token_id": run.text.tokenizer.separator}
     files = tokenizer_files(run.text.tokenizer, run.seq_len)
-    files |= {"config.json": as_json(architecture.config(facts) | ends), "generation_config.json": as_json(ends)}
+    files |= {
+        "config.json": as_json(architecture.config(facts) | ends),
+        "generation_config.json": as_json(ends),
+    }
     files |= {"README.md": card(run, architecture.cls, license_name, custom=False)}
     write_folder(out, files, read_from(run.model, architecture))
     return architecture.cls, difference(run.model, held_out(run), out, tokenizer=run.text.tokenizer)
@@ -61,11 +68,14 @@ def write_folder(out: Path, files: dict[str, str], weights: dict[str, Tensor]) -
         for name, text in files.items():
             write_whole(out / name, text)
         save_torch_state_dict(weights, out, max_shard_size=SHARD, metadata={"format": "pt"})
-        mode = (out / "config.json").stat().st_mode  # safetensors writes for the owner alone
+        # safetensors writes for the owner alone
+        mode = (out / "config.json").stat().st_mode
         for file in out.glob("*.safetensors"):
             file.chmod(mode)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}); what is there is not whole") from error
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror or error}); what is there is not whole"
+        ) from error
 
 
 def difference(
@@ -76,19 +86,22 @@ def difference(
     tokenizer: Tokenizer | None = None,
     name: Path | None = None,
 ) -> float:
-    """Return the largest difference between our logits and those of `transformers`, computed in a new process.
+    """Return the largest difference between our logits and those of `transformers`, computed in a
+    new process.
 
     Args:
         model: Our model.
         tokens: Token ids (N, S).
         out: The folder that `transformers` loads.
-        code: Text of the modeling file that this process has just written into `out`. None: no code of the folder is
-            executed, whatever its config says.
-        tokenizer: Our tokenizer, where the folder holds it, too: texts with every special token must get our ids.
+        code: Text of the modeling file that this process has just written into `out`. None: no code
+            of the folder is executed, whatever its config says.
+        tokenizer: Our tokenizer, where the folder holds it, too: texts with every special token
+            must get our ids.
         name: What errors call the folder; by default `out`.
 
     Raises:
-        UserError: It is too large, a weight is missing or left over there, or the ids of a text differ.
+        UserError: It is too large, a weight is missing or left over there, or the ids of a text
+            differ.
     """
     with torch.no_grad():
         logits = model.logits(tokens)
@@ -104,12 +117,14 @@ def difference(
         raise UserError(f"{out}: does not fit transformers: {some}; it stays for you to look at")
     if not found["difference"] <= CLOSE:
         raise UserError(
-            f"{out}: computes something else in transformers: logits differ by {found['difference']:.2g}, more than "
+            f"{out}: computes something else in transformers: logits differ by "
+            f"{found['difference']:.2g}, more than "
             f"{CLOSE}; do not use it, it stays for you to look at"
         )
     if found["texts"]:
         raise UserError(
-            f"{out}: transformers gives other ids to the text {found['texts'][0]!r}; do not use it, it stays for you "
+            f"{out}: transformers gives other ids to the text {found['texts'][0]!r}; do not use "
+            "it, it stays for you "
             "to look at"
         )
     return float(found["difference"])
@@ -133,14 +148,18 @@ def held_out(run: TrainedRun) -> Tensor:
 
 def _checked(out: Path, given: str, code: str | None, name: Path) -> dict[str, Any]:
     """Return what app/hub/check.py prints."""
-    quiet = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    quiet = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
+        "HF_HUB_OFFLINE": "1"
+    }
     command = [sys.executable, "-P", str(CHECK), str(out), given]
     if code is not None:
         command.append(hashlib.sha256(code.encode()).hexdigest())
     done = subprocess.run(command, capture_output=True, text=True, env=quiet)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise UserError(f"{name}: cannot be read by transformers ({reason}); it stays for you to look at")
+        raise UserError(
+            f"{name}: cannot be read by transformers ({reason}); it stays for you to look at"
+        )
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

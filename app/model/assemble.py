@@ -1,4 +1,6 @@
-"""From the composed config to the model; without Lightning, which takes longer to import than a model to build."""
+"""From the composed config to the model;
+without Lightning, which takes longer to import than a model to build.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -31,16 +33,25 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     """
     model = model_config(config)
     vocab_size = _vocabulary(model, vocab_size)
-    layouts = [_layout(config, model) if model.is_moe(i) else _dense(config, model) for i in range(model.num_layers)]
+    layouts = [
+        _layout(config, model) if model.is_moe(i) else _dense(config, model)
+        for i in range(model.num_layers)
+    ]
     routed = [layout for layout in layouts if layout.num_experts]
     sizes = sizes_of(routed, model.dim, vocab_size)
     check_layers(config, len(routed))
     ffns: list[nn.Module] = [
-        _moe(config, sizes._replace(layer=routed.index(layout)), layout) if layout.num_experts else Unrouted(layout)
+        _moe(config, sizes._replace(layer=routed.index(layout)), layout)
+        if layout.num_experts
+        else Unrouted(layout)
         for layout in layouts
     ]
     balancer = build_balancer(config, sizes)
-    kind = Ensemble if any(isinstance(layout, Mixture) and layout.on_model for layout in layouts) else Transformer
+    kind = (
+        Ensemble
+        if any(isinstance(layout, Mixture) and layout.on_model for layout in layouts)
+        else Transformer
+    )
     return ranged("", lambda: kind(model, ffns, balancer, vocab_size))
 
 
@@ -48,7 +59,8 @@ def _moe(config: Config, sizes: Sizes, layout: Experts) -> MoE:
     router = build_router(config, sizes)
     if router.weigh.on_input and isinstance(layout, Mixture):
         raise UserError(
-            f"experts.name={config['experts']['name']}: mixes its experts in one, and this router weighs what each of "
+            f"experts.name={config['experts']['name']}: mixes its experts in one, and this "
+            "router weighs what each of "
             "them sees; set router/weigh=identity, or another that weighs what they return"
         )
     return MoE(router, layout)
@@ -59,7 +71,15 @@ def sizes_of(routed: list[Experts], dim: int, vocab_size: int) -> Sizes:
     if not routed:
         return Sizes(dim, 0, 0, 0, vocab_size)
     first = routed[0]
-    return Sizes(dim, first.num_experts, first.top_k, len(routed), vocab_size, free=first.free, null=first.null)
+    return Sizes(
+        dim,
+        first.num_experts,
+        first.top_k,
+        len(routed),
+        vocab_size,
+        free=first.free,
+        null=first.null,
+    )
 
 
 def model_config(config: Config) -> ModelConfig:
@@ -68,11 +88,17 @@ def model_config(config: Config) -> ModelConfig:
 
 
 def build_router(config: Config, sizes: Sizes) -> Router:
-    """The router of one MoE layer: the parts of all layers, but those that `router.layers` gives to this one."""
+    """The router of one MoE layer: the parts of all layers,
+    but those that `router.layers` gives to this one.
+    """
     chosen = {kind: (f"router.{kind}", config["router"].get(kind)) for kind in KINDS}
     for name, entry in (config["router"].get("layers") or {}).items():
         if sizes.layer in _existing(entry["at"], sizes.num_layers):
-            chosen |= {kind: (f"router.layers.{name}.{kind}", part) for kind, part in entry.items() if kind in KINDS}
+            chosen |= {
+                kind: (f"router.layers.{name}.{kind}", part)
+                for kind, part in entry.items()
+                if kind in KINDS
+            }
     parts = {kind: _part(kind, key, entry, sizes) for kind, (key, entry) in chosen.items()}
     router = ranged("router", lambda: Router(**parts, sizes=sizes))
     for kind in ("select", "drop"):
@@ -81,7 +107,8 @@ def build_router(config: Config, sizes: Sizes) -> Router:
 
 
 def check_layers(config: Config, num_layers: int) -> None:
-    """Whether `router` has the keys that it may have, and `router.layers` names parts and layers that there are.
+    """Whether `router` has the keys that it may have, and `router.layers` names parts and layers
+    that there are.
 
     Raises:
         UserError: it does not.
@@ -92,10 +119,20 @@ def check_layers(config: Config, num_layers: int) -> None:
             raise UserError(unknown(f"router.{key}", str(key), keys))
     for name, entry in (config["router"].get("layers") or {}).items():
         key = f"router.layers.{name}"
-        if not isinstance(entry, Mapping) or not isinstance(at := entry.get("at"), Sequence) or isinstance(at, str):
-            raise UserError(f"{key}: must have the list `at`, MoE layers from 0 (-1: the last), and parts for them")
+        if (
+            not isinstance(entry, Mapping)
+            or not isinstance(at := entry.get("at"), Sequence)
+            or isinstance(at, str)
+        ):
+            raise UserError(
+                f"{key}: must have the list `at`, MoE layers from 0 (-1: the last), "
+                "and parts for them"
+            )
         if num_layers and not _existing(at, num_layers):
-            raise UserError(f"{key}.at={list(at)}: names none of the {num_layers} MoE layers, which count from 0")
+            raise UserError(
+                f"{key}.at={list(at)}: names none of the {num_layers} MoE layers, "
+                "which count from 0"
+            )
         for kind in entry:
             if kind not in (*KINDS, "at"):
                 raise UserError(unknown(f"{key}.{kind}", str(kind), (*KINDS, "at")))
@@ -103,7 +140,11 @@ def check_layers(config: Config, num_layers: int) -> None:
 
 def _existing(at: Sequence[Any], num_layers: int) -> list[int]:
     """The layers, counted from 0 or from -1 downwards, that there are."""
-    return [layer % num_layers for layer in at if isinstance(layer, int) and -num_layers <= layer < num_layers]
+    return [
+        layer % num_layers
+        for layer in at
+        if isinstance(layer, int) and -num_layers <= layer < num_layers
+    ]
 
 
 def build_balancer(config: Config, sizes: Sizes) -> Balancer:
@@ -112,16 +153,26 @@ def build_balancer(config: Config, sizes: Sizes) -> Balancer:
     for key, term in terms.items():
         if not isinstance(term, Mapping):
             raise UserError(
-                f"balance.{key}={term}: a balance term nests under its own name; write NAME: {{name: NAME, ...}} in "
+                f"balance.{key}={term}: a balance term nests under its own name; write NAME: "
+                f"{{name: NAME, ...}} in "
                 "conf/balance/NAME.yaml"
             )
         if "name" not in term:
-            raise UserError(f"balance.{key}: has values but was not chosen; add it with balance=[...,{key}]")
-    return ranged("", lambda: Balancer({k: make("balance", t, sizes, key=f"balance.{k}") for k, t in terms.items()}))
+            raise UserError(
+                f"balance.{key}: has values but was not chosen; add it with balance=[...,{key}]"
+            )
+    return ranged(
+        "",
+        lambda: Balancer(
+            {k: make("balance", t, sizes, key=f"balance.{k}") for k, t in terms.items()}
+        ),
+    )
 
 
 def _layout(config: Config, model: ModelConfig) -> Any:
-    return _activated(config, {k: v for k, v in config["experts"].items() if k != "activation"}, model, "experts")
+    return _activated(
+        config, {k: v for k, v in config["experts"].items() if k != "activation"}, model, "experts"
+    )
 
 
 def _dense(config: Config, model: ModelConfig) -> Any:
@@ -133,7 +184,9 @@ def _activated(config: Config, entry: Config, model: ModelConfig, key: str) -> A
     layout = make("experts", entry, model.dim, key=key)
     chosen = config["experts"].get("activation", {"name": "swiglu"})
     if not isinstance(chosen, Mapping):
-        raise UserError(f"experts.activation={chosen}: is chosen with a slash; write experts/activation=NAME")
+        raise UserError(
+            f"experts.activation={chosen}: is chosen with a slash; write experts/activation=NAME"
+        )
     layout.activate(make("activation", chosen, key="experts.activation"))
     return layout
 
@@ -141,13 +194,18 @@ def _activated(config: Config, entry: Config, model: ModelConfig, key: str) -> A
 def _vocabulary(model: ModelConfig, vocab_size: int) -> int:
     """The model's own number of tokens where the config states one, else the tokenizer's."""
     if model.vocab_size is not None and model.vocab_size < vocab_size:
-        raise UserError(f"model.vocab_size={model.vocab_size}: must be at least {vocab_size}, the tokenizer's; or null")
+        raise UserError(
+            f"model.vocab_size={model.vocab_size}: must be at least {vocab_size}, "
+            "the tokenizer's; or null"
+        )
     return model.vocab_size or vocab_size
 
 
 def _part(kind: str, key: str, entry: Any, sizes: Sizes) -> Any:
     if not isinstance(entry, Mapping):
-        raise UserError(f"{key}={entry}: a part is chosen with a slash; write {key.replace('.', '/')}=NAME")
+        raise UserError(
+            f"{key}={entry}: a part is chosen with a slash; write {key.replace('.', '/')}=NAME"
+        )
     if "k" in entry and entry["k"] is None:  # follows the layout
         entry = {**entry, "k": sizes.top_k}
     return make(kind, entry, sizes, key=key)
@@ -157,7 +215,8 @@ def _refuse_look_ahead(part: Select | Drop, key: str, entry: Config, allowed: bo
     name = f"{key}.name={entry['name']}"
     if part.causal == "never" and not allowed:
         raise UserError(
-            f"{name}: a token's choice depends on later tokens, so a language model would see its targets; set "
+            f"{name}: a token's choice depends on later tokens, so a language model would see "
+            "its targets; set "
             "allow_non_causal=true to train it all the same"
         )
     if part.causal == "eval":

@@ -1,7 +1,9 @@
-"""Causal self-attention with rotary positions (Su et al. 2021, arXiv 2104.09864) and grouped queries (2305.13245).
+"""Causal self-attention with rotary positions (Su et al. 2021, arXiv 2104.09864) and grouped
+queries (2305.13245).
 
-Queries and keys may be normed before the rotation, which keeps their products small (Dehghani et al. 2023, arXiv
-2302.05442): each head by itself (Qwen3, arXiv 2505.09388) or all heads together (OLMoE, arXiv 2409.02060).
+Queries and keys may be normed before the rotation, which keeps their products small (Dehghani et
+al. 2023, arXiv 2302.05442): each head by itself (Qwen3, arXiv 2505.09388) or all heads together
+(OLMoE, arXiv 2409.02060).
 """
 
 from collections.abc import Callable
@@ -16,7 +18,8 @@ from app.model.documents import Mask, attend
 from experts.matrix import MatrixLayout
 from routers.contract import Context
 
-ROUNDED = 256  # positions: a text that grows token by token needs few tables of angles
+# positions: a text that grows token by token needs few tables of angles
+ROUNDED = 256
 
 
 class Positions(NamedTuple):
@@ -27,7 +30,8 @@ class Positions(NamedTuple):
     cos: Tensor  # (S, H) of the rotary angles, H the width of a head
     sin: Tensor
     extended: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = (
-        None  # a layer's keys and values by those before
+        # a layer's keys and values by those before
+        None
     )
 
 
@@ -37,20 +41,29 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_width
-        self.sizes = [heads * self.head_dim for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+        self.sizes = [
+            heads * self.head_dim
+            for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        ]
         self.qkv = nn.Linear(config.dim, sum(self.sizes), bias=config.qkv_bias)
         if self.qkv.bias is not None:
             nn.init.zeros_(self.qkv.bias)
         self.out = nn.Linear(self.sizes[0], config.dim, bias=False)
         self.norm_heads = config.qk_norm == "head"
         widths = [self.head_dim] * 2 if self.norm_heads else self.sizes[:2]
-        norms = [nn.Identity() if config.qk_norm == "none" else nn.RMSNorm(width, config.norm_eps) for width in widths]
+        norms = [
+            nn.Identity() if config.qk_norm == "none" else nn.RMSNorm(width, config.norm_eps)
+            for width in widths
+        ]
         self.query_norm, self.key_norm = norms
 
     def forward(self, x: Tensor, positions: Positions) -> Tensor:
         query, key, value = self.qkv(x).split(self.sizes, -1)  # (B, S, heads * H)
-        query, key = self._heads(query, self.query_norm), self._heads(key, self.key_norm)
-        query, key, value = rotate(query, positions), rotate(key, positions), self._heads(value, nn.Identity())
+        query = self._heads(query, self.query_norm)
+        key = self._heads(key, self.key_norm)
+        query = rotate(query, positions)
+        key = rotate(key, positions)
+        value = self._heads(value, nn.Identity())
         if positions.extended is not None:
             key, value = positions.extended(key, value)
         y = attend(query, key, value, positions.mask)
@@ -77,14 +90,19 @@ def rotate(x: Tensor, positions: Positions) -> Tensor:
     return x * positions.cos.to(x.dtype) + torch.cat((-right, left), -1) * positions.sin.to(x.dtype)
 
 
-def rotary(stop: int, width: int, theta: float, device: torch.device, start: int = 0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (S, H) of the rotary angles of positions start .. stop - 1; only their differences act."""
+def rotary(
+    stop: int, width: int, theta: float, device: torch.device, start: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (S, H) of the rotary angles of positions start ..
+    stop - 1; only their differences act.
+    """
     cos, sin = _angles(stop + -stop % ROUNDED, width, theta, device)
     return cos[start:stop], sin[start:stop]
 
 
 @lru_cache(maxsize=8)
-@torch.inference_mode(False)  # what validation computes, training uses
+# what validation computes, training uses
+@torch.inference_mode(False)
 def _angles(length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     speed = theta ** -(torch.arange(0, width, 2, device=device) / width)  # (H/2,)
     angle = torch.arange(length, device=device)[:, None] * speed.repeat(2)  # (S, H)

@@ -1,4 +1,6 @@
-"""A block of the transformer: attention and a feed-forward part, each behind a norm, added to the residual stream."""
+"""A block of the transformer: attention and a feed-forward part, each behind a norm,
+added to the residual stream.
+"""
 
 from torch import Tensor, nn
 

@@ -1,7 +1,9 @@
-"""Attention that stays inside a document: which positions may look at which, in the form that the device computes fast.
+"""Attention that stays inside a document: which positions may look at which, in the form that the
+device computes fast.
 
-With any mask torch's attention computes all S x S products on CUDA, in a slow kernel. FlexAttention (Dong et al. 2024,
-arXiv 2412.05496) leaves out the blocks of positions that have no document in common.
+With any mask torch's attention computes all S x S products on CUDA, in a slow kernel. FlexAttention
+(Dong et al. 2024, arXiv 2412.05496) leaves out the blocks of positions that have no document in
+common.
 """
 
 from functools import cache
@@ -15,13 +17,15 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 BLOCK = 128  # positions of a block
 NARROWEST = 16  # head that FlexAttention takes
 
-Mask = Tensor | BlockMask | None  # None: causal over the whole row
+# None: causal over the whole row
+Mask = Tensor | BlockMask | None
 
 
 def document_mask(document: Tensor, head_dim: int, dtype: torch.dtype) -> Mask:
     """Lets each position of document (B, S) look at those of its document that are not later.
 
-    Where it is a matrix, it is one of the queries' `dtype`: of bools every layer would make one, and keep it.
+    Where it is a matrix, it is one of the queries' `dtype`: of bools every layer would make one,
+    and keep it.
     """
     if document.is_cuda and head_dim >= NARROWEST:
         return block_mask(document)
@@ -36,11 +40,14 @@ def dense_mask(document: Tensor) -> Tensor:
 
 
 def block_mask(document: Tensor) -> BlockMask:
-    """The same, with the blocks of positions whose ranges of document numbers meet; no S x S matrix is made."""
+    """The same, with the blocks of positions whose ranges of document numbers meet;
+    no S x S matrix is made.
+    """
     length = document.size(1)
     padded = torch.arange(length + -length % BLOCK, device=document.device).clamp(max=length - 1)
     low, high = document[:, padded].unflatten(1, (-1, BLOCK)).aminmax(dim=-1)  # (B, N)
-    meet = ((low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])).tril()  # (B, N, N)
+    # (B, N, N)
+    meet = ((low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])).tril()
     order = meet.int().argsort(dim=-1, descending=True, stable=True).int()  # first those that meet
 
     def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -48,16 +55,24 @@ def block_mask(document: Tensor) -> BlockMask:
 
     number = meet.sum(-1, dtype=torch.int32)
     return BlockMask.from_kv_blocks(
-        number[:, None], order[:, None], BLOCK_SIZE=BLOCK, mask_mod=allowed, seq_lengths=(length, length)
+        number[:, None],
+        order[:, None],
+        BLOCK_SIZE=BLOCK,
+        mask_mod=allowed,
+        seq_lengths=(length, length),
     )
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
-    """Attention (B, heads, S, H); fewer heads of key and value than of query are shared among those (2305.13245)."""
+    """Attention (B, heads, S, H); fewer heads of key and value than of
+    query are shared among those (2305.13245).
+    """
     shared = key.size(1) < query.size(1)
     if isinstance(mask, BlockMask):
         return _compiled()(query, key, value, block_mask=mask, enable_gqa=shared)
-    return functional.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, enable_gqa=shared)
+    return functional.scaled_dot_product_attention(
+        query, key, value, mask, is_causal=mask is None, enable_gqa=shared
+    )
 
 
 @cache

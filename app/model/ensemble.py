@@ -1,4 +1,6 @@
-"""One model for each expert, their logits mixed by the gates: what a mixture inside of the model is compared with."""
+"""One model for each expert, their logits mixed by the gates:
+what a mixture inside of the model is compared with.
+"""
 
 from typing import Any
 
@@ -10,7 +12,8 @@ from routers.contract import Routing
 
 
 class Ensemble(Transformer):
-    """Runs the model once without experts and once with each of them alone; the last layer's gates mix the outputs.
+    """Runs the model once without experts and once with each of them alone; the last layer's gates
+    mix the outputs.
 
         h = h_0 + sum_i gate_i (h_i - h_0)
 

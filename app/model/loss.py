@@ -1,7 +1,7 @@
 """Cross entropy of the language-model head, with one copy of the logits in memory.
 
-The logits' gradient, softmax minus one-hot, is written over the logits while they are at hand, so that the backward
-pass needs neither the logits again nor a second matrix of their size.
+The logits' gradient, softmax minus one-hot, is written over the logits while they are at hand, so
+that the backward pass needs neither the logits again nor a second matrix of their size.
 """
 
 from typing import Any
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROWS = 1024  # tokens whose float32 logits exist at one time
+# tokens whose float32 logits exist at one time
+ROWS = 1024
 
 
 def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -23,7 +24,8 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        hidden = hidden.to(dtype)
+        weight = weight.to(dtype)
     if not torch.is_grad_enabled():
         parts = zip(hidden.flatten(0, -2).split(ROWS), targets.flatten().split(ROWS), strict=True)
         return torch.cat([_nll(some @ weight.T, of)[0] for some, of in parts]).view_as(targets)
@@ -42,7 +44,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden, weight, slope = ctx.saved_tensors
-        scale = grads[0].flatten()[:, None]  # float32: one rounded factor would bend the whole gradient
+        # float32: one rounded factor would bend the whole gradient
+        scale = grads[0].flatten()[:, None]
         to_hidden = (slope @ weight * scale).to(hidden.dtype).view_as(hidden)
         return to_hidden, slope.T @ (hidden.flatten(0, -2) * scale).to(hidden.dtype), None
 
@@ -55,7 +58,9 @@ def _nll(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _softmax_minus_onehot(logits: Tensor, targets: Tensor) -> Tensor:
-    """The likelihoods of some rows; their logits (R, V) are replaced by the gradient of these likelihoods."""
+    """The likelihoods of some rows; their logits (R,
+    V) are replaced by the gradient of these likelihoods.
+    """
     nll, log_p = _nll(logits, targets)
     index = targets.clamp_min(0)[:, None]
     slope = log_p.exp_().scatter_add_(1, index, -torch.ones_like(index, dtype=log_p.dtype))

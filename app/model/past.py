@@ -1,4 +1,6 @@
-"""What a model remembers of the positions before: with it the next token costs one position, not all of them again."""
+"""What a model remembers of the positions before:
+with it the next token costs one position, not all of them again.
+"""
 
 from collections import Counter
 
@@ -9,8 +11,8 @@ from torch import Tensor
 class Past:
     """Keys and values of all layers, and which of the positions are no padding.
 
-    A layer may be computed several times for the same positions, as under skills whose outputs are mixed: always as
-    often and in the same order, so each time has keys and values of its own.
+    A layer may be computed several times for the same positions, as under skills whose outputs are
+    mixed: always as often and in the same order, so each time has keys and values of its own.
     """
 
     def __init__(self) -> None:
@@ -24,7 +26,9 @@ class Past:
         self._times.clear()
 
     def mask(self, length: int) -> Tensor:
-        """(B, 1, length, S) bool: where the last `length` positions may look; padding looks at itself."""
+        """(B, 1, length, S) bool: where the last `length` positions may look;
+        padding looks at itself.
+        """
         place = torch.arange(self.valid.size(1), device=self.valid.device)
         own = place[-length:, None]  # (length, 1)
         return ((place <= own) & self.valid[:, None] | (place == own))[:, None]
@@ -35,6 +39,7 @@ class Past:
         self._times[layer] += 1
         if entry in self._kept:
             before = self._kept[entry]
-            key, value = torch.cat((before[0], key), 2), torch.cat((before[1], value), 2)
+            key = torch.cat((before[0], key), 2)
+            value = torch.cat((before[1], value), 2)
         self._kept[entry] = key, value
         return key, value

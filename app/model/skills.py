@@ -1,4 +1,5 @@
-"""Low-rank skills on a frozen dense model: what of it learns, and what a skill is when it is taken out of a model.
+"""Low-rank skills on a frozen dense model: what of it learns, and what a skill is when it is taken
+out of a model.
 
 A skill belongs to its base, which is known by the fingerprint of its weights.
 """
@@ -15,8 +16,10 @@ from app.model.transformer import Transformer
 from app.registry import UserError, require
 from experts.mixture import Mixture
 
-FACTOR = ".skills_"  # in the names of a skill's parameters
-OTHERS = (".router.", "shared_score.", "balancer.")  # in those of what chooses among the skills
+# in the names of a skill's parameters
+FACTOR = ".skills_"
+# in those of what chooses among the skills
+OTHERS = (".router.", "shared_score.", "balancer.")
 State = Mapping[str, Tensor]
 
 
@@ -25,7 +28,8 @@ class SkillsStart:
     """The config group `skills`: what a run with experts=lora_skills starts from.
 
     Raises:
-        ValueError: there are files or a mixture, but no base, or skills are to learn on and there are none.
+        ValueError: there are files or a mixture, but no base, or skills are to learn on and there
+            are none.
     """
 
     base: str | None
@@ -36,15 +40,27 @@ class SkillsStart:
     def __post_init__(self) -> None:
         for name in ("files", "mixture"):
             value = getattr(self, name)
-            require(name, value, value is None or self.base is not None, "needs skills.base, the run that it is for")
-        require("learn", self.learn, not self.learn or self.files is not None, "needs skills.files; new ones learn")
+            require(
+                name,
+                value,
+                value is None or self.base is not None,
+                "needs skills.base, the run that it is for",
+            )
+        require(
+            "learn",
+            self.learn,
+            not self.learn or self.files is not None,
+            "needs skills.files; new ones learn",
+        )
 
 
 class Skill(NamedTuple):
     """One skill by itself."""
 
-    factors: State  # by the names that a library has them under, without its axis of skills
-    about: dict[str, str]  # what it fits: `base`, `rank`, `scale`, `linears`; and what it was trained on
+    # by the names that a library has them under, without its axis of skills
+    factors: State
+    # what it fits: `base`, `rank`, `scale`, `linears`; and what it was trained on
+    about: dict[str, str]
 
 
 def names_of(model: Transformer) -> list[str]:
@@ -64,9 +80,15 @@ def library(model: Transformer) -> Mixture:
 
 
 def base_of(state: State) -> dict[str, Tensor]:
-    """The weights of the dense model in the state of it, or of one with skills; `model.` of a checkpoint is cut off."""
+    """The weights of the dense model in the state of it, or of one with skills;
+    `model.` of a checkpoint is cut off.
+    """
     plain = {name.removeprefix("model."): weights for name, weights in state.items()}
-    return {n: w for n, w in plain.items() if FACTOR not in n and not any(other in n for other in OTHERS)}
+    return {
+        n: w
+        for n, w in plain.items()
+        if FACTOR not in n and not any(other in n for other in OTHERS)
+    }
 
 
 def fingerprint(state: State) -> str:
@@ -79,7 +101,9 @@ def fingerprint(state: State) -> str:
 
 
 def freeze(model: Transformer, skills: bool) -> None:
-    """Keeps the dense model as it is in training, and its skills if they are ready; the routers learn."""
+    """Keeps the dense model as it is in training, and its skills if they are ready;
+    the routers learn.
+    """
     base = base_of(dict(model.named_parameters()))
     for name, parameter in model.named_parameters():
         if name in base or (skills and FACTOR in name):
@@ -94,11 +118,15 @@ def lay_beneath(model: Transformer, dense: State) -> None:
         UserError: the model has no skills, or the dense one is of other sizes.
     """
     library(model)
-    mine, theirs = base_of(model.state_dict()), base_of(dense)
+    mine = base_of(model.state_dict())
+    theirs = base_of(dense)
     for name in sorted(mine.keys() | theirs.keys()):
         here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (mine, theirs))
         if here != there:
-            raise UserError(f"skills.base: is no dense model of these sizes: {name} is {there} there and {here} here")
+            raise UserError(
+                f"skills.base: is no dense model of these sizes: {name} is {there} "
+                f"there and {here} here"
+            )
         mine[name].copy_(theirs[name])
 
 
@@ -109,43 +137,66 @@ def put(model: Transformer, skills: Mapping[str, Skill]) -> None:
     Raises:
         UserError: a skill is of another kind, or one is missing or too much.
     """
-    layout, state = library(model), model.state_dict()
+    layout = library(model)
+    state = model.state_dict()
     if {*skills} != {*layout.skills}:
-        raise UserError(f"skills.files={[*skills]}: must name a file for each of experts.skills={[*layout.skills]}")
+        raise UserError(
+            f"skills.files={[*skills]}: must name a file for each of "
+            f"experts.skills={[*layout.skills]}"
+        )
     wanted = {name: factor.shape[1:] for name, factor in state.items() if FACTOR in name}
     for place, skill in enumerate(skills[name] for name in layout.skills):
         for key, value in layout.kind().items():
             if skill.about[key] != value:
-                raise UserError(f"experts.{key}={value}: {layout.skills[place]} was learned with {skill.about[key]}")
+                raise UserError(
+                    f"experts.{key}={value}: {layout.skills[place]} was learned with "
+                    f"{skill.about[key]}"
+                )
         if {name: factor.shape for name, factor in skill.factors.items()} != wanted:
-            raise UserError(f"skills.files.{layout.skills[place]}: does not fit the sizes of the model")
+            raise UserError(
+                f"skills.files.{layout.skills[place]}: does not fit the sizes of the model"
+            )
         for name, factor in skill.factors.items():
             state[name][place].copy_(factor)
 
 
 def taken(state: State, place: int) -> dict[str, Tensor]:
     """The factors of one skill in the state of a model; `model.` of a checkpoint is cut off."""
-    return {n.removeprefix("model."): w[place].contiguous() for n, w in state.items() if FACTOR in n}
+    return {
+        n.removeprefix("model."): w[place].contiguous() for n, w in state.items() if FACTOR in n
+    }
 
 
 @torch.no_grad()
 def widen(model: Transformer, old: State, old_names: Sequence[str]) -> None:
-    """Starts the routers as those of a smaller library: a skill that it did not have has the logit 0 everywhere.
+    """Starts the routers as those of a smaller library: a skill that it did not have has the logit
+    0 everywhere.
 
     Raises:
-        UserError: a skill is gone, the gate of a logit of 0 is not 0, or the routers are of other sizes.
+        UserError: a skill is gone, the gate of a logit of 0 is not 0, or the routers are of other
+            sizes.
     """
-    names, routers = names_of(model), {n: p for n, p in model.named_parameters() if ".router." in n}
+    names = names_of(model)
+    routers = {n: p for n, p in model.named_parameters() if ".router." in n}
     places = [names.index(name) if name in names else -1 for name in old_names]
     if -1 in places:
-        raise UserError(f"experts.skills={names}: lacks {old_names[places.index(-1)]}, which the mixture before had")
-    if any(router.weigh.scores(torch.zeros(1, 1, device="cpu")).any() for router in model.routers()):
-        raise UserError("skills.mixture: a new skill starts without a share only with router/weigh=identity")
+        raise UserError(
+            f"experts.skills={names}: lacks {old_names[places.index(-1)]}, which the "
+            "mixture before had"
+        )
+    if any(
+        router.weigh.scores(torch.zeros(1, 1, device="cpu")).any() for router in model.routers()
+    ):
+        raise UserError(
+            "skills.mixture: a new skill starts without a share only with router/weigh=identity"
+        )
     for name, parameter in routers.items():
         before = old.get(f"model.{name}")
         grows = before is not None and parameter.shape == (len(names), *before.shape[1:])
         if before is None or not (grows or parameter.shape == before.shape):
-            raise UserError(f"skills.mixture: has another router: {name} is not there, or of another size")
+            raise UserError(
+                f"skills.mixture: has another router: {name} is not there, or of another size"
+            )
         if grows and len(before) == len(old_names):
             parameter.zero_()
             parameter[places] = before
@@ -154,7 +205,9 @@ def widen(model: Transformer, old: State, old_names: Sequence[str]) -> None:
 
 
 @torch.no_grad()
-def merged(dense: State, skills: Mapping[str, Skill], alpha: Mapping[str, float]) -> dict[str, Tensor]:
+def merged(
+    dense: State, skills: Mapping[str, Skill], alpha: Mapping[str, float]
+) -> dict[str, Tensor]:
     """Return the state of a dense model with constant shares of skills in its weights.
 
     W = W_0 + sum_i alpha_i scale_i A_i B_i
@@ -169,21 +222,32 @@ def merged(dense: State, skills: Mapping[str, Skill], alpha: Mapping[str, float]
     """
     state = {name: weights.clone() for name, weights in dense.items()}
     for skill_name, skill in skills.items():
-        prefixes = {name.removesuffix("skills_a").removesuffix("skills_b") for name in skill.factors}
+        prefixes = {
+            name.removesuffix("skills_a").removesuffix("skills_b") for name in skill.factors
+        }
         for prefix in sorted(prefixes):
             weight = state.get(f"model.{prefix}weight")  # (out, in)
             product = _product(skill, prefix)  # (in, out)
             if weight is None or product is None or product.T.shape != weight.shape:
-                raise UserError(f"skill {skill_name}: does not fit the sizes of the base at {prefix}weight")
+                raise UserError(
+                    f"skill {skill_name}: does not fit the sizes of the base at {prefix}weight"
+                )
             weight += alpha[skill_name] * float(skill.about["scale"]) * product.T
             if not weight.isfinite().all():
-                raise UserError(f"{skill_name}={alpha[skill_name]}: makes weights that are not finite; use less of it")
+                raise UserError(
+                    f"{skill_name}={alpha[skill_name]}: makes weights that are not "
+                    "finite; use less of it"
+                )
     return state
 
 
 def _product(skill: Skill, prefix: str) -> Tensor | None:
-    """A B (in, out) of one linear layer; None where a factor is missing or they do not go together."""
-    a, b = skill.factors.get(f"{prefix}skills_a"), skill.factors.get(f"{prefix}skills_b")  # (in, rank), (rank, out)
+    """A B (in, out) of one linear layer;
+    None where a factor is missing or they do not go together.
+    """
+    # (in, rank), (rank, out)
+    a = skill.factors.get(f"{prefix}skills_a")
+    b = skill.factors.get(f"{prefix}skills_b")
     if a is None or b is None or a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
         return None
     return a @ b

@@ -1,7 +1,7 @@
 """The decoder-only transformer that the experts are plugged into.
 
-Pre-norm blocks with RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), attention with rotary positions, and SwiGLU
-(Shazeer 2020, arXiv 2002.05202).
+Pre-norm blocks with RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), attention with rotary
+positions, and SwiGLU (Shazeer 2020, arXiv 2002.05202).
 """
 
 from collections.abc import Callable
@@ -29,21 +29,28 @@ from routers.router import Router
 
 
 class Transformer(nn.Module):
-    """Embedding, blocks, head; it owns what all its layers share: the scores' common part and the balance terms.
+    """Embedding, blocks, head; it owns what all its layers share: the scores' common part and the
+    balance terms.
 
-    `ffns` are the feed-forward parts of all layers, each mapping (x, context) to (y, Routing or None).
+    `ffns` are the feed-forward parts of all layers, each mapping (x, context) to (y, Routing or
+    None).
     """
 
-    def __init__(self, config: ModelConfig, ffns: list[nn.Module], balancer: Balancer, vocab_size: int) -> None:
+    def __init__(
+        self, config: ModelConfig, ffns: list[nn.Module], balancer: Balancer, vocab_size: int
+    ) -> None:
         super().__init__()
-        self.config, self.balancer = config, balancer
+        self.config = config
+        self.balancer = balancer
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.blocks = nn.ModuleList(block_of(config, ffn) for ffn in ffns)
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.head = nn.Linear(config.dim, vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        self.shared_score = next((m for r in self.routers() if (m := r.score.shared()) is not None), None)
+        self.shared_score = next(
+            (m for r in self.routers() if (m := r.score.shared()) is not None), None
+        )
         self._check_routers()
         self._initialize(config.init_std)
 
@@ -51,7 +58,9 @@ class Transformer(nn.Module):
         kinds = {type(router.score) for router in self.routers()}
         names = sorted(kind.__name__ for kind in kinds if kind.carries)
         fits = len(kinds) == 1 or not names
-        require("router.layers", names, fits, "hands a state to the layer above, so all layers need it")
+        require(
+            "router.layers", names, fits, "hands a state to the layer above, so all layers need it"
+        )
         for router in self.routers():
             self.balancer.check(router.score, router.select)
 
@@ -71,16 +80,23 @@ class Transformer(nn.Module):
         return own + (list(self.shared_score.parameters()) if self.shared_score else [])
 
     def matrices(self) -> list[nn.Parameter]:
-        """Of the embedding, the blocks and the head, alone or in stacks; none of the routers', none that is settled."""
+        """Of the embedding, the blocks and the head, alone or in stacks;
+        none of the routers', none that is settled.
+        """
         settled = (
-            p for module in self.modules() if isinstance(module, Experts | SkilledLinear) for p in module.settled()
+            p
+            for module in self.modules()
+            if isinstance(module, Experts | SkilledLinear)
+            for p in module.settled()
         )
         own = {*self.router_parameters(), *settled}
         return [p for p in self.parameters() if p.dim() >= 2 and p not in own]
 
     def stacked_vectors(self) -> list[nn.Parameter]:
         """Return the parameters that stack one vector per expert, such as biases."""
-        return [p for module in self.modules() if isinstance(module, Experts) for p in module.settled()]
+        return [
+            p for module in self.modules() if isinstance(module, Experts) for p in module.settled()
+        ]
 
     def matrix_layouts(self) -> dict[nn.Parameter, MatrixLayout]:
         """Return the layout of every block weight that has heads or hidden units."""
@@ -92,20 +108,36 @@ class Transformer(nn.Module):
         return layouts
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves the model and changes its dtype, but routers and balance stay float32: bfloat16 scores tie."""
-        modules = [*self.routers(), self.balancer, *([] if self.shared_score is None else [self.shared_score])]
-        tensors = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
-        tensors |= {id(p.grad) for module in modules for p in module.parameters() if p.grad is not None}
+        """Moves the model and changes its dtype, but routers and balance stay float32:
+        bfloat16 scores tie.
+        """
+        modules = [
+            *self.routers(),
+            self.balancer,
+            *([] if self.shared_score is None else [self.shared_score]),
+        ]
+        tensors = {
+            id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())
+        }
+        tensors |= {
+            id(p.grad) for module in modules for p in module.parameters() if p.grad is not None
+        }
 
         def apply(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            return tensor.to(moved.device) if id(tensor) in tensors and moved.dtype != tensor.dtype else moved
+            return (
+                tensor.to(moved.device)
+                if id(tensor) in tensors and moved.dtype != tensor.dtype
+                else moved
+            )
 
         return super()._apply(apply, recurse)
 
     @torch.no_grad()
     def _initialize(self, std: float) -> None:
-        """Draws every matrix from N(0, std^2); routers and settled weights keep the values that their classes chose."""
+        """Draws every matrix from N(0, std^2);
+        routers and settled weights keep the values that their classes chose.
+        """
         for matrix in self.matrices():
             matrix.normal_(0, std)
 
@@ -120,7 +152,8 @@ class Transformer(nn.Module):
         domain: Tensor | None = None,
         row: int = 0,
     ) -> tuple[Tensor, list[Routing]]:
-        """Negative log-likelihood in nats of every target (B, S) float32, and the routings of the MoE layers.
+        """Negative log-likelihood in nats of every target (B, S) float32, and the routings of the
+        MoE layers.
 
         Args:
             tokens: (B, S) int64.
@@ -155,11 +188,15 @@ class Transformer(nn.Module):
         domain: Tensor | None = None,
         row: int = 0,
         alone: int | None = None,  # as in `Context`
-        past: Past | None = None,  # its last positions are these; None: the first ones are
+        # its last positions are these; None: the first ones are
+        past: Past | None = None,
         embedded: Tensor | None = None,  # (B, S, D), in the place of the embedded tokens
-        mask: Mask = None,  # (B, 1, S, S): where a position may look, whatever document and past say
+        # (B, 1, S, S): where a position may look, whatever document and past say
+        mask: Mask = None,
     ) -> tuple[Tensor, list[Routing]]:
-        """The normed output of the last block (B, S, D), and the routings; without `document` a row is one document."""
+        """The normed output of the last block (B, S, D), and the routings;
+        without `document` a row is one document.
+        """
         x = self.embedding(tokens) if embedded is None else embedded
         found, cos, sin = self._places(x, document, past, autocast_dtype(x))
         mask = found if mask is None else mask
@@ -194,7 +231,8 @@ class Transformer(nn.Module):
         self, x: Tensor, document: Tensor | None, past: Past | None, dtype: torch.dtype
     ) -> tuple[Mask, Tensor, Tensor]:
         """Where each position of x (B, S, D) may look, and its rotary angles."""
-        config, length = self.config, x.size(1)
+        config = self.config
+        length = x.size(1)
         document = None if config.cross_documents else document
         mask = None if document is None else document_mask(document, config.head_width, dtype)
         if past is not None:
@@ -202,7 +240,9 @@ class Transformer(nn.Module):
         total = length if past is None else past.valid.size(1)
         return mask, *rotary(total, config.head_width, config.rope_theta, x.device, total - length)
 
-    def _run(self, block: nn.Module, x: Tensor, positions: Positions) -> tuple[Tensor, Routing | None]:
+    def _run(
+        self, block: nn.Module, x: Tensor, positions: Positions
+    ) -> tuple[Tensor, Routing | None]:
         if self.config.activation_checkpointing and self.training:
             return checkpoint(block, x, positions, use_reentrant=False)
         return block(x, positions)

@@ -1,15 +1,17 @@
 """A mixture of experts that starts from a dense model of ours, trained before.
 
     copied    every expert is the dense network (Komatsuzaki et al. 2022, arXiv 2212.05055)
-    granular  expert e is part e mod m of the dense network, its output times m; the m experts of a group start with one
-              score, so that they are chosen together (He et al. 2024, arXiv 2410.07524, section 3, virtual groups)
-    drop      copied, then a share of every expert's hidden units is drawn anew from N(mean, std) of the dense matrix
-              (Nakamura et al. 2025, arXiv 2502.19261, section 3)
+    granular  expert e is part e mod m of the dense network, its output times m; the m experts of a
+              group start with one score, so that they are chosen together (He et al. 2024, arXiv
+              2410.07524, section 3, virtual groups)
+    drop      copied, then a share of every expert's hidden units is drawn anew from N(mean, std) of
+              the dense matrix (Nakamura et al. 2025, arXiv 2502.19261, section 3)
 
-The outputs of the experts are divided by the sum of a token's gates at equal scores: 1 where gates are normalised,
-top_k / E under a softmax over all experts (as Megatron-Core does for 2410.07524), each times the router's `scale`. If
-all tokens have this sum, the first forward pass of `copied` and `granular` equals that of the dense model; otherwise it
-is close while the scores are close to each other. All other weights are copied; a shared expert starts at 0.
+The outputs of the experts are divided by the sum of a token's gates at equal scores: 1 where gates
+are normalised, top_k / E under a softmax over all experts (as Megatron-Core does for 2410.07524),
+each times the router's `scale`. If all tokens have this sum, the first forward pass of `copied` and
+`granular` equals that of the dense model; otherwise it is close while the scores are close to each
+other. All other weights are copied; a shared expert starts at 0.
 """
 
 from dataclasses import dataclass
@@ -47,11 +49,14 @@ class Upcycle:
 
 
 @torch.no_grad()
-def upcycle(model: Transformer, dense: State, how: How, drop_share: float = 0.5, seed: int = 0) -> None:
+def upcycle(
+    model: Transformer, dense: State, how: How, drop_share: float = 0.5, seed: int = 0
+) -> None:
     """Overwrites the weights of a model by those of a dense one.
 
     Args:
-        dense: state of a `Transformer` without experts; the prefix `model.` of a checkpoint is understood.
+        dense: state of a `Transformer` without experts; the prefix `model.` of a checkpoint is
+            understood.
         how: copied, granular or drop.
         drop_share: of the hidden units that `drop` draws anew, 0..1.
         seed: of what is drawn.
@@ -85,19 +90,35 @@ class _Network(NamedTuple):
 
 def _dense_network(dense: State, prefix: str) -> _Network:
     if f"{prefix}w_in.weight" not in dense:
-        raise UserError(f"the checkpoint has no {prefix}w_in.weight: it is not of a dense model, or has fewer layers")
-    w_in, w_out = dense[f"{prefix}w_in.weight"].T, dense[f"{prefix}w_out.weight"].T
+        raise UserError(
+            f"the checkpoint has no {prefix}w_in.weight: it is not of a dense model, "
+            "or has fewer layers"
+        )
+    w_in = dense[f"{prefix}w_in.weight"].T
+    w_out = dense[f"{prefix}w_out.weight"].T
     return _Network(w_in, w_out, dense.get(f"{prefix}w_in.bias"), dense.get(f"{prefix}w_out.bias"))
 
 
-def _fill(layer: MoE, network: _Network, how: How, drop_share: float, random: torch.Generator) -> None:
+def _fill(
+    layer: MoE, network: _Network, how: How, drop_share: float, random: torch.Generator
+) -> None:
     """Overwrite the experts of one layer by one dense network."""
     layout, (w_in, w_out, b_in, b_out) = layer.experts, network
-    if not isinstance(layout, Routed) or hasattr(layout, "up") or layout.routed.activation.columns != 2:
-        raise UserError(f"{type(layout).__name__} cannot be upcycled: it has no stack of experts in the model's width")
+    if (
+        not isinstance(layout, Routed)
+        or hasattr(layout, "up")
+        or layout.routed.activation.columns != 2
+    ):
+        raise UserError(
+            f"{type(layout).__name__} cannot be upcycled: it has no stack of experts "
+            "in the model's width"
+        )
     if (layout.routed.b_in is None) != (b_in is None):
-        raise UserError("experts.activation.bias: must be as in the dense model of upcycle.checkpoint")
-    parts, gate_sum = _parts(layout, len(w_out), how), _gate_sum(layer.router)
+        raise UserError(
+            "experts.activation.bias: must be as in the dense model of upcycle.checkpoint"
+        )
+    parts = _parts(layout, len(w_out), how)
+    gate_sum = _gate_sum(layer.router)
     for e in range(len(layout.routed.w_in)):
         units = torch.arange(layout.hidden_dim) + e % parts * layout.hidden_dim
         columns = torch.cat((units, units + len(w_out)))  # of gate and up
@@ -121,8 +142,10 @@ def _parts(layout: Routed, dense_width: int, how: How) -> int:
     parts = dense_width // layout.hidden_dim if how == "granular" else 1
     if parts * layout.hidden_dim != dense_width or layout.top_k % max(1, parts):
         raise UserError(
-            f"experts of width {layout.hidden_dim}, {layout.top_k} per token, cannot start as {how} from a dense width "
-            f"of {dense_width}: copied and drop need equal widths, granular a width and a top_k that divide evenly"
+            f"experts of width {layout.hidden_dim}, {layout.top_k} per token, cannot start as "
+            f"{how} from a dense width "
+            f"of {dense_width}: copied and drop need equal widths, granular a width and a top_k "
+            "that divide evenly"
         )
     return parts
 
@@ -135,16 +158,23 @@ def _gate_sum(router: Router) -> float:
     """
     name = type(router.weigh).__name__
     if router.weigh.on_input:
-        raise UserError(f"upcycle.checkpoint: {name} weighs what experts see, so they cannot start as a dense model")
+        raise UserError(
+            f"upcycle.checkpoint: {name} weighs what experts see, so they cannot "
+            "start as a dense model"
+        )
     was_training = router.weigh.training
     router.weigh.eval()
-    with torch.device("cpu"):  # real values are needed even if the model is on the meta device
+    # real values are needed even if the model is on the meta device
+    with torch.device("cpu"):
         activated = router.weigh.activated(torch.zeros(1, router.num_experts))
-        token, expert = torch.zeros(router.top_k, dtype=torch.int64), torch.arange(router.top_k)
+        token = torch.zeros(router.top_k, dtype=torch.int64)
+        expert = torch.arange(router.top_k)
         gates = router.weigh(activated, token, expert, Context(torch.ones(1, 1, dtype=torch.bool)))
     router.weigh.train(was_training)
     if gates.sum() <= 0:
-        raise UserError(f"upcycle.checkpoint: {name} gives gates of 0 to equal scores; set router/weigh=softmax")
+        raise UserError(
+            f"upcycle.checkpoint: {name} gives gates of 0 to equal scores; set router/weigh=softmax"
+        )
     return float(gates.sum())
 
 
@@ -156,7 +186,9 @@ def _equal_scores(score: Score, num_experts: int, parts: int) -> None:
 
 
 def _draw_anew(w_in: Tensor, w_out: Tensor, share: float, random: torch.Generator) -> None:
-    """A share of the hidden units of one expert, in both matrices, by mean and standard deviation of each."""
+    """A share of the hidden units of one expert, in both matrices,
+    by mean and standard deviation of each.
+    """
     width = len(w_out)
     units = torch.randperm(width, generator=random)[: round(share * width)]
     for matrix in (w_in[:, :width], w_in[:, width:], w_out.T):
@@ -167,5 +199,8 @@ def _draw_anew(w_in: Tensor, w_out: Tensor, share: float, random: torch.Generato
 def _copy(name: str, parameter: Tensor, saved: Tensor | None) -> None:
     if saved is None or saved.shape != parameter.shape:
         there = "nothing" if saved is None else tuple(saved.shape)
-        raise UserError(f"the checkpoint does not fit: {name} is {there} there and {tuple(parameter.shape)} here")
+        raise UserError(
+            f"the checkpoint does not fit: {name} is {there} there and "
+            f"{tuple(parameter.shape)} here"
+        )
     parameter.copy_(saved)

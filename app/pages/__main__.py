@@ -1,4 +1,5 @@
-"""`python -m app.pages` (or `make docs`): writes every page, and every table in the README, that code can make.
+"""`python -m app.pages` (or `make docs`): writes every page, and every table in the README, that
+code can make.
 
 The pages and pictures of the races, out of the records of their runs, too.
 """
@@ -11,7 +12,8 @@ from pathlib import Path
 from app.pages import catalogue, cells, claims, exports, placements, races, refused, tags, weights
 from app.pages.markers import ROOT, replaced
 
-TABLES: list[tuple[str, str, Callable[[], str]]] = [  # page, marker, what stands between the markers
+# page, marker, what stands between the markers
+TABLES: list[tuple[str, str, Callable[[], str]]] = [
     ("README.md", "zoo", catalogue.markdown),
     ("README.md", "races", races.markdown),
     ("docs/claims.md", "claims", claims.markdown),

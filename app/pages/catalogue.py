@@ -34,11 +34,14 @@ class Entry:
     kind: str
     name: str
     line: str
-    paper: str  # arXiv id; empty for a part without a paper
+    # arXiv id; empty for a part without a paper
+    paper: str
     causal_training: bool
     causal_evaluation: bool
-    scope: str  # what a choice depends on; for a balance loss the scopes to choose from
-    k: str  # fixed | varying; only for selections
+    # what a choice depends on; for a balance loss the scopes to choose from
+    scope: str
+    # fixed | varying; only for selections
+    k: str
 
 
 def entries() -> list[Entry]:
@@ -50,7 +53,8 @@ def entry(kind: str, name: str) -> Entry:
     """The row of one part."""
     cls = find(kind, name)
     text = inspect.getdoc(sys.modules[cls.__module__]) or inspect.getdoc(cls) or ""
-    part: Any = build_part(kind, name) if kind in ("select", "drop") else cls  # whose causality may hang on a knob
+    # whose causality may hang on a knob
+    part: Any = build_part(kind, name) if kind in ("select", "drop") else cls
     causal = getattr(part, "causal", "always")
     paper = re.search(r"\b\d{4}\.\d{5}\b", text)
     scopes = get_args(knobs(cls).get("scope"))  # a loss offers several
@@ -85,12 +89,21 @@ def listing(groups: Sequence[str], width: int) -> str:
 
 def _lines_of_group(group: str, width: int) -> Iterator[str]:
     override = FOLDERS.get(group, group)
-    yield f"{group.upper()}: {QUESTIONS[group]}   {override}={'[NAME,...]' if group == 'balance' else 'NAME'}"
-    texts = _presets() if group == "router" else {e.name: _sentence(e) for e in entries() if e.kind == group}
+    yield (
+        f"{group.upper()}: {QUESTIONS[group]}   "
+        f"{override}={'[NAME,...]' if group == 'balance' else 'NAME'}"
+    )
+    texts = (
+        _presets()
+        if group == "router"
+        else {e.name: _sentence(e) for e in entries() if e.kind == group}
+    )
     indent = " " * 20
     for name, text in texts.items():
         start = f"  {name:<{len(indent) - 3}} "
-        yield textwrap.fill(text, width, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False)
+        yield textwrap.fill(
+            text, width, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False
+        )
 
 
 def _presets() -> dict[str, str]:
@@ -118,7 +131,15 @@ def _sentence(entry: Entry) -> str:
 def _cells(row: Entry) -> tuple[str, ...]:
     causal = f"{_yes(row.causal_training)} / {_yes(row.causal_evaluation)}"
     paper = f"[{row.paper}](https://arxiv.org/abs/{row.paper})" if row.paper else ""
-    return (row.kind, f"`{row.name}`", row.line, paper, causal, row.scope.replace("|", "\\|"), row.k)
+    return (
+        row.kind,
+        f"`{row.name}`",
+        row.line,
+        paper,
+        causal,
+        row.scope.replace("|", "\\|"),
+        row.k,
+    )
 
 
 def _yes(value: bool) -> str:

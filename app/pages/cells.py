@@ -1,6 +1,7 @@
 """The numbers that papers print, against our budgets of their models.
 
-A cell is reproduced if it differs by at most 0.1 %, or has the digits that are printed. Conventions: `app.cost.budget`.
+A cell is reproduced if it differs by at most 0.1 %, or has the digits that are printed.
+Conventions: `app.cost.budget`.
 """
 
 from dataclasses import dataclass
@@ -32,9 +33,12 @@ class Cell:
     quantity: str
     printed: str
     convention: Convention = "real"
-    cut_off: bool = False  # the paper cuts digits off instead of rounding
-    minus: str | None = None  # the cell is the difference to this experiment
-    why_not: str | None = None  # why the number does not come out
+    # the paper cuts digits off instead of rounding
+    cut_off: bool = False
+    # the cell is the difference to this experiment
+    minus: str | None = None
+    # why the number does not come out
+    why_not: str | None = None
 
     @property
     def value(self) -> float:
@@ -49,7 +53,9 @@ class Cell:
 
     @property
     def reproduced(self) -> bool:
-        """Within 0.1 %, or of the printed digits when rounded (or cut off, where the paper does that)."""
+        """Within 0.1 %, or of the printed digits when rounded (or cut off,
+        where the paper does that).
+        """
         number, unit = self._parts()
         last = 10.0 ** -len(number.partition(".")[2]) * UNITS[unit]
         low, high = (0.0, last) if self.cut_off else (-last / 2, last / 2)
@@ -69,7 +75,10 @@ def counted(experiment: str) -> dict[str, Budget]:
     """The budgets of `experiment=paper/EXPERIMENT` by convention."""
     config = composed([f"experiment=paper/{experiment}"])
     model = on_meta(config)
-    return {convention: Budget.of(model, config["data"]["seq_len"], convention) for convention in CONVENTIONS}
+    return {
+        convention: Budget.of(model, config["data"]["seq_len"], convention)
+        for convention in CONVENTIONS
+    }
 
 
 def _table(quantity: str, convention: Convention, **cells: str) -> list[Cell]:
@@ -78,22 +87,61 @@ def _table(quantity: str, convention: Convention, **cells: str) -> list[Cell]:
 
 FLOPS = "FLOPs per sequence"
 DEEPSEEK = [
-    *_table(FLOPS, "paper", deepseekmoe_2b_dense="2.9T", deepseekmoe_2b_hash="2.9T", deepseekmoe_2b_switch="2.9T"),
-    *_table(FLOPS, "paper", deepseekmoe_2b_gshard="4.3T", deepseekmoe_2b="4.3T", deepseekmoe_2b_gshard_x1_5="5.8T"),
+    *_table(
+        FLOPS,
+        "paper",
+        deepseekmoe_2b_dense="2.9T",
+        deepseekmoe_2b_hash="2.9T",
+        deepseekmoe_2b_switch="2.9T",
+    ),
+    *_table(
+        FLOPS,
+        "paper",
+        deepseekmoe_2b_gshard="4.3T",
+        deepseekmoe_2b="4.3T",
+        deepseekmoe_2b_gshard_x1_5="5.8T",
+    ),
     *_table(FLOPS, "paper", deepseekmoe_2b_dense_x16="24.6T"),
     *_table(FLOPS, "paper", deepseekmoe_16b="74.4T", deepseek_7b="183.5T", llama2_7b="187.9T"),
     *_table(FLOPS, "paper", gshard_137b="572.7T", deepseek_67b="2057.5T"),
     *_table(FLOPS, "paper_real", deepseekmoe_145b="585.6T", deepseekmoe_142b_half="374.6T"),
     *_table("feed-forward", "paper", deepseekmoe_2b="1.89B", deepseekmoe_2b_gshard_x1_2="2.3B"),
-    *_table("feed-forward", "paper", deepseekmoe_2b_gshard_x1_5="2.83B", deepseekmoe_2b_dense_x4="0.47B"),
+    *_table(
+        "feed-forward", "paper", deepseekmoe_2b_gshard_x1_5="2.83B", deepseekmoe_2b_dense_x4="0.47B"
+    ),
     *_table("feed-forward", "paper", deepseekmoe_2b_dense_x16="1.89B"),
-    *_table("active feed-forward", "paper", deepseekmoe_2b="0.24B", deepseekmoe_2b_gshard_x1_2="0.28B"),
-    *_table("active feed-forward", "paper", deepseekmoe_2b_gshard_x1_5="0.35B", deepseekmoe_2b_dense_x4="0.47B"),
+    *_table(
+        "active feed-forward", "paper", deepseekmoe_2b="0.24B", deepseekmoe_2b_gshard_x1_2="0.28B"
+    ),
+    *_table(
+        "active feed-forward",
+        "paper",
+        deepseekmoe_2b_gshard_x1_5="0.35B",
+        deepseekmoe_2b_dense_x4="0.47B",
+    ),
     *_table("active feed-forward", "paper", deepseekmoe_2b_dense_x16="1.89B"),
-    *_table("total", "real", deepseekmoe_2b="2.0B", deepseekmoe_2b_hash="2.0B", deepseekmoe_2b_switch="2.0B"),
+    *_table(
+        "total",
+        "real",
+        deepseekmoe_2b="2.0B",
+        deepseekmoe_2b_hash="2.0B",
+        deepseekmoe_2b_switch="2.0B",
+    ),
     *_table("total", "real", deepseekmoe_2b_gshard="2.0B", deepseekmoe_2b_dense="0.2B"),
-    *_table("active", "real", deepseekmoe_2b="0.3B", deepseekmoe_2b_gshard="0.3B", deepseekmoe_2b_switch="0.2B"),
-    *_table("total", "real", deepseekmoe_16b="16.4B", deepseekmoe_145b="144.6B", deepseekmoe_142b_half="142.3B"),
+    *_table(
+        "active",
+        "real",
+        deepseekmoe_2b="0.3B",
+        deepseekmoe_2b_gshard="0.3B",
+        deepseekmoe_2b_switch="0.2B",
+    ),
+    *_table(
+        "total",
+        "real",
+        deepseekmoe_16b="16.4B",
+        deepseekmoe_145b="144.6B",
+        deepseekmoe_142b_half="142.3B",
+    ),
     *_table("active", "real", deepseekmoe_16b="2.8B", deepseekmoe_145b="22.2B"),
     *_table("total", "real", gshard_137b="137B"),
 ]
@@ -102,7 +150,9 @@ OTHERS = [
     *_table("active", "real", mixtral_8x7b="12.9B", olmoe_1b_7b="1.3B"),
     Cell("qwen3_30b_a3b", "active", "3.3B", cut_off=True),
     *_table("total without routers", "real", dynamic_moe="3.5B", dynamic_moe_dense_374m="374M"),
-    *_table("total without routers", "real", dynamic_moe_dense_570m="570M", dynamic_moe_top1="3.5B"),
+    *_table(
+        "total without routers", "real", dynamic_moe_dense_570m="570M", dynamic_moe_top1="3.5B"
+    ),
     *_table("active without routers", "real", dynamic_moe_top1="374M", dynamic_moe_top2="581M"),
     *_table("router", "real", rmoe_enwik8_medium="475,904", rmoe_enwik8_medium_mlp="0.75M"),
     Cell("rmoe_enwik8_medium", "router", "0.47M", cut_off=True),
@@ -113,13 +163,24 @@ OTHERS = [
 ]
 CELLS = DEEPSEEK + OTHERS
 
-POST_NORM = "the paper's model is post-norm with relative positions and ReLU experts of two matrices and biases"
+POST_NORM = (
+    "the paper's model is post-norm with relative positions and ReLU experts of two "
+    "matrices and biases"
+)
 ITS_CODE = "the paper's code registers an unused linear gate beside the cosine one"
 FIXED = "a fixed network or matrix is not a parameter here"
-TWO_MATRICES = "total and active differ by 12 experts of two matrices of width 448 in each layer, not of SwiGLU's three"
+TWO_MATRICES = (
+    "total and active differ by 12 experts of two matrices of width 448 in each "
+    "layer, not of SwiGLU's three"
+)
 MLA = "multi-head latent attention is not built here"
 NOT_REPRODUCED = [
-    Cell("deepseekmoe_142b_half", "active", "12.2B", why_not="no convention gives it; 8 of 130 experts are active"),
+    Cell(
+        "deepseekmoe_142b_half",
+        "active",
+        "12.2B",
+        why_not="no convention gives it; 8 of 130 experts are active",
+    ),
     Cell("rmoe_enwik8_medium", "total", "36.51M", why_not=POST_NORM),
     Cell("rmoe_enwik8_medium_smoe", "total", "36.08M", why_not=POST_NORM),
     Cell("rmoe_enwik8_small", "total", "15.3M", why_not=POST_NORM),
@@ -140,7 +201,11 @@ def markdown() -> str:
     head = "| experiment | quantity | printed | ours | difference | convention |"
     lines = [f"{head}\n|---|---|---|---|---|---|"]
     lines += [_row(cell) + f" {cell.convention} |" for cell in CELLS]
-    lines += ["\n## Not reproducible\n\n" + head.replace("convention", "why") + "\n|---|---|---|---|---|---|"]
+    lines += [
+        "\n## Not reproducible\n\n"
+        + head.replace("convention", "why")
+        + "\n|---|---|---|---|---|---|"
+    ]
     lines += [_row(cell) + f" {cell.why_not} |" for cell in NOT_REPRODUCED]
     return "\n".join(lines) + "\n"
 
@@ -149,4 +214,7 @@ def _row(cell: Cell) -> str:
     name = cell.experiment if cell.minus is None else f"{cell.experiment} - {cell.minus}"
     unit = UNITS[cell._parts()[1]]
     ours = f"{cell.value:,.0f}" if unit == 1 else f"{cell.value / unit:,.4g}{cell._parts()[1]}"
-    return f"| {name} | {cell.quantity} | {cell.printed} | {ours} | {cell.value / cell.target - 1:+.2%} |"
+    return (
+        f"| {name} | {cell.quantity} | {cell.printed} | {ours} | "
+        f"{cell.value / cell.target - 1:+.2%} |"
+    )

@@ -1,4 +1,6 @@
-"""What papers claim, and what was seen here: the table of docs/claims.md, of claims.yaml and the results of races."""
+"""What papers claim, and what was seen here:
+the table of docs/claims.md, of claims.yaml and the results of races.
+"""
 
 from collections import defaultdict
 from pathlib import Path
@@ -20,9 +22,19 @@ def markdown() -> str:
     """A line for each claim; the verdicts of one race are corrected for their number."""
     claims: list[Claim] = yaml.safe_load(CLAIMS.read_text())
     seen = _seen(claims)
-    names = ("paper", "claim", "figure", "race, size", "seen here, bits per byte", "seeds", "verdict")
+    names = (
+        "paper",
+        "claim",
+        "figure",
+        "race, size",
+        "seen here, bits per byte",
+        "seeds",
+        "verdict",
+    )
     head = f"| {' | '.join(names)} |\n" + "| --- " * len(names) + "|\n"
-    return head + "".join(line for place, claim in enumerate(claims) for line in _lines(claim, seen[place]))
+    return head + "".join(
+        line for place, claim in enumerate(claims) for line in _lines(claim, seen[place])
+    )
 
 
 class Seen(NamedTuple):
@@ -30,7 +42,8 @@ class Seen(NamedTuple):
 
     found: Judged
     seeds: int
-    surplus: float | None  # experts a token that `one` takes beyond `other`, where it is to take fewer
+    # experts a token that `one` takes beyond `other`, where it is to take fewer
+    surplus: float | None
 
 
 def _seen(claims: list[Claim]) -> dict[int, dict[str, Seen]]:
@@ -40,17 +53,28 @@ def _seen(claims: list[Claim]) -> dict[int, dict[str, Seen]]:
         race, lines = read(folder)
         for size in race.sizes:
             here = [line for line in lines if line["size"] == size]
-            mine = {str(i): (c["one"], c["other"]) for i, c in enumerate(claims) if c.get("race") == folder.name}
-            pairs = {i: values for i, pair in mine.items() if (values := _differences(race, here, *pair))}
+            mine = {
+                str(i): (c["one"], c["other"])
+                for i, c in enumerate(claims)
+                if c.get("race") == folder.name
+            }
+            pairs = {
+                i: values for i, pair in mine.items() if (values := _differences(race, here, *pair))
+            }
             for i, verdict in judged(pairs, race.margin, len(mine)).items():
-                surplus = _surplus(race, here, *mine[i]) if claims[int(i)].get("fewer_experts") else None
+                surplus = (
+                    _surplus(race, here, *mine[i]) if claims[int(i)].get("fewer_experts") else None
+                )
                 found[int(i)][size] = Seen(verdict, len(pairs[i]), surplus)
     return found
 
 
 def _surplus(race: Race, lines: list[dict[str, Any]], one: str, other: str) -> float:
     """Experts a token, means over the training and the seeds."""
-    means = [fmean(run["routing"]["mean_k"] for run in runs(race, lines, name).values()) for name in (one, other)]
+    means = [
+        fmean(run["routing"]["mean_k"] for run in runs(race, lines, name).values())
+        for name in (one, other)
+    ]
     return means[0] - means[1]
 
 
@@ -68,7 +92,8 @@ def _lines(claim: Claim, seen: dict[str, Seen]) -> list[str]:
     if not seen:
         return [f"{told} {claim['race']} | | | not finished yet |\n"]
     return [
-        f"{told} {claim['race']}, {size} | {_difference(here.found)} | {here.seeds} | {_verdict(claim, here)} |\n"
+        f"{told} {claim['race']}, {size} | {_difference(here.found)} | {here.seeds} | "
+        f"{_verdict(claim, here)} |\n"
         for size, here in seen.items()
     ]
 

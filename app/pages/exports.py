@@ -1,4 +1,6 @@
-"""What exports where: every router with every layout, and the architecture of `transformers` that computes the same."""
+"""What exports where: every router with every layout,
+and the architecture of `transformers` that computes the same.
+"""
 
 from collections.abc import Iterator
 from functools import cache
@@ -67,14 +69,23 @@ def markdown() -> str:
     cells = table()
     routed = [name for name in choices("experts") if name != "dense"]
     layouts = [name for name in routed if any(any(row.get(name, [])) for row in cells.values())]
-    routers = [name for name, row in cells.items() if any(any(row.get(layout, [])) for layout in layouts)]
+    routers = [
+        name for name, row in cells.items() if any(any(row.get(layout, [])) for layout in layouts)
+    ]
     rows = [["router", *layouts], ["---"] * (1 + len(layouts))]
-    rows += [[f"`{name}`", *(_cell(cells[name].get(layout, [])) for layout in layouts)] for name in routers]
-    rows += [["any, `experts=dense`", _cell(cells[routers[0]]["dense"]), *[""] * (len(layouts) - 1)]]
+    rows += [
+        [f"`{name}`", *(_cell(cells[name].get(layout, [])) for layout in layouts)]
+        for name in routers
+    ]
+    rows += [
+        ["any, `experts=dense`", _cell(cells[routers[0]]["dense"]), *[""] * (len(layouts) - 1)]
+    ]
     others = ", ".join(f"`{name}`" for name in routed if name not in layouts)
     refused = ", ".join(f"`{name}`" for name in cells if name not in routers)
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, "", f"No layout of these: {others}.", "", f"No router of these: {refused}.", ""])
+    return "\n".join(
+        [*lines, "", f"No layout of these: {others}.", "", f"No router of these: {refused}.", ""]
+    )
 
 
 def _cell(names: list[str]) -> str:

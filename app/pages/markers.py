@@ -15,4 +15,10 @@ def between(text: str, marker: str) -> str:
 
 def replaced(text: str, marker: str, body: str) -> str:
     """The text with another body between the two markers."""
-    return re.sub(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", lambda m: m[1] + body + m[2], text, flags=re.DOTALL)
+    return re.sub(
+        rf"(<!-- {marker} -->\n).*?(<!-- /{marker} "
+        r"-->)",
+        lambda m: m[1] + body + m[2],
+        text,
+        flags=re.DOTALL,
+    )

@@ -1,7 +1,7 @@
 """The README's pictures and numbers of a run: `python -m app.pages.pictures runs/NAME`.
 
-Writes `docs/curve.png` (loss and bits per byte) and `docs/experts.png` (who gets which domain), as TensorBoard has
-them, and the lines between the README's markers `default-run`.
+Writes `docs/curve.png` (loss and bits per byte) and `docs/experts.png` (who gets which domain), as
+TensorBoard has them, and the lines between the README's markers `default-run`.
 """
 
 import argparse
@@ -24,12 +24,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     run = parser.parse_args().run
-    events = EventAccumulator(str(run / "tb"), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    events = EventAccumulator(
+        str(run / "tb"), size_guidance={"scalars": 0, "images": 0, "tensors": 0}
+    )
     events.Reload()
     curve(events, ROOT / "docs/curve.png")
     newest = events.Images("specialisation/experts_by_domain")[-1].encoded_image_string
     Image.open(io.BytesIO(newest)).save(ROOT / "docs/experts.png", optimize=True)
-    sample = events.Tensors("samples/continuation/text_summary")[-1].tensor_proto.string_val[0].decode()
+    sample = (
+        events.Tensors("samples/continuation/text_summary")[-1].tensor_proto.string_val[0].decode()
+    )
     readme = ROOT / "README.md"
     precision = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["precision"]
     body = lines(json.loads((run / "summary.json").read_text()), sample, precision)
@@ -42,7 +46,11 @@ def curve(events: EventAccumulator, path: Path) -> None:
     units = {"Loss/train": "nats per token", "Loss/val_bpb": "bits per byte"}
     for axes, (tag, unit) in zip(figure.subplots(1, 2), units.items(), strict=True):
         points = events.Scalars(tag)
-        axes.plot([p.step for p in points], [p.value for p in points], marker="o" if len(points) < 20 else "")
+        axes.plot(
+            [p.step for p in points],
+            [p.value for p in points],
+            marker="o" if len(points) < 20 else "",
+        )
         axes.set(title=tag, xlabel="optimizer step", ylabel=unit)
         axes.grid(alpha=0.3)
     FigureCanvasAgg(figure).print_png(str(path))
@@ -50,11 +58,16 @@ def curve(events: EventAccumulator, path: Path) -> None:
 
 def lines(summary: dict[str, Any], sample: str, precision: str) -> str:
     """What a newcomer wants to know of the run."""
-    domains = ", ".join(f"{name} {value:.2f}" for name, value in summary["val_bpb_by_domain"].items())
+    domains = ", ".join(
+        f"{name} {value:.2f}" for name, value in summary["val_bpb_by_domain"].items()
+    )
     return (
-        f"`python train.py` then ends at **{summary['val_bpb']:.2f} bits per byte** ({domains}) after "
-        f"{summary['tokens_seen']:,} tokens, {summary['wall_s']:.0f} s on 2 cores in {precision}:\n\n"
-        f"![Loss and bits per byte over the steps](docs/curve.png)\n\nIts last sample:\n\n{sample}\n"
+        f"`python train.py` then ends at **{summary['val_bpb']:.2f} bits per byte** ({domains}) "
+        "after "
+        f"{summary['tokens_seen']:,} tokens, {summary['wall_s']:.0f} s on 2 cores in "
+        f"{precision}:\n\n"
+        "![Loss and bits per byte over the steps](docs/curve.png)\n\nIts last "
+        f"sample:\n\n{sample}\n"
     )
 
 

@@ -1,4 +1,6 @@
-"""Placements on paper, for docs/scale.md: what DeepSeekMoE's models would cost on many GPUs, by arithmetic."""
+"""Placements on paper, for docs/scale.md:
+what DeepSeekMoE's models would cost on many GPUs, by arithmetic.
+"""
 
 from typing import NamedTuple
 
@@ -8,39 +10,63 @@ from app.cost.kept import Work
 from app.cost.memory import GPU, Memory, Placement
 from app.model.moe import MoE
 
-FLOPS = 400e12  # per second that an H100 gives: 40 % of the bfloat16 peak
-NEAR, FAR = 360e9, 40e9  # bytes per second and GPU, inside a node of 8 (NVLink) and between nodes (400 Gb/s)
-STEP_TOKENS = 4608 * 4096  # of an optimizer step, as in the papers
-PLACEMENTS = [("deepseekmoe_16b", 8, 8), ("deepseekmoe_16b", 64, 8), ("deepseekmoe_16b", 512, 8),
-           ("deepseekmoe_145b", 8, 8), ("deepseekmoe_145b", 64, 8), ("deepseekmoe_145b", 512, 8)]  # fmt: skip
+# per second that an H100 gives: 40 % of the bfloat16 peak
+FLOPS = 400e12
+# bytes per second and GPU, inside a node of 8 (NVLink) and between nodes (400 Gb/s)
+NEAR = 360e9
+FAR = 40e9
+# of an optimizer step, as in the papers
+STEP_TOKENS = 4608 * 4096
+PLACEMENTS = [
+    ("deepseekmoe_16b", 8, 8),
+    ("deepseekmoe_16b", 64, 8),
+    ("deepseekmoe_16b", 512, 8),
+    ("deepseekmoe_145b", 8, 8),
+    ("deepseekmoe_145b", 64, 8),
+    ("deepseekmoe_145b", 512, 8),
+]
 
 
 class Load(NamedTuple):
     """What one GPU holds, sends and computes."""
 
-    state: float  # bytes of parameters, gradients and optimizer
-    at_most: float  # bytes, with activations and all else
-    rows: int  # of 4,096 tokens in a micro-batch
-    shard_bytes: float  # in a micro-batch: FSDP2 gathers the parameters twice and scatters the gradients once
-    exchange_bytes: float  # in a micro-batch: there and back, forward and backward, bfloat16
+    # bytes of parameters, gradients and optimizer
+    state: float
+    # bytes, with activations and all else
+    at_most: float
+    # of 4,096 tokens in a micro-batch
+    rows: int
+    # in a micro-batch: FSDP2 gathers the parameters twice and scatters the gradients once
+    shard_bytes: float
+    # in a micro-batch: there and back, forward and backward, bfloat16
+    exchange_bytes: float
     compute_s: float  # of a micro-batch
     communication_s: float
 
 
 def load(name: str, gpus: int, ep_size: int) -> Load:
-    """EP inside a node of 8, FSDP2 over all GPUs for the rest and over the nodes for the experts."""
+    """EP inside a node of 8, FSDP2 over all GPUs for the rest
+    and over the nodes for the experts.
+    """
     config = composed([f"experiment=paper/{name}"])
     model = on_meta(config)
-    budget, length = Budget.of(model, 4096), 4096
+    budget = Budget.of(model, 4096)
+    length = 4096
     layers = [m.experts for m in model.modules() if isinstance(m, MoE)]
-    experts, rest = budget.expert_params, budget.total_params - budget.expert_params
+    experts = budget.expert_params
+    rest = budget.total_params - budget.expert_params
     rows = 4 if name == "deepseekmoe_145b" else 8
-    memory = Memory.of(model, Work(length, rows, micro_batches=2, product=2), Placement("ep", gpus, ep_size))
+    memory = Memory.of(
+        model, Work(length, rows, micro_batches=2, product=2), Placement("ep", gpus, ep_size)
+    )
     nodes = gpus // ep_size
-    near = 8 * (rest + budget.embedding_params) * (gpus - 1) / gpus  # bytes; the gathers of a ring; the head, too
+    # bytes; the gathers of a ring; the head, too
+    near = 8 * (rest + budget.embedding_params) * (gpus - 1) / gpus
     far = 8 * experts / ep_size * (nodes - 1) / nodes
     tokens = rows * length
-    exchange = tokens * len(layers) * layers[0].top_k * model.config.dim * 2 * 4 * (ep_size - 1) / ep_size
+    exchange = (
+        tokens * len(layers) * layers[0].top_k * model.config.dim * 2 * 4 * (ep_size - 1) / ep_size
+    )
     between = NEAR if nodes == 1 else FAR
     return Load(
         state=memory.parameters + memory.gradients + memory.optimizer,
@@ -63,12 +89,16 @@ def _row(name: str, gpus: int, ep_size: int) -> str:
         f"| {name} | {gpus} | ep {ep_size} x fsdp2 {gpus // ep_size} "
         f"| {at.state / 1e9:.0f} of {at.at_most / 1e9:.0f} GB "
         f"| {fits} | {micros:.0f} x {at.rows} rows | {micros * at.shard_bytes / 1e9:,.0f} GB "
-        f"| {micros * at.exchange_bytes / 1e9:,.0f} GB | {micros * at.compute_s:.0f} s | {share:.0%} |"
+        f"| {micros * at.exchange_bytes / 1e9:,.0f} GB | {micros * at.compute_s:.0f} s | "
+        f"{share:.0%} |"
     )
 
 
 def markdown() -> str:
     """The table for docs/scale.md."""
-    head = "| model | GPUs | placement | state of all bytes of a GPU | fits 80 GB | micro-batches of a step | sharding "
+    head = (
+        "| model | GPUs | placement | state of all bytes of a GPU | fits 80 GB | "
+        "micro-batches of a step | sharding "
+    )
     head += "| exchange | computing | communication |\n" + "| --- " * 10 + "|\n"
     return head + "".join(f"{_row(*of)}\n" for of in PLACEMENTS)

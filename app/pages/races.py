@@ -17,7 +17,13 @@ VERDICTS = ("better", "equivalent", "worse", "cannot tell")
 
 def markdown() -> str:
     """What was found against each baseline; the figures are in the folders of the results."""
-    head = "| race | size, seeds | " + " | ".join(VERDICTS) + " | seen with 5 seeds |\n" + "| --- " * 7 + "|\n"
+    head = (
+        "| race | size, seeds | "
+        + " | ".join(VERDICTS)
+        + " | seen with 5 seeds |\n"
+        + ("| --- ") * 7
+        + "|\n"
+    )
     return head + "".join(line for folder in folders() for line in _lines(folder))
 
 
@@ -48,7 +54,10 @@ def _lines(folder: Path) -> Iterator[str]:
     race, result = again(folder)
     for size, numbers in result.items():
         rows = [row for row in numbers["rows"] if row.get("verdict")]
-        found = [", ".join(_short(row) for row in rows if row["verdict"] == verdict) for verdict in VERDICTS]
+        found = [
+            ", ".join(_short(row) for row in rows if row["verdict"] == verdict)
+            for verdict in VERDICTS
+        ]
         noise = f"{numbers['noise']['detectable']['5']:.3f}" if numbers["noise"] else ""
         left = f", {numbers['missing']} runs missing" if numbers["missing"] else ""
         name = f"[{folder.name}](results/{folder.name}/README.md) against {escaped(race.baseline)}"

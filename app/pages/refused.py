@@ -14,8 +14,16 @@ BESIDE: tuple[dict[str, str | None], ...] = ({}, {"score": "noisy"}, {"select": 
 
 
 def refused() -> Iterator[tuple[str, str, str]]:
-    """Two parts and the reason: they go together neither beside plain top-k routing nor beside one of BESIDE."""
-    plain = {"score": "linear", "select": "top_k", "weigh": "softmax", "drop": "none", "balance": None}
+    """Two parts and the reason: they go together neither beside plain
+    top-k routing nor beside one of BESIDE.
+    """
+    plain = {
+        "score": "linear",
+        "select": "top_k",
+        "weigh": "softmax",
+        "drop": "none",
+        "balance": None,
+    }
     for one, other in itertools.combinations(plain, 2):
         for first, second in itertools.product(names(one), names(other)):
             reasons = [_reason({**plain, **others, one: first, other: second}) for others in BESIDE]
@@ -25,7 +33,9 @@ def refused() -> Iterator[tuple[str, str, str]]:
 
 def markdown() -> str:
     """The table for docs/refused.md."""
-    rows = "".join(f"| `{first}` | `{second}` | {reason} |\n" for first, second, reason in refused())
+    rows = "".join(
+        f"| `{first}` | `{second}` | {reason} |\n" for first, second, reason in refused()
+    )
     return "| part | part | why not |\n| --- | --- | --- |\n" + rows
 
 
@@ -43,9 +53,14 @@ def _trial(score: str, select: str, weigh: str, drop: str, balance: str | None) 
     shared = made.score.shared()
     valid = torch.ones(2, 8, dtype=torch.bool)
     tokens = torch.arange(valid.numel()) % SIZES.vocab_size
-    routing = made(torch.randn(valid.numel(), SIZES.dim), Context(valid, tokens, shared=shared, domain=tokens % 2))
+    routing = made(
+        torch.randn(valid.numel(), SIZES.dim),
+        Context(valid, tokens, shared=shared, domain=tokens % 2),
+    )
     if balance is not None:
-        beside = {} if made.select.limited else {"relu_lambda": build_part("balance", "relu_lambda")}
+        beside = (
+            {} if made.select.limited else {"relu_lambda": build_part("balance", "relu_lambda")}
+        )
         balancer = Balancer(beside | {balance: build_part("balance", balance)})
         balancer.check(made.score, made.select)
         balancer.losses([routing, routing], None)

@@ -1,7 +1,8 @@
-"""The README's views of a run: `python -m app.pages.screenshots runs/NAME`, once `app.report` has written its page.
+"""The README's views of a run: `python -m app.pages.screenshots runs/NAME`, once `app.report` has
+written its page.
 
-Writes `docs/report.png` (two layers of the token view) and `docs/tensorboard.png` (the Custom Scalars tab), as chromium
-shows them; needs playwright and /usr/bin/chromium.
+Writes `docs/report.png` (two layers of the token view) and `docs/tensorboard.png` (the Custom
+Scalars tab), as chromium shows them; needs playwright and /usr/bin/chromium.
 """
 
 import argparse
@@ -23,7 +24,9 @@ WINDOW = {"width": 1200, "height": 620}
 
 def main() -> None:
     """Looks at one finished run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     run: Path = parser.parse_args().run.resolve()
     flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
@@ -43,7 +46,8 @@ def report(page: Any, run: Path) -> None:
 
 def tensorboard(page: Any, run: Path) -> None:
     """The charts in the order of the questions."""
-    words = ["--logdir", run.name, "--port", str(PORT), "--load_fast=false"]  # the name is shown, not where it lies
+    # the name is shown, not where it lies
+    words = ["--logdir", run.name, "--port", str(PORT), "--load_fast=false"]
     command = [sys.executable, "-m", "tensorboard.main", *words]
     server = subprocess.Popen(command, cwd=run.parent, stderr=subprocess.DEVNULL)
     try:

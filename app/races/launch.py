@@ -1,7 +1,8 @@
 """Runs members through Hydra's launchers, and shows how far they are.
 
-A sweep over `member=KEY,...`: the launcher may run its jobs in this process (basic), in others of this machine (joblib)
-or on other machines (submitit). What goes wrong in a member is in its record, and the others go on.
+A sweep over `member=KEY,...`: the launcher may run its jobs in this process (basic), in others of
+this machine (joblib) or on other machines (submitit). What goes wrong in a member is in its record,
+and the others go on.
 """
 
 import os
@@ -21,7 +22,8 @@ from app.races.records import read_record
 from app.races.work import DESK, STUDY, hand_out, work
 from app.training.messages import console
 
-EVERY = 2.0  # seconds between two looks at the members
+# seconds between two looks at the members
+EVERY = 2.0
 LOSS = "Loss/train"
 
 
@@ -29,7 +31,8 @@ def launch(members: Sequence[Member], overrides: Sequence[str]) -> None:
     """Runs members to their end, under the launcher that the overrides of the race choose.
 
     Raises:
-        Exception: a job has ended without a record, which is a mistake of ours; the others have run.
+        Exception: a job has ended without a record, which is a mistake of ours; the others have
+            run.
     """
     for member in members:
         hand_out(member)
@@ -40,12 +43,15 @@ def launch(members: Sequence[Member], overrides: Sequence[str]) -> None:
         sweep = f"member={','.join(member.key for member in members)}"
         batches = hydra.multirun("race", work, [*overrides, sweep], with_log_configuration=False)
     for job in (job for batch in batches for job in batch):
-        _ = job.return_value  # raises what the job has raised
+        # raises what the job has raised
+        _ = job.return_value
 
 
 @contextmanager
 def watched(members: Sequence[Member]) -> Iterator[None]:
-    """Shows the members while they run: a table in a terminal, elsewhere a line for each that ends."""
+    """Shows the members while they run: a table in a terminal,
+    elsewhere a line for each that ends.
+    """
     done = Event()
     with Live(console=console, auto_refresh=False, transient=True) as live:
         thread = Thread(target=_watch, args=(members, live, done), daemon=True)
@@ -58,17 +64,24 @@ def watched(members: Sequence[Member]) -> Iterator[None]:
 
 
 def _watch(members: Sequence[Member], live: Live, done: Event) -> None:
-    start, told, last = time.monotonic(), set[str](), False
+    start = time.monotonic()
+    told = set[str]()
+    last = False
     before = sum(step for step, _ in map(how_far, members))
     while not last:
         last = done.wait(EVERY)
-        for member in (m for m in members if m.key not in told and (DESK / f"{m.key}.json").exists()):
+        for member in (
+            m for m in members if m.key not in told and (DESK / f"{m.key}.json").exists()
+        ):
             told.add(member.key)
             live.console.print(f"[{len(told)}/{len(members)}] {outcome(member)}", markup=False)
         open_ones = [member for member in members if member.key not in told]
         steps = sum(step for step, _ in map(how_far, members)) - before
         left = sum(member.steps - how_far(member)[0] for member in open_ones)
-        live.update(_table(open_ones, left / steps * (time.monotonic() - start) if steps > 0 else None), refresh=True)
+        live.update(
+            _table(open_ones, left / steps * (time.monotonic() - start) if steps > 0 else None),
+            refresh=True,
+        )
 
 
 def outcome(member: Member) -> str:
@@ -76,12 +89,16 @@ def outcome(member: Member) -> str:
     record = read_record(DESK / f"{member.key}.json")
     about = " ".join(f"{name}={value}" for name, value in member.about.items())
     return f"{about}: " + (
-        f"failed: {record['failed']}" if "failed" in record else f"{record['bpb']:.4f} bits per byte"
+        f"failed: {record['failed']}"
+        if "failed" in record
+        else f"{record['bpb']:.4f} bits per byte"
     )
 
 
 def how_far(member: Member) -> tuple[int, float]:
-    """Steps, and the newest loss in nats per token, of a member that has begun; all steps of one that has ended."""
+    """Steps, and the newest loss in nats per token, of a member that has begun;
+    all steps of one that has ended.
+    """
     if (DESK / f"{member.key}.json").exists():
         return member.steps, float("nan")
     points = table_of(member.folder, [LOSS]).get(LOSS)
@@ -90,11 +107,15 @@ def how_far(member: Member) -> tuple[int, float]:
 
 def _table(members: Sequence[Member], seconds: float | None) -> Table:
     left = "" if seconds is None else f", {timedelta(seconds=round(seconds))} left"
-    table = Table("contestant", "size", "lr", "seed", "step", "loss", title=f"{len(members)} runs to go{left}")
+    table = Table(
+        "contestant", "size", "lr", "seed", "step", "loss", title=f"{len(members)} runs to go{left}"
+    )
     for member in members:
         step, loss = how_far(member)
         if step:
             about = member.about
             names = ("contestant", "size", "lr", "seed")
-            table.add_row(*(str(about[name]) for name in names), f"{step}/{member.steps}", f"{loss:.2f}")
+            table.add_row(
+                *(str(about[name]) for name in names), f"{step}/{member.steps}", f"{loss:.2f}"
+            )
     return table

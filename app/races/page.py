@@ -1,7 +1,8 @@
 """Write the result of a race into its folder.
 
-`README.md` and one figure for each size are for the repository. The rest (`result.json`, `table.csv`, further figures
-and `index.html`, which needs no other file) follows from the records as well, and git ignores it.
+`README.md` and one figure for each size are for the repository. The rest (`result.json`,
+`table.csv`, further figures and `index.html`, which needs no other file) follows from the records
+as well, and git ignores it.
 """
 
 import base64
@@ -50,8 +51,12 @@ def readme(race: Race, name: str, result: Mapping[str, Any]) -> str:
     return markdown(race, name, result) + "".join(figures)
 
 
-def _html(race: Race, name: str, result: Mapping[str, Any], drawn: Mapping[str, Mapping[str, bytes]]) -> str:
-    sections = "".join(_section(race, size, numbers, drawn[size]) for size, numbers in result.items())
+def _html(
+    race: Race, name: str, result: Mapping[str, Any], drawn: Mapping[str, Mapping[str, bytes]]
+) -> str:
+    sections = "".join(
+        _section(race, size, numbers, drawn[size]) for size, numbers in result.items()
+    )
     page = PAGE.read_text(encoding="utf-8")
     for place, text in {"NAME": name, "CLAIM": race.claim, "LEGEND": LEGEND}.items():
         page = page.replace(f"<!--{place}-->", escape(text))
@@ -61,7 +66,10 @@ def _html(race: Race, name: str, result: Mapping[str, Any], drawn: Mapping[str, 
 def _contestants(race: Race) -> str:
     """Return an HTML list of the contestants and their overrides."""
     common = f"<dt>all of them</dt><dd>{_code(race.common)}</dd>" if race.common else ""
-    each = (f"<dt>{escape(name)}</dt><dd>{_code(words)}</dd>" for name, words in race.contestants.items())
+    each = (
+        f"<dt>{escape(name)}</dt><dd>{_code(words)}</dd>"
+        for name, words in race.contestants.items()
+    )
     return f"<dl>{common}{''.join(each)}</dl>"
 
 
@@ -81,9 +89,14 @@ def _section(race: Race, size: str, numbers: Mapping[str, Any], images: Mapping[
     )
     said = escape(state_line(numbers) + noise_line(numbers))
     quality = _table(QUALITY, [(row[: len(QUALITY)], verdict) for row, verdict in rows])
-    behaviour = _table(("contestant", *BEHAVIOUR), [([row[0], *row[len(QUALITY) :]], "") for row, _ in rows])
+    behaviour = _table(
+        ("contestant", *BEHAVIOUR), [([row[0], *row[len(QUALITY) :]], "") for row, _ in rows]
+    )
     failed = "".join(f"<p>{escape(line)}</p>" for line in failures(numbers))
-    return f"<h2>Size {escape(size)}</h2><p>{said}</p>{failed}{quality}{shown}<p>{OF_THE_RUNS}:</p>{behaviour}{more}"
+    return (
+        "<h2>Size "
+        f"{escape(size)}</h2><p>{said}</p>{failed}{quality}{shown}<p>{OF_THE_RUNS}:</p>{behaviour}{more}"
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]) -> str:
@@ -93,4 +106,8 @@ def _table(head: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]) -> st
 
 
 def _line(tag: str, texts: Sequence[str], kind: str = "") -> str:
-    return f'<tr class="{kind}">' + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts) + "</tr>"
+    return (
+        f'<tr class="{kind}">'
+        + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts)
+        + "</tr>"
+    )

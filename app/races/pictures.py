@@ -1,4 +1,6 @@
-"""The result of a race as pictures: differences, curves, quality against balance and against speed."""
+"""The result of a race as pictures: differences, curves,
+quality against balance and against speed.
+"""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +17,12 @@ from app.races.tables import ranked
 NOT_TIMED = "not timed yet:\npython -m benchmarks.race NAME\nmeasures the seconds of a step"
 Row = Mapping[str, Any]
 COLORS = {
-    "better": "tab:green", "worse": "tab:red", "equivalent": "tab:blue", "cannot tell": "0.5", "not finished": "0.8"
-}  # fmt: skip
+    "better": "tab:green",
+    "worse": "tab:red",
+    "equivalent": "tab:blue",
+    "cannot tell": "0.5",
+    "not finished": "0.8",
+}
 
 
 def pictures(race: Race, size: Mapping[str, Any]) -> dict[str, bytes]:
@@ -33,14 +39,20 @@ def pictures(race: Race, size: Mapping[str, Any]) -> dict[str, bytes]:
 
 def forest(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
     """Paired differences with their intervals; the margin is grey."""
-    axes, others = figure.subplots(), [row for row in reversed(rows) if "difference" in row]
+    axes = figure.subplots()
+    others = [row for row in reversed(rows) if "difference" in row]
     axes.axvspan(-race.margin, race.margin, color="0.92")
     axes.axvline(0, color="0.4", linewidth=0.8)
     for place, row in enumerate(others):
-        value, verdict = row["difference"][race.measure], row["verdict"]
-        axes.errorbar(value["mean"], place, xerr=value["half"], fmt="o", color=COLORS[verdict], capsize=3)
+        value = row["difference"][race.measure]
+        verdict = row["verdict"]
+        axes.errorbar(
+            value["mean"], place, xerr=value["half"], fmt="o", color=COLORS[verdict], capsize=3
+        )
     _say_if_empty(axes, others, "no contestant has ended on the seeds of the comparison")
-    axes.set_yticks(range(len(others)), [f"{row['contestant']}: {row['verdict']}" for row in others])
+    axes.set_yticks(
+        range(len(others)), [f"{row['contestant']}: {row['verdict']}" for row in others]
+    )
     axes.set(xlabel=f"{race.measure} minus that of {race.baseline} (left is better)")
 
 
@@ -52,7 +64,13 @@ def curves(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
         scales = (1.0, row["flops"], row["seconds_per_token"])
         for each, scale in zip(axes, scales, strict=True):
             if scale:
-                each.plot([count * scale for count in tokens], bpb, color=color, label=row["contestant"], marker=".")
+                each.plot(
+                    [count * scale for count in tokens],
+                    bpb,
+                    color=color,
+                    label=row["contestant"],
+                    marker=".",
+                )
     for each, label in zip(axes, ("training tokens", "FLOPs", "seconds of training"), strict=True):
         each.set(xlabel=label)
         each.grid(alpha=0.3)
@@ -87,14 +105,29 @@ def frontier(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
 def _say_if_empty(axes: Axes, shown: Sequence[Any], missing: str) -> None:
     """Write a note into an empty plot about the missing data."""
     if not shown:
-        axes.text(0.5, 0.5, missing, ha="center", va="center", transform=axes.transAxes, color="0.4", wrap=True)
+        axes.text(
+            0.5,
+            0.5,
+            missing,
+            ha="center",
+            va="center",
+            transform=axes.transAxes,
+            color="0.4",
+            wrap=True,
+        )
 
 
 def _scatter(axes: Axes, race: Race, points: Sequence[tuple[float, Row]]) -> None:
     for x, row in points:
         value = row[race.measure]
         axes.errorbar(x, value["mean"], yerr=value["half"], fmt="o", color="tab:blue", capsize=2)
-        axes.annotate(row["contestant"], (x, value["mean"]), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        axes.annotate(
+            row["contestant"],
+            (x, value["mean"]),
+            xytext=(4, 3),
+            textcoords="offset points",
+            fontsize=7,
+        )
     axes.grid(alpha=0.3)
 
 
@@ -102,7 +135,9 @@ def _colors(number: int) -> list[Any]:
     return [colormaps["turbo"](place / max(1, number - 1)) for place in range(number)]
 
 
-def _png(draw: Callable[[Figure, Race, Sequence[Row]], None], race: Race, rows: Sequence[Row]) -> bytes:
+def _png(
+    draw: Callable[[Figure, Race, Sequence[Row]], None], race: Race, rows: Sequence[Row]
+) -> bytes:
     wide = 12 if draw is curves else 7
     figure = Figure(figsize=(wide, max(3.5, 0.28 * len(rows))), dpi=100, layout="constrained")
     draw(figure, race, rows)

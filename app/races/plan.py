@@ -1,4 +1,6 @@
-"""The members of a race: every contestant at every size, with a learning rate and a seed, as a run of `train.py`."""
+"""The members of a race: every contestant at every size, with a learning rate and a seed,
+as a run of `train.py`.
+"""
 
 import hashlib
 import json
@@ -26,12 +28,14 @@ WITHOUT_EFFECT = (
     "trainer.checkpoint_format",
     "trainer.accumulate",
 )  # on what is learned
-Record = Mapping[str, Any]  # what is known of a member that has ended
+# what is known of a member that has ended
+Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A contestant at a size: its overrides, which solved widths are among, its config, and what it costs.
+    """A contestant at a size: its overrides, which solved widths are among, its config, and what it
+    costs.
 
     One that is refused has no config, but the reason.
     """
@@ -52,7 +56,8 @@ class Member:
     lr: float
     seed: int
     share: float = 1.0
-    starts: Mapping[str, "Member"] = field(default_factory=dict, hash=False)  # the runs that it starts from
+    # the runs that it starts from
+    starts: Mapping[str, "Member"] = field(default_factory=dict, hash=False)
 
     @property
     def steps(self) -> int:
@@ -87,9 +92,13 @@ class Member:
 
     @cached_property
     def key(self) -> str:
-        """The hash of its resolved config, but for what nothing learns from; no word that Hydra reads as a number."""
+        """The hash of its resolved config, but for what nothing learns from;
+        no word that Hydra reads as a number.
+        """
         config = {
-            name: _of_effect(name, value) for name, value in self.entry.config.items() if _has_effect(name, value)
+            name: _of_effect(name, value)
+            for name, value in self.entry.config.items()
+            if _has_effect(name, value)
         }
         own = {"overrides": self.entry.overrides} if self.entry.refused else {}
         starts = {name: member.key for name, member in self.starts.items()}
@@ -104,31 +113,47 @@ def folder_of(key: str) -> Path:
 
 def _has_effect(name: str, value: Any) -> bool:
     """Whether something is learned from a part of the config: not where nothing of it is set."""
-    unset = isinstance(value, Mapping) and len(value) > 0 and all(inner is None for inner in value.values())
+    unset = (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(inner is None for inner in value.values())
+    )
     return name not in WITHOUT_EFFECT and not unset
 
 
 def _of_effect(name: str, value: Any) -> Any:
-    """A part of the config without those of its values that change nothing, or are what runs before them had."""
+    """A part of the config without those of its values that change nothing,
+    or are what runs before them had.
+    """
     if not isinstance(value, Mapping):
         return value
     later = LATER.get((name, value.get("name")), {}).items()
-    return {key: inner for key, inner in value.items()
-            if f"{name}.{key}" not in WITHOUT_EFFECT and (key, inner) not in later}  # fmt: skip
+    return {
+        key: inner
+        for key, inner in value.items()
+        if f"{name}.{key}" not in WITHOUT_EFFECT and (key, inner) not in later
+    }
 
 
 class Plan:
     """All members of the chosen sizes of a race."""
 
     def __init__(self, race: Race, sizes: Sequence[str]) -> None:
-        self.race, self.sizes = race, sizes
+        self.race = race
+        self.sizes = sizes
         self.entries = [entry for size in sizes for entry in _entries(race, size)]
         before = {(name, size): _before(race, name, size) for size in sizes for name in race.before}
         self._places = {(entry.contestant, entry.size): entry for entry in self.entries} | before
 
     def missing(self, records: Mapping[str, Record]) -> list[Member]:
-        """Those that can be run now, one of those that are equal; the rest waits for the learning rates."""
-        left = [member for member in self.known(records) if member.key not in records and not member.entry.refused]
+        """Those that can be run now, one of those that are equal;
+        the rest waits for the learning rates.
+        """
+        left = [
+            member
+            for member in self.known(records)
+            if member.key not in records and not member.entry.refused
+        ]
         return list({member.key: member for member in left}.values())
 
     def first(self, members: Iterable[Member], records: Mapping[str, Record]) -> list[Member]:
@@ -137,16 +162,30 @@ class Plan:
         Raises:
             UserError: one has failed.
         """
-        needed = {start.key: start for member in members for start in _all_starts(member) if not start.is_ready}
+        needed = {
+            start.key: start
+            for member in members
+            for start in _all_starts(member)
+            if not start.is_ready
+        }
         for key, start in needed.items():
             if "failed" in records.get(key, {}):
-                told = f"{start.entry.contestant}, which others start from, has failed: {records[key]['failed']}"
+                told = (
+                    f"{start.entry.contestant}, which others start from, has failed: "
+                    f"{records[key]['failed']}"
+                )
                 raise UserError(f"{told}; retry=true runs it again")
-        return [start for start in needed.values() if all(other.is_ready for other in start.starts.values())]
+        return [
+            start
+            for start in needed.values()
+            if all(other.is_ready for other in start.starts.values())
+        ]
 
     def member(self, entry: Entry, lr: float, seed: int, share: float = 1.0) -> Member:
         """With the runs of the same seed that it starts from."""
-        starts = {name: self._start(name, entry.size, seed) for name in self.race.starts(entry.contestant)}
+        starts = {
+            name: self._start(name, entry.size, seed) for name in self.race.starts(entry.contestant)
+        }
         return Member(entry, lr, seed, share, starts)
 
     def _start(self, name: str, size: str, seed: int) -> Member:
@@ -154,16 +193,24 @@ class Plan:
         return self.member(entry, entry.config["optimizer"]["lr"], seed)
 
     def known(self, records: Mapping[str, Record]) -> list[Member]:
-        """Those whose learning rate is chosen, or that choose it; a seed of all before the next seed."""
+        """Those whose learning rate is chosen, or that choose it;
+        a seed of all before the next seed.
+        """
         rated = {entry: self.rate(entry, records) for entry in self.entries}
         finals = [(entry, rate) for entry, rate in rated.items() if rate is not None]
-        after = [self.member(entry, rate, seed) for seed in self.race.seeds for entry, rate in finals]
+        after = [
+            self.member(entry, rate, seed) for seed in self.race.seeds for entry, rate in finals
+        ]
         own = [pair for pair in finals if pair[0].contestant == self.race.baseline]
-        after += [self.member(entry, rate, seed) for entry, rate in own for seed in self.race.noise_seeds]
+        after += [
+            self.member(entry, rate, seed) for entry, rate in own for seed in self.race.noise_seeds
+        ]
         after += [
             self.member(entry, rate, seed, share)
-            for entry, rate in own for share in self.race.lengths for seed in self.race.seeds
-        ]  # fmt: skip
+            for entry, rate in own
+            for share in self.race.lengths
+            for seed in self.race.seeds
+        ]
         return [*self.tuning(), *after]
 
     def tuning(self) -> Iterator[Member]:
@@ -173,15 +220,24 @@ class Plan:
                 yield self.member(entry, rate, self.race.tuning_seed)
 
     def rate(self, entry: Entry, records: Mapping[str, Record]) -> float | None:
-        """The best learning rate of an entry; None if it is not known yet, or no rate has led to a loss."""
+        """The best learning rate of an entry;
+        None if it is not known yet, or no rate has led to a loss.
+        """
         if entry.refused:
             return None
         if not (rates := self.race.rates(entry.contestant)):
             return float(entry.config["optimizer"]["lr"])
-        tried = [(rate, records.get(self.member(entry, rate, self.race.tuning_seed).key)) for rate in rates]
+        tried = [
+            (rate, records.get(self.member(entry, rate, self.race.tuning_seed).key))
+            for rate in rates
+        ]
         if any(record is None for _, record in tried):
             return None
-        good = [(record[self.race.measure], rate) for rate, record in tried if record and "failed" not in record]
+        good = [
+            (record[self.race.measure], rate)
+            for rate, record in tried
+            if record and "failed" not in record
+        ]
         return min(good)[1] if good else None
 
 
@@ -209,7 +265,11 @@ def _entries(race: Race, size: str) -> Iterator[Entry]:
             config = composed(overrides)
             if name != race.baseline and name not in race.unmatched:
                 solved = brought_to(config, reference, race.match, f"race.contestants.{name}")
-                overrides += [f"experts.{k}={v}" for k, v in solved["experts"].items() if v != config["experts"][k]]
+                overrides += [
+                    f"experts.{k}={v}"
+                    for k, v in solved["experts"].items()
+                    if v != config["experts"][k]
+                ]
                 config = solved
             costs = {cost: of(budget(config)) / of(goal) for cost, of in COSTS.items()}
             yield Entry(name, size, tuple(overrides), config, costs)
@@ -219,4 +279,6 @@ def _entries(race: Race, size: str) -> Iterator[Entry]:
 
 def unequal(entry: Entry, match: str) -> bool:
     """Whether it costs another share of what all are brought to."""
-    return any(abs(entry.cost[name] - 1) >= CLOSE for name in (COSTS if match == "both" else [match]))
+    return any(
+        abs(entry.cost[name] - 1) >= CLOSE for name in (COSTS if match == "both" else [match])
+    )

@@ -11,8 +11,10 @@ from app.config.overrides import combined, last, value_of
 from app.config.own_overrides import require_own_overrides
 from app.registry import UserError, check, require, unknown
 
-COMPOSED = ("runtime", "overrides")  # of `hydra`: what the overrides themselves change
-START = re.compile(r"@(\w+)")  # in the value of an override
+# of `hydra`: what the overrides themselves change
+COMPOSED = ("runtime", "overrides")
+# in the value of an override
+START = re.compile(r"@(\w+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,19 +24,23 @@ class Race:
     Args:
         claim: what is tested.
         common: overrides of all contestants, on top of experiment=race/SIZE.
-        before: runs that others start from, by name: their overrides on top of experiment=race/SIZE alone.
-        contestants: the overrides of each; a group that it chooses itself is not the common one, and a learning rate of
-            its own is not chosen from `lr`.
+        before: runs that others start from, by name: their overrides on top of experiment=race/SIZE
+            alone.
+        contestants: the overrides of each; a group that it chooses itself is not the common one,
+            and a learning rate of its own is not chosen from `lr`.
         baseline: the contestant that the others are compared with.
         match: the cost of the baseline that the others are brought to, within 0.5 %.
         unmatched: contestants that keep their own cost, which the table then says.
         sizes: of the experiments race/SIZE.
         seeds: of the comparison, the same for all.
-        noise_seeds: more of them for the baseline alone, which tell how far one run lies from another.
+        noise_seeds: more of them for the baseline alone, which tell how far one run lies from
+            another.
         tuning_seed: on which everybody's learning rate is chosen; not among the others.
         lr: the learning rates to choose from, rising; at least three.
-        lengths: of further runs of the baseline, in shares of a run: how long it takes to somebody's loss.
-        measure: what decides: bits per byte of held-out text (mean over the domains), or nats per token.
+        lengths: of further runs of the baseline, in shares of a run: how long it takes to
+            somebody's loss.
+        measure: what decides: bits per byte of held-out text (mean over the domains), or nats per
+            token.
         margin: a difference that does not matter, in units of the measure.
 
     Raises:
@@ -59,7 +65,9 @@ class Race:
 
     def __post_init__(self) -> None:
         names = ", ".join(self.contestants)
-        require("baseline", self.baseline, self.baseline in self.contestants, f"must be one of {names}")
+        require(
+            "baseline", self.baseline, self.baseline in self.contestants, f"must be one of {names}"
+        )
         twice = sorted({*self.before} & {*self.contestants})
         require("before", twice, not twice, "must have other names than the contestants")
         for name in (*self.before, *self.contestants):
@@ -70,16 +78,31 @@ class Race:
         require("sizes", self.sizes, plain, "must be names of experiments race/SIZE")
         for name in ("sizes", "seeds"):
             values = getattr(self, name)
-            require(name, values, len({*values}) == len(values) > 0, "must name each once, and at least one")
+            require(
+                name,
+                values,
+                len({*values}) == len(values) > 0,
+                "must name each once, and at least one",
+            )
         fresh = self.tuning_seed not in {*self.seeds, *self.noise_seeds}
-        require("tuning_seed", self.tuning_seed, fresh, "must be none of the seeds of the comparison")
+        require(
+            "tuning_seed", self.tuning_seed, fresh, "must be none of the seeds of the comparison"
+        )
         rate = last(self.common, "optimizer.lr")
         require(
-            "common", f"optimizer.lr={rate}", rate is None, "would be overridden by the rates of `lr`: put it there"
+            "common",
+            f"optimizer.lr={rate}",
+            rate is None,
+            "would be overridden by the rates of `lr`: put it there",
         )
         rising = len(self.lr) >= 3 and sorted({*self.lr}) == self.lr and self.lr[0] > 0
         require("lr", self.lr, rising, "must be at least three, rising")
-        require("lengths", self.lengths, all(0 < share != 1 for share in self.lengths), "must be above 0, and not 1")
+        require(
+            "lengths",
+            self.lengths,
+            all(0 < share != 1 for share in self.lengths),
+            "must be above 0, and not 1",
+        )
         require("margin", self.margin, self.margin > 0, "must be above 0")
 
     def overrides(self, name: str, size: str) -> list[str]:
@@ -87,7 +110,9 @@ class Race:
         return combined([f"experiment=race/{size}"], self._words(name))
 
     def starts(self, name: str) -> list[str]:
-        """The runs that one starts from: its overrides name the folder of the run with its seed as @NAME."""
+        """The runs that one starts from: its overrides name the folder
+        of the run with its seed as @NAME.
+        """
         return [start for word in self._words(name) for start in START.findall(value_of(word))]
 
     def rates(self, name: str) -> list[float]:
@@ -102,11 +127,18 @@ class Race:
         return (self.before | self.contestants)[name]
 
     def _require_starts(self, name: str, above: tuple[str, ...] = ()) -> None:
-        """Checks that the runs that one starts from are there, are not itself, and have a learning rate."""
+        """Checks that the runs that one starts from are there, are not itself,
+        and have a learning rate.
+        """
         require(name, "@" + name, name not in above, "must not start from itself")
         known = [other for other in (*self.before, *self.contestants) if not self.rates(other)]
         for start in self.starts(name):
-            require(name, f"@{start}", start in known, f"must be a run with its own learning rate: {', '.join(known)}")
+            require(
+                name,
+                f"@{start}",
+                start in known,
+                f"must be a run with its own learning rate: {', '.join(known)}",
+            )
             self._require_starts(start, (*above, name))
 
 
@@ -118,8 +150,12 @@ def read_race(values: dict[str, Any]) -> Race:
     """
     for group in ("contestants", "before"):
         for name, overrides in (values.get(group) or {}).items():
-            if not isinstance(overrides, list) or not all(isinstance(each, str) for each in overrides):
-                raise UserError(f"race.{group}.{name}={overrides}: must be a list of overrides; [] for none")
+            if not isinstance(overrides, list) or not all(
+                isinstance(each, str) for each in overrides
+            ):
+                raise UserError(
+                    f"race.{group}.{name}={overrides}: must be a list of overrides; [] for none"
+                )
     try:
         race = Race(**check(Race, {"before": {}} | values, "race"))
     except ValueError as error:
@@ -132,8 +168,11 @@ def read_race(values: dict[str, Any]) -> Race:
     return race
 
 
-def require_own_settings(name: str, settings: Mapping[str, Any], without: Mapping[str, Any]) -> None:
-    """Check that the file of a study sets nothing of Hydra, whose launchers and callbacks can run code.
+def require_own_settings(
+    name: str, settings: Mapping[str, Any], without: Mapping[str, Any]
+) -> None:
+    """Check that the file of a study sets nothing of Hydra, whose launchers and callbacks can run
+    code.
 
     Args:
         name: The study.
@@ -143,10 +182,15 @@ def require_own_settings(name: str, settings: Mapping[str, Any], without: Mappin
     Raises:
         UserError: It does.
     """
-    given, plain = (dict(each) | {"job": _without_name(each["job"])} for each in (settings, without))
+    given, plain = (
+        dict(each) | {"job": _without_name(each["job"])} for each in (settings, without)
+    )
     for key in sorted(given.keys() | plain.keys()):
         if key not in COMPOSED and given.get(key) != plain.get(key):
-            raise UserError(f"race={name}: its file sets hydra.{key}; remove it there, and give it as an override")
+            raise UserError(
+                f"race={name}: its file sets hydra.{key}; remove it there, and give "
+                "it as an override"
+            )
 
 
 def _without_name(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The records of members that have ended: on this machine's desk, and in the results of all races, by their key."""
+"""The records of members that have ended:
+on this machine's desk, and in the results of all races, by their key.
+"""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +14,9 @@ from app.registry import UserError
 from app.training.files import lines_of, read_json, write_whole
 
 RESULTS = Path("results")
-DEFINITION, MEMBERS, SECONDS = "race.json", "members.jsonl", "seconds.json"
+DEFINITION = "race.json"
+MEMBERS = "members.jsonl"
+SECONDS = "seconds.json"
 
 
 def read_records(retry: bool = False) -> dict[str, Record]:
@@ -24,11 +28,18 @@ def read_records(retry: bool = False) -> dict[str, Record]:
 
 
 def write_records(name: str, plan: Plan, records: Mapping[str, Record]) -> list[dict[str, Any]]:
-    """Writes the records of a race's members that have ended, a line each, size by size; other sizes keep theirs."""
+    """Writes the records of a race's members that have ended, a line each, size by size;
+    other sizes keep theirs.
+    """
     refused = [entry for entry in plan.entries if entry.refused]
     ended = [member for member in plan.known(records) if member.key in records]
-    lines: list[dict[str, Any]] = [{"contestant": e.contestant, "size": e.size, "failed": e.refused} for e in refused]
-    lines += [{**member.about, "key": member.key, **records[member.key], **member.about} for member in ended]
+    lines: list[dict[str, Any]] = [
+        {"contestant": e.contestant, "size": e.size, "failed": e.refused} for e in refused
+    ]
+    lines += [
+        {**member.about, "key": member.key, **records[member.key], **member.about}
+        for member in ended
+    ]
     path = RESULTS / name / MEMBERS
     lines += [line for line in read_lines(path) if line["size"] not in plan.sizes]
     require_comparable(path, plan.race.sizes, plan.race.tuning_seed, lines)
@@ -49,9 +60,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except (ValueError, RecursionError):
             line = None
-        problem = "is no JSON object" if not isinstance(line, dict) else problem_of_place(line) or problem_of(line)
+        problem = (
+            "is no JSON object"
+            if not isinstance(line, dict)
+            else problem_of_place(line) or problem_of(line)
+        )
         if problem is not None:
-            raise UserError(f"{path}:{number}: {problem}; restore the file, or delete this line to run it again")
+            raise UserError(
+                f"{path}:{number}: {problem}; restore the file, or delete this line to run it again"
+            )
         lines.append(line)
     return lines
 
@@ -70,14 +87,19 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_seconds(folder: Path) -> dict[str, dict[str, float]]:
-    """Of a training token, by size and contestant; empty if the race in this folder was not timed yet."""
+    """Of a training token, by size and contestant;
+    empty if the race in this folder was not timed yet.
+    """
     path = folder / SECONDS
     if not path.exists():
         return {}
     times = read_json(path, dict).get("seconds_per_token")
     sizes = list(times.values()) if isinstance(times, dict) else [None]
     if not all(isinstance(each, dict) and all(map(is_positive, each.values())) for each in sizes):
-        raise UserError(f"{path}: seconds_per_token must hold numbers above 0 by size and contestant; restore it")
+        raise UserError(
+            f"{path}: seconds_per_token must hold numbers above 0 by size and "
+            "contestant; restore it"
+        )
     return dict(times or {})
 
 
@@ -92,7 +114,9 @@ def begin(name: str, values: Mapping[str, Any], fingerprint: str) -> None:
     before = read_json(path, dict).get("fingerprint") if path.exists() else fingerprint
     if before != fingerprint:
         raise UserError(
-            f"race={name}: conf/race/{name}.yaml has changed since {path.parent} was begun ({before}, now "
-            f"{fingerprint}); a changed race is another one: copy it to another name, or delete that folder"
+            f"race={name}: conf/race/{name}.yaml has changed since {path.parent} was begun "
+            f"({before}, now "
+            f"{fingerprint}); a changed race is another one: copy it to another name, or delete "
+            "that folder"
         )
     write_whole(path, json.dumps({"fingerprint": fingerprint, "race": values}, indent=1) + "\n")

@@ -1,4 +1,6 @@
-"""The result of a race: everything that its tables, pictures and verdicts say, out of the records of its members."""
+"""The result of a race: everything that its tables, pictures and verdicts say,
+out of the records of its members.
+"""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
@@ -10,15 +12,21 @@ from app.races.speed_up import bound, share_for
 from app.races.statistics import Interval, Judged, detectable, interval, judged
 
 Line = Mapping[str, Any]  # of members.jsonl
-Runs = Mapping[int, Line]  # of one contestant, by seed
+# of one contestant, by seed
+Runs = Mapping[int, Line]
 COST = ("active_params", "total_params", "flops", "peak_memory_bytes")
 MATCHED = {"active_flops": "flops", "total_params": "total_params"}
-OLD_RULE = "Muon with blocks of 128 columns across gate and up (optimizer.gate_up=null)"  # of records without a word
-SEEDS = (5, 10)  # with which the smallest difference that can be seen is told
+# of records without a word
+OLD_RULE = "Muon with blocks of 128 columns across gate and up (optimizer.gate_up=null)"
+# with which the smallest difference that can be seen is told
+SEEDS = (5, 10)
 
 
-def result_of(race: Race, lines: Sequence[Line], seconds: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """By size: how far one run lies from another, how many are missing, and a row for every contestant.
+def result_of(
+    race: Race, lines: Sequence[Line], seconds: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """By size: how far one run lies from another, how many are missing, and a row for every
+    contestant.
 
     Args:
         race: what was written down.
@@ -32,11 +40,19 @@ def result_of(race: Race, lines: Sequence[Line], seconds: Mapping[str, Mapping[s
 def runs(race: Race, lines: Sequence[Line], contestant: str, share: float = 1.0) -> Runs:
     """Those of a contestant that count, none that chose the learning rate, of lines of one size."""
     mine = (line for line in lines if line["contestant"] == contestant and "failed" not in line)
-    return {line["seed"]: line for line in mine if line["share"] == share and line["seed"] != race.tuning_seed}
+    return {
+        line["seed"]: line
+        for line in mine
+        if line["share"] == share and line["seed"] != race.tuning_seed
+    }
 
 
-def paired(race: Race, own: Runs, other: Runs, measure: str, domain: str | None = None) -> list[float]:
-    """Differences between two contestants on the race's seeds, in all or in the bits per byte of a domain."""
+def paired(
+    race: Race, own: Runs, other: Runs, measure: str, domain: str | None = None
+) -> list[float]:
+    """Differences between two contestants on the race's seeds,
+    in all or in the bits per byte of a domain.
+    """
     pairs = [(own[seed], other[seed]) for seed in race.seeds if seed in own and seed in other]
     if domain is None:
         return [a[measure] - b[measure] for a, b in pairs]
@@ -44,7 +60,9 @@ def paired(race: Race, own: Runs, other: Runs, measure: str, domain: str | None 
 
 
 def ended(race: Race, lines: Sequence[Line], *contestants: str) -> bool:
-    """Whether all seeds of these have ended, in lines of one size: who judges earlier finds more than there is."""
+    """Whether all seeds of these have ended, in lines of one size:
+    who judges earlier finds more than there is.
+    """
     seen = {(line["contestant"], line["seed"]) for line in lines if line.get("share") == 1}
     return all((name, seed) in seen for name in contestants for seed in race.seeds)
 
@@ -52,8 +70,11 @@ def ended(race: Race, lines: Sequence[Line], *contestants: str) -> bool:
 class _Size:
     """One size of a race."""
 
-    def __init__(self, race: Race, lines: Sequence[Line], size: str, seconds: Mapping[str, float]) -> None:
-        self.race, self.seconds = race, seconds
+    def __init__(
+        self, race: Race, lines: Sequence[Line], size: str, seconds: Mapping[str, float]
+    ) -> None:
+        self.race = race
+        self.seconds = seconds
         self.lines = [line for line in lines if line["size"] == size]
         self.base = self.runs(race.baseline)
 
@@ -67,7 +88,9 @@ class _Size:
         verdicts = judged(tested, self.race.margin, len(others))
         rows = [self.row(name, verdicts.get(name)) for name in self.race.contestants]
         torch = sorted({line["torch"] for line in self.lines if "failed" not in line})
-        optimizers = sorted({line.get("optimizer", OLD_RULE) for line in self.lines if "failed" not in line})
+        optimizers = sorted(
+            {line.get("optimizer", OLD_RULE) for line in self.lines if "failed" not in line}
+        )
         return {
             "noise": self.noise(),
             "missing": self.missing(),
@@ -97,13 +120,18 @@ class _Size:
         for name in race.contestants:
             tuned = self.tuned(name)
             left += 0 if tuned is False else len(race.rates(name)) + len(race.seeds)
-        return left - sum("lr" in line and self.tuned(line["contestant"]) is not False for line in self.lines)
+        return left - sum(
+            "lr" in line and self.tuned(line["contestant"]) is not False for line in self.lines
+        )
 
     def tuned(self, contestant: str) -> bool | None:
-        """Whether it has a learning rate; False: it has failed with all of them, or is refused; None: not yet known."""
+        """Whether it has a learning rate; False: it has failed with all of them, or is refused;
+        None: not yet known.
+        """
         mine = [line for line in self.lines if line["contestant"] == contestant]
         tried = [line for line in mine if "lr" not in line or line["seed"] == self.race.tuning_seed]
-        refused, rates = any("lr" not in line for line in tried), self.race.rates(contestant)
+        refused = any("lr" not in line for line in tried)
+        rates = self.race.rates(contestant)
         if any("failed" not in line for line in tried) or not (rates or refused):
             return True
         return False if len(tried) == len(rates) or refused else None
@@ -118,12 +146,18 @@ class _Size:
             return row
         each = list(runs.values())
         row |= {name: _told(interval([run[name] for run in each])) for name in ("bpb", "nats")}
-        row["domains"] = {name: _told(interval([run["domains"][name] for run in each])) for name in each[0]["domains"]}
+        row["domains"] = {
+            name: _told(interval([run["domains"][name] for run in each]))
+            for name in each[0]["domains"]
+        }
         row |= {name: _mean(each, name) for name in COST}
         rates = self.race.rates(contestant)
         row |= {"lr": each[0]["lr"], "edge": each[0]["lr"] in rates[:1] + rates[-1:]}
         row |= {"cost": self.cost(each), "routing": _routing(each), "curve": _curve(each)}
-        row |= {"tokens_seen": each[0]["tokens_seen"], "seconds_per_token": self.seconds.get(contestant)}
+        row |= {
+            "tokens_seen": each[0]["tokens_seen"],
+            "seconds_per_token": self.seconds.get(contestant),
+        }
         if contestant != self.race.baseline and self.paired(contestant, self.race.measure):
             row |= {"difference": self.differences(contestant), "verdict": "not finished"}
         if verdict is not None:
@@ -134,17 +168,28 @@ class _Size:
     def cost(self, runs: Sequence[Line]) -> dict[str, float] | None:
         """As a share of the baseline's, what is to be equal."""
         base = list(self.base.values())
-        return {name: _mean(runs, key) / _mean(base, key) for name, key in MATCHED.items()} if base else None
+        return (
+            {name: _mean(runs, key) / _mean(base, key) for name, key in MATCHED.items()}
+            if base
+            else None
+        )
 
     def differences(self, contestant: str) -> dict[str, Any]:
         """To the baseline, in all and by domain."""
         domains = next(iter(self.runs(contestant).values()))["domains"]
-        by_domain = {domain: _told(interval(self.paired(contestant, "bpb", domain))) for domain in domains}
-        total = {measure: _told(interval(self.paired(contestant, measure))) for measure in ("bpb", "nats")}
+        by_domain = {
+            domain: _told(interval(self.paired(contestant, "bpb", domain))) for domain in domains
+        }
+        total = {
+            measure: _told(interval(self.paired(contestant, measure)))
+            for measure in ("bpb", "nats")
+        }
         return total | {"domains": by_domain}
 
     def speed_up(self, contestant: str, runs: Runs) -> dict[str, Any] | None:
-        """How many times the FLOPs, and the seconds, of this contestant the baseline needs for its loss."""
+        """How many times the FLOPs, and the seconds,
+        of this contestant the baseline needs for its loss.
+        """
         ladders = {s: self.ladder(s) for s in runs if len(self.ladder(s)) > 1}
         if not ladders:
             return None
@@ -152,16 +197,27 @@ class _Size:
         shares = [share for share in needed.values() if share is not None]
         if len(shares) < len(needed):
             outside = next(seed for seed, share in needed.items() if share is None)
-            return {"share": bound(runs[outside]["bpb"], ladders[outside]), "flops": None, "seconds": None}
+            return {
+                "share": bound(runs[outside]["bpb"], ladders[outside]),
+                "flops": None,
+                "seconds": None,
+            }
         flops = _mean(list(self.base.values()), "flops") / _mean(list(runs.values()), "flops")
         both = self.seconds.get(self.race.baseline), self.seconds.get(contestant)
         time = both[0] / both[1] if both[0] and both[1] else None
         share = interval(shares)
-        return {"share": _told(share), "flops": _times(share, flops), "seconds": time and _times(share, time)}
+        return {
+            "share": _told(share),
+            "flops": _times(share, flops),
+            "seconds": time and _times(share, time),
+        }
 
     def ladder(self, seed: int) -> dict[float, float]:
         """The baseline's bits per byte on this seed, by the share of a run."""
-        runs = {share: self.runs(self.race.baseline, share).get(seed) for share in (1.0, *self.race.lengths)}
+        runs = {
+            share: self.runs(self.race.baseline, share).get(seed)
+            for share in (1.0, *self.race.lengths)
+        }
         return {share: run["bpb"] for share, run in runs.items() if run is not None}
 
 
@@ -180,7 +236,10 @@ def _told(value: Interval) -> dict[str, float | None]:
 
 
 def _times(value: Interval, factor: float) -> dict[str, float | None]:
-    return {"mean": value.mean * factor, "half": None if value.half is None else value.half * factor}
+    return {
+        "mean": value.mean * factor,
+        "half": None if value.half is None else value.half * factor,
+    }
 
 
 def _routing(runs: Sequence[Line]) -> dict[str, float] | None:

@@ -26,13 +26,17 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     for key in ("keep", "retry", "report"):
         if not isinstance(plain[key], bool):
             raise UserError(f"{key}={plain[key]}: must be true or false")
-    name, values = str(config.hydra.runtime.choices.race), plain["race"]
+    name = str(config.hydra.runtime.choices.race)
+    values = plain["race"]
     if not re.fullmatch(r"[\w-]+", name) or not isinstance(values, dict):
         raise UserError(f"race={name}: must be the name of a file in conf/race")
     race = read_race(values)
     sizes = chosen_sizes(race, plain["sizes"])
     begin(name, values, fingerprint(values))
-    say(f"{name}: {len(race.contestants)} contestants at {', '.join(sizes)}; bringing them to equal cost")
+    say(
+        f"{name}: {len(race.contestants)} contestants at {', '.join(sizes)}; bringing them to "
+        "equal cost"
+    )
     plan = Plan(race, sizes)
     for entry in plan.entries:
         if entry.refused:

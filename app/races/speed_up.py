@@ -1,7 +1,8 @@
 """Effective speed-up: how much longer must the baseline train for the same loss?
 
-The baseline also runs for other numbers of steps, each with a schedule of its own that ends with the run: a point in
-the middle of one run is no end of another. Between them its loss is straight in the logarithm of the steps.
+The baseline also runs for other numbers of steps, each with a schedule of its own that ends with
+the run: a point in the middle of one run is no end of another. Between them its loss is straight in
+the logarithm of the steps.
 """
 
 import math
@@ -10,7 +11,8 @@ from itertools import pairwise
 
 
 def share_for(loss: float, ladder: Mapping[float, float]) -> float | None:
-    """The share of a whole run after which the baseline has this loss; None outside of what was run.
+    """The share of a whole run after which the baseline has this loss; None outside of what was
+    run.
 
     Args:
         loss: of somebody's whole run.
@@ -24,5 +26,7 @@ def share_for(loss: float, ladder: Mapping[float, float]) -> float | None:
 
 
 def bound(loss: float, ladder: Mapping[float, float]) -> str:
-    """What is known of a loss that lies outside: the share is less than the shortest, or more than the longest."""
+    """What is known of a loss that lies outside:
+    the share is less than the shortest, or more than the longest.
+    """
     return f"< {min(ladder)}" if loss > max(ladder.values()) else f"> {max(ladder)}"

@@ -1,7 +1,9 @@
-"""What a few seeds allow to say about differences: intervals, four verdicts, and how small a difference could be seen.
+"""What a few seeds allow to say about differences: intervals, four verdicts, and how small a
+difference could be seen.
 
-Differences are paired: contestant minus baseline on the same seed, so on the same rows in the same order and, where the
-shapes agree, from the same initial weights. A negative one is better. All tests are Student's t.
+Differences are paired: contestant minus baseline on the same seed, so on the same rows in the same
+order and, where the shapes agree, from the same initial weights. A negative one is better. All
+tests are Student's t.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,29 +13,38 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import optimize, stats
 
-LEVEL = 0.05  # of every test; an interval covers 1 - LEVEL
-POWER = 0.8  # with which a difference is said to be seen
+# of every test; an interval covers 1 - LEVEL
+LEVEL = 0.05
+# with which a difference is said to be seen
+POWER = 0.8
 Verdict = Literal["better", "worse", "equivalent", "cannot tell"]
 
 
 class Interval(NamedTuple):
-    """A mean, and half of the width of its interval; None with one value, which says nothing of the spread."""
+    """A mean, and half of the width of its interval;
+    None with one value, which says nothing of the spread.
+    """
 
     mean: float
     half: float | None
 
 
 class Judged(NamedTuple):
-    """A mean difference, and the error probabilities of the two things to be said of it, corrected for their number."""
+    """A mean difference, and the error probabilities of the two things to be said of it,
+    corrected for their number.
+    """
 
     difference: Interval
     p_difference: float | None  # that there is none
-    p_equivalence: float | None  # that it is as large as the margin
+    # that it is as large as the margin
+    p_equivalence: float | None
     verdict: Verdict
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The mean of independent values with the interval that covers the true one in 95 % of all cases."""
+    """The mean of independent values with the interval that covers
+    the true one in 95 % of all cases.
+    """
     if len(values) < 2:
         return Interval(fmean(values), None)
     half = stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * stdev(values) / len(values) ** 0.5
@@ -42,13 +53,16 @@ def interval(values: Sequence[float]) -> Interval:
 
 def difference_p(values: Sequence[float]) -> float:
     """Of the two-sided test that the mean is 0."""
-    if np.ptp(values) == 0:  # no spread: t is 0/0 or infinite
+    # no spread: t is 0/0 or infinite
+    if np.ptp(values) == 0:
         return float(values[0] == 0)
     return float(stats.ttest_1samp(values, 0).pvalue)
 
 
 def equivalence_p(values: Sequence[float], margin: float) -> float:
-    """Of the two one-sided tests (Schuirmann 1987) that the mean lies outside of +- margin; the larger one."""
+    """Of the two one-sided tests (Schuirmann 1987) that the mean lies outside of +- margin;
+    the larger one.
+    """
     if np.ptp(values) == 0:
         return float(abs(values[0]) >= margin)
     above = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
@@ -57,9 +71,11 @@ def equivalence_p(values: Sequence[float], margin: float) -> float:
 
 
 def holm(ps: Sequence[float], number: int) -> list[float]:
-    """The p-values corrected for the number of tests (Holm 1979): at 0.05 all of them together err in at most 5 %.
+    """The p-values corrected for the number of tests (Holm 1979): at 0.05 all of them together err
+    in at most 5 %.
 
-    Tests that are still to be made, as many as `ps` lacks, are taken to come out larger, which is the cautious side.
+    Tests that are still to be made, as many as `ps` lacks, are taken to come out larger, which is
+    the cautious side.
     """
     order = np.argsort(ps, kind="stable")
     factors = number - np.arange(len(ps))
@@ -67,16 +83,25 @@ def holm(ps: Sequence[float], number: int) -> list[float]:
     return [float(p) for p in raised[np.argsort(order, kind="stable")]]
 
 
-def judged(differences: Mapping[str, Sequence[float]], margin: float, number: int) -> dict[str, Judged]:
-    """A verdict on each contestant, of its paired differences to the baseline; `number` of them will be judged in all.
+def judged(
+    differences: Mapping[str, Sequence[float]], margin: float, number: int
+) -> dict[str, Judged]:
+    """A verdict on each contestant, of its paired differences to the baseline; `number` of them
+    will be judged in all.
 
-    `equivalent` comes first: a difference that is surely smaller than the margin does not matter, though it be sure.
+    `equivalent` comes first: a difference that is surely smaller than the margin does not matter,
+    though it be sure.
     """
     tested = {name: values for name, values in differences.items() if len(values) > 1}
-    different = dict(zip(tested, holm([difference_p(v) for v in tested.values()], number), strict=True))
-    equal = dict(zip(tested, holm([equivalence_p(v, margin) for v in tested.values()], number), strict=True))
+    different = dict(
+        zip(tested, holm([difference_p(v) for v in tested.values()], number), strict=True)
+    )
+    equal = dict(
+        zip(tested, holm([equivalence_p(v, margin) for v in tested.values()], number), strict=True)
+    )
     return {
-        name: _judged(interval(values), different.get(name), equal.get(name)) for name, values in differences.items()
+        name: _judged(interval(values), different.get(name), equal.get(name))
+        for name, values in differences.items()
     }
 
 
@@ -92,12 +117,14 @@ def _judged(difference: Interval, different: float | None, equal: float | None) 
 def detectable(spread: float, seeds: int) -> float:
     """The smallest true difference that a paired test on so many seeds sees four times out of five.
 
-    `spread` is the standard deviation of a difference, sqrt(2) times that of a run where pairing brings nothing.
+    `spread` is the standard deviation of a difference, sqrt(2) times that of a run where pairing
+    brings nothing.
     """
     free = seeds - 1
     bar = stats.t.ppf(1 - LEVEL / 2, free)
 
     def lacking(shift: float) -> Any:
-        return stats.nct.sf(bar, free, shift) - POWER  # on the other side it is seen next to never
+        # on the other side it is seen next to never
+        return stats.nct.sf(bar, free, shift) - POWER
 
     return float(optimize.brentq(lacking, 1, 10)) * spread / seeds**0.5

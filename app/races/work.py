@@ -1,7 +1,8 @@
-"""One member of a race, in whatever process a launcher has made: `train.py`, and then what is asked of its run.
+"""One member of a race, in whatever process a launcher has made: `train.py`, and then what is asked
+of its run.
 
-The member lies in the folder DESK: what it is told (KEY.yaml), what it says (KEY.log), and at the end its record
-(KEY.json), which is whole or absent.
+The member lies in the folder DESK: what it is told (KEY.yaml), what it says (KEY.log), and at the
+end its record (KEY.json), which is whole or absent.
 """
 
 import json
@@ -25,10 +26,13 @@ from app.training.files import write_whole
 
 DESK = Path(".cache/race")
 TRAIN = Path(__file__).parents[2] / "train.py"
-STUDY = "ROUTER_ZOO_STUDY"  # environment variable of the workers: process id of the study
+# environment variable of the workers: process id of the study
+STUDY = "ROUTER_ZOO_STUDY"
 LOOK_EVERY = 1.0  # seconds
-OF_POOL = os.environ.get(STUDY) == str(os.getppid())  # whether this process is a worker of the study's process pool
-STOPPED = (130, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)  # somebody ended it: it goes on next time
+# whether this process is a worker of the study's process pool
+OF_POOL = os.environ.get(STUDY) == str(os.getppid())
+# somebody ended it: it goes on next time
+STOPPED = (130, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 
 
 def hand_out(member: Member) -> None:
@@ -39,10 +43,16 @@ def hand_out(member: Member) -> None:
 
 
 def work(config: DictConfig) -> None:
-    """Trains the member `config.member` to its end and writes its record, unless another worker has."""
+    """Trains the member `config.member` to its end and writes its record,
+    unless another worker has.
+    """
     path = DESK / f"{config.member}.json"
     with FileLock(DESK / f"{config.member}.lock"):
-        record = None if path.exists() else trained(config.member, read_list(DESK / f"{config.member}.yaml"))
+        record = (
+            None
+            if path.exists()
+            else trained(config.member, read_list(DESK / f"{config.member}.yaml"))
+        )
         if record is not None:
             write_whole(path, json.dumps(record) + "\n")
             if "failed" not in record and not config.keep:
@@ -52,17 +62,21 @@ def work(config: DictConfig) -> None:
 def trained(key: str, overrides: list[str]) -> dict[str, Any] | None:
     """The record of a member; None if somebody has stopped it.
 
-    It goes on with what an earlier start has left; a run that a killed worker has left going is waited for.
+    It goes on with what an earlier start has left; a run that a killed worker has left going is
+    waited for.
     """
-    if _study_is_gone():  # a pool still hands out queued trials
+    # a pool still hands out queued trials
+    if _study_is_gone():
         return None
-    folder, log = folder_of(key), DESK / f"{key}.log"
+    folder = folder_of(key)
+    log = DESK / f"{key}.log"
     if folder.exists():
         with FileLock(folder / LOCK):
             pass
     own = [f"run={folder.name}", "resume=true", "callbacks=race", "logger=csv"]
     with log.open("wb") as out:
-        command, environment = [sys.executable, str(TRAIN), *overrides, *own], os.environ | {PARENT: str(os.getpid())}
+        command = [sys.executable, str(TRAIN), *overrides, *own]
+        environment = os.environ | {PARENT: str(os.getpid())}
         code = _waited_for(subprocess.Popen(command, stdout=out, stderr=out, env=environment))
     if code in STOPPED:
         return None
@@ -72,9 +86,11 @@ def trained(key: str, overrides: list[str]) -> dict[str, Any] | None:
 
 
 def _waited_for(run: "subprocess.Popen[bytes]") -> int:
-    """Wait for a run and return its exit status; terminate it as soon as the study of this worker is gone.
+    """Wait for a run and return its exit status; terminate it as soon as the study of this worker
+    is gone.
 
-    A run ends with its parent process (`app.config.environment`), but a pool worker survives a killed study.
+    A run ends with its parent process (`app.config.environment`), but a pool worker survives a
+    killed study.
     """
     while True:
         try:
@@ -82,7 +98,8 @@ def _waited_for(run: "subprocess.Popen[bytes]") -> int:
         except subprocess.TimeoutExpired:
             if _study_is_gone():
                 run.terminate()
-        except BaseException:  # this worker is interrupted, too
+        # this worker is interrupted, too
+        except BaseException:
             run.terminate()
             raise
 
@@ -95,7 +112,11 @@ def _study_is_gone() -> bool:
 def reason(code: int, said: str) -> str:
     """Why a run has failed, in a line."""
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+        return f"killed by {signal.Signals(-code).name}" + (
+            " (out of memory?)" if code == -signal.SIGKILL else ""
+        )
     lines = [line for line in said.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("error: ")] or lines or [f"exit status {code}"]
+    told = (
+        [line for line in lines if line.startswith("error: ")] or lines or [f"exit status {code}"]
+    )
     return told[-1].removeprefix("error: ")

@@ -1,5 +1,6 @@
-"""The folder of a run, runs/NAME: config.yaml, overrides.yaml, tokenizer.json, text.json, held_out.npz, checkpoints/,
-tb/, summary.json. It appears complete under its name, and belongs to one start at a time.
+"""The folder of a run, runs/NAME: config.yaml, overrides.yaml, tokenizer.json, text.json,
+held_out.npz, checkpoints/, tb/, summary.json. It appears complete under its name, and belongs to
+one start at a time.
 """
 
 import errno
@@ -26,30 +27,37 @@ from app.training.files import remove, write_whole
 
 SUMMARY = "summary.json"
 NAME = r"[\w=,+@%][\w=,.+@%-]{0,199}"
-LOCK = ".lock"  # held while a process trains the run
+# held while a process trains the run
+LOCK = ".lock"
 
 
 def run_name(config: Mapping[str, Any], overrides: list[str]) -> str:
-    """Return the name of a run: `run=NAME`, or date and time (and the number of the job, in a sweep).
+    """Return the name of a run: `run=NAME`, or date and time (and the number of the job, in a
+    sweep).
 
-    Two runs that start in the same second get different names; `opened` tells if one was taken meanwhile.
+    Two runs that start in the same second get different names; `opened` tells if one was taken
+    meanwhile.
 
     Raises:
         UserError: it is no plain name.
     """
     if config["run"] is None:
         sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + (f"_{HydraConfig.get().job.num}" if sweep else "")
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + (
+            f"_{HydraConfig.get().job.num}" if sweep else ""
+        )
         names = chain([stamp], (f"{stamp}_{number}" for number in count(2)))
         return next(free for free in names if not (RUNS / free).exists())
-    name = config["run"] if isinstance(config["run"], str) else last(overrides, "run")  # 1e3 as it was typed
+    # 1e3 as it was typed
+    name = config["run"] if isinstance(config["run"], str) else last(overrides, "run")
     require_name(name or "")
     return str(name)
 
 
 @contextmanager
 def opened(folder: Path, files: Mapping[str, str | bytes], new: bool) -> Iterator[None]:
-    """A new folder with these files, or an old one with these brought up to date, for this process alone.
+    """A new folder with these files, or an old one with these brought up to date, for this process
+    alone.
 
     A start that fails before it trains leaves the name of a new run free.
 
@@ -62,9 +70,12 @@ def opened(folder: Path, files: Mapping[str, str | bytes], new: bool) -> Iterato
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"run={folder.name}: another process is training {folder}; wait for it, or end it") from None
+        raise UserError(
+            f"run={folder.name}: another process is training {folder}; wait for it, or end it"
+        ) from None
     try:
-        for unfinished in (*folder.glob("*.part"), *folder.glob("checkpoints/*.part")):  # of a process that was killed
+        # of a process that was killed
+        for unfinished in (*folder.glob("*.part"), *folder.glob("checkpoints/*.part")):
             remove(unfinished)
         for name, data in files.items():
             write_whole(folder / name, data)
@@ -78,7 +89,8 @@ def opened(folder: Path, files: Mapping[str, str | bytes], new: bool) -> Iterato
 
 
 def new_run(folder: Path, files: Mapping[str, str | bytes], weights: Mapping[str, Tensor]) -> None:
-    """Make the folder of a run that begins with these weights: a checkpoint of step 0, and nothing about others.
+    """Make the folder of a run that begins with these weights: a checkpoint of step 0, and nothing
+    about others.
 
     Args:
         folder: The folder; there is none of this name yet.
@@ -105,7 +117,10 @@ def require_name(name: str) -> None:
         UserError: It is no plain name.
     """
     if not re.fullmatch(NAME, name):
-        raise UserError(f"run={name}: must be a plain name of letters, digits and _=,.+@%-, not a path; run=NAME")
+        raise UserError(
+            f"run={name}: must be a plain name of letters, digits and _=,.+@%-, not "
+            "a path; run=NAME"
+        )
 
 
 def _make(folder: Path, files: Mapping[str, str | bytes]) -> None:
@@ -129,4 +144,6 @@ class NameTakenError(UserError):
 
 def taken(folder: Path) -> NameTakenError:
     """What is said of a name that a run already has."""
-    return NameTakenError(f"run={folder.name}: {folder} exists; go on with resume=true, or choose another name")
+    return NameTakenError(
+        f"run={folder.name}: {folder} exists; go on with resume=true, or choose another name"
+    )

@@ -1,4 +1,5 @@
-"""`python -m app.runs.gather runs/NAME/checkpoints/step_N.ckpt FILE.ckpt`: one file of a checkpoint in parts.
+"""`python -m app.runs.gather runs/NAME/checkpoints/step_N.ckpt FILE.ckpt`: one file of a checkpoint
+in parts.
 
 The file is what a run writes under `trainer.checkpoint_format=file`, with its sum beside it.
 """
@@ -19,12 +20,19 @@ def main(arguments: list[str]) -> None:
     Raises:
         UserError: there is no such checkpoint, it is damaged, or the file exists.
     """
-    parser = argparse.ArgumentParser(prog="python -m app.runs.gather", description=__doc__.partition("\n")[0])
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="runs/NAME/checkpoints/step_N.ckpt")
+    parser = argparse.ArgumentParser(
+        prog="python -m app.runs.gather", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="runs/NAME/checkpoints/step_N.ckpt"
+    )
     parser.add_argument("file", type=Path, metavar="FILE", help="new file, ends in .ckpt")
     asked = parser.parse_args(arguments)
     if not is_checkpoint(asked.checkpoint):
-        raise UserError(f"{asked.checkpoint}: is no checkpoint; give one like runs/NAME/checkpoints/step_100.ckpt")
+        raise UserError(
+            f"{asked.checkpoint}: is no checkpoint; give one like "
+            "runs/NAME/checkpoints/step_100.ckpt"
+        )
     if asked.file.exists():
         raise UserError(f"{asked.file}: exists; choose another name")
     if asked.file.suffix != ".ckpt":

@@ -1,7 +1,7 @@
 """The library of a run: its skills in files, RUN/skills/NAME.safetensors.
 
-A file holds the factors of one skill and, in its header, the fingerprint of the base that it was learned on and what
-it fits: it can be copied into the library of whoever has the same base.
+A file holds the factors of one skill and, in its header, the fingerprint of the base that it was
+learned on and what it fits: it can be copied into the library of whoever has the same base.
 """
 
 import json
@@ -17,16 +17,28 @@ from app.config.compose import Config
 from app.config.saved import CONFIG, read_config
 from app.data.tokenizers import Tokenizer
 from app.model.assemble import build_model
-from app.model.skills import Skill, SkillsStart, State, base_of, fingerprint, lay_beneath, put, taken, widen
+from app.model.skills import (
+    Skill,
+    SkillsStart,
+    State,
+    base_of,
+    fingerprint,
+    lay_beneath,
+    put,
+    taken,
+    widen,
+)
 from app.model.transformer import Transformer
 from app.registry import UserError, unknown
 from app.runs.read import located, weights_of
 from app.runs.text import TOKENIZER, read_text, read_tokenizer
 from app.training.checkpoints import read_checkpoint, read_weight_file, write_weight_file
 
-FOLDER, ENDING = "skills", ".safetensors"
+FOLDER = "skills"
+ENDING = ".safetensors"
 NAME = r"[A-Za-z_]\w{0,59}"
-HEADER = {  # what every header holds, and in which form
+# what every header holds, and in which form
+HEADER = {
     "name": NAME,
     "base": "[0-9a-f]{32}",
     "linears": r"\w+",
@@ -74,11 +86,19 @@ def learned(folder: Path) -> Skill:
     Raises:
         UserError: it has none, or several.
     """
-    saved, config = read_checkpoint(located(folder)[1]), read_config(folder / CONFIG)
+    saved = read_checkpoint(located(folder)[1])
+    config = read_config(folder / CONFIG)
     own = config["experts"].get("skills", [])
     if len(own) != 1:
-        raise UserError(f"{folder}: has learned {len(own)} skills; a run that is one has one alone (app.skill add)")
-    text = {"domains": read_text(folder, config).domains, "steps": saved["global_step"], "tokens": saved["tokens_seen"]}
+        raise UserError(
+            f"{folder}: has learned {len(own)} skills; a run that is one has one "
+            "alone (app.skill add)"
+        )
+    text = {
+        "domains": read_text(folder, config).domains,
+        "steps": saved["global_step"],
+        "tokens": saved["tokens_seen"],
+    }
     about = {key: str(config["experts"][key]) for key in ("linears", "rank", "scale")}
     about |= {"name": own[0], "base": fingerprint(saved["state_dict"]), "learned": json.dumps(text)}
     return Skill(taken(saved["state_dict"], 0), about)
@@ -93,7 +113,9 @@ def read_skill(path: Path) -> Skill:
     if path.is_dir():
         return learned(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; python -m app.skill list RUN shows the skills of a run")
+        raise UserError(
+            f"{path}: no such file; python -m app.skill list RUN shows the skills of a run"
+        )
     factors, about = read_weight_file(path)
     for key, form in HEADER.items():
         if not re.fullmatch(form, about.get(key, "")):
@@ -103,18 +125,28 @@ def read_skill(path: Path) -> Skill:
 
 
 def learned_on(path: Path, about: Mapping[str, str]) -> tuple[list[str], int]:
-    """Return the domains that a skill was learned on, and the number of tokens, out of the header of its file.
+    """Return the domains that a skill was learned on, and the number of tokens, out of the header
+    of its file.
 
     Raises:
         UserError: The header is damaged.
     """
     try:
         text = json.loads(about.get("learned", "{}"))
-        domains, tokens = text.get("domains", []), text.get("tokens", 0)
+        domains = text.get("domains", [])
+        tokens = text.get("tokens", 0)
     except (ValueError, RecursionError, AttributeError) as error:
-        raise UserError(f"{path}: is no skill of ours: its header has learned={about['learned'][:80]!r}") from error
-    if not isinstance(domains, list) or not all(isinstance(name, str) for name in domains) or type(tokens) is not int:
-        raise UserError(f"{path}: is no skill of ours: its header has learned={about['learned'][:80]!r}")
+        raise UserError(
+            f"{path}: is no skill of ours: its header has learned={about['learned'][:80]!r}"
+        ) from error
+    if (
+        not isinstance(domains, list)
+        or not all(isinstance(name, str) for name in domains)
+        or type(tokens) is not int
+    ):
+        raise UserError(
+            f"{path}: is no skill of ours: its header has learned={about['learned'][:80]!r}"
+        )
     return domains, tokens
 
 
@@ -128,7 +160,8 @@ def read_skills(files: Mapping[str, str], base: str) -> dict[str, Skill]:
     for name, skill in skills.items():
         if skill.about["base"] != base:
             raise UserError(
-                f"{files[name]}: was learned on another base ({skill.about['base'][:8]}, not {base[:8]}); a skill "
+                f"{files[name]}: was learned on another base ({skill.about['base'][:8]}, not "
+                f"{base[:8]}); a skill "
                 "belongs to the weights that it was learned on"
             )
     return skills
@@ -141,7 +174,16 @@ def table(run: Path) -> Table:
         UserError: this is no run, or a file is damaged.
     """
     own = fingerprint(weights_of("RUN", str(run)))
-    shown = Table("skill", "linear layers", "rank", "scale", "parameters", "learned on", "tokens", title=f"{run}")
+    shown = Table(
+        "skill",
+        "linear layers",
+        "rank",
+        "scale",
+        "parameters",
+        "learned on",
+        "tokens",
+        title=f"{run}",
+    )
     for name in names(run):
         skill = read_skill(path_of(run, name))
         about, (domains, tokens) = skill.about, learned_on(path_of(run, name), skill.about)
@@ -153,7 +195,8 @@ def table(run: Path) -> Table:
 
 
 def begin_skills(model: Transformer, start: SkillsStart) -> None:
-    """Puts the base below the skills of a model, the skills into it that are ready, and a mixture of some of them.
+    """Puts the base below the skills of a model, the skills into it that are ready, and a mixture
+    of some of them.
 
     Raises:
         UserError: a run or a file is not there, or does not fit.
@@ -186,7 +229,8 @@ def check_skills(config: Config) -> None:
 
 
 def require_same_tokenizer(key: str, folder: Path, tokenizer: Tokenizer) -> None:
-    """Checks that the text is cut as that of the run in a folder was; `key` is where it stands in the config.
+    """Checks that the text is cut as that of the run in a folder was; `key` is where it stands in
+    the config.
 
     Raises:
         UserError: it is not.

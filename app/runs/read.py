@@ -23,8 +23,11 @@ from app.runs.resume import newest_checkpoint
 from app.runs.text import RunText, read_text, tokenizer_config
 from app.training.checkpoints import is_checkpoint, read_checkpoint, read_weight_file, steps
 
-WEIGHTS, ENDING = "weights.safetensors", ".safetensors"  # of a run, without optimizer and config
-PREFIX = "model."  # of the transformer's parameters in a checkpoint
+# of a run, without optimizer and config
+WEIGHTS = "weights.safetensors"
+ENDING = ".safetensors"
+# of the transformer's parameters in a checkpoint
+PREFIX = "model."
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,11 @@ class TrainedRun:
         """
         try:
             self.model.to(torch.empty(0, device=device).device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch says each in its own way
-            raise UserError(f"--device {device}: cannot be used ({first_line(error)}); cpu can") from error
+        # torch says each in its own way
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise UserError(
+                f"--device {device}: cannot be used ({first_line(error)}); cpu can"
+            ) from error
         return self
 
     def computing(self, dtype: str) -> AbstractContextManager[object]:
@@ -60,13 +66,17 @@ class TrainedRun:
         return torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32")
 
     def data(self, overrides: list[str]) -> TokenDataModule:
-        """The text that overrides of the group `data` name, cut as the run's own; the run's own without overrides.
+        """The text that overrides of the group `data` name, cut as the run's own; the run's own
+        without overrides.
 
         Raises:
-            UserError: the text cannot be read, it is no longer that of the run, or an override is of something else.
+            UserError: the text cannot be read, it is no longer that of the run, or an override is
+                of something else.
         """
         other = any(names_other_text(override) for override in overrides)
-        tokenizer = tokenizer_config(self.folder, self.config) if other else self.config["tokenizer"]
+        tokenizer = (
+            tokenizer_config(self.folder, self.config) if other else self.config["tokenizer"]
+        )
         data = build_data(with_data(self.config, overrides), tokenizer, self.config["seed"])
         data.prepare()
         if not other:
@@ -98,30 +108,48 @@ def read_run(path: Path, checkpoint: str | None = None) -> TrainedRun:
 
 
 def weights_of(key: str, place: str) -> dict[str, Any]:
-    """The state of a model, of a checkpoint or the newest one of a run; `key` is where the place stands in the config.
+    """The state of a model, of a checkpoint or the newest one of a run; `key` is where the place
+    stands in the config.
 
     Raises:
         UserError: there is none, or it is damaged.
     """
     path = Path(place)
     if not path.exists():
-        raise UserError(f"{key}={path}: no such file or folder; give a checkpoint, or the folder of a run")
+        raise UserError(
+            f"{key}={path}: no such file or folder; give a checkpoint, or the folder of a run"
+        )
     if path.suffix == ENDING:
-        return {f"{PREFIX}{name}": tensor for name, tensor in read_weight_file(path, f"{key}=")[0].items()}
-    state: dict[str, Any] = read_checkpoint(path if is_checkpoint(path) else located(path)[1])["state_dict"]
+        return {
+            f"{PREFIX}{name}": tensor
+            for name, tensor in read_weight_file(path, f"{key}=")[0].items()
+        }
+    state: dict[str, Any] = read_checkpoint(path if is_checkpoint(path) else located(path)[1])[
+        "state_dict"
+    ]
     return state
 
 
 def located(path: Path, name: str | None = None) -> tuple[Path, Path]:
-    """The folder of a run and a checkpoint in it: where `path` is the folder, the one of this name or the newest.
+    """The folder of a run and a checkpoint in it: where `path` is the folder, the one of this name
+    or the newest.
 
     Raises:
         UserError: it is neither the folder of a run nor a checkpoint in one.
     """
     folder = path.parent.parent if is_checkpoint(path) or not path.is_dir() else path
     if not (folder / CONFIG).exists():
-        what = "the folder of a run" if path.is_dir() else "a checkpoint of a run" if path.exists() else "there"
-        raise UserError(f"{path}: is not {what}: it has no {CONFIG}; give runs/NAME or runs/NAME/checkpoints/STEP.ckpt")
+        what = (
+            "the folder of a run"
+            if path.is_dir()
+            else ("a checkpoint of a run")
+            if path.exists()
+            else "there"
+        )
+        raise UserError(
+            f"{path}: is not {what}: it has no {CONFIG}; give runs/NAME or "
+            "runs/NAME/checkpoints/STEP.ckpt"
+        )
     if is_checkpoint(path):
         return folder, path
     if name is not None:
@@ -148,11 +176,16 @@ def require_same_text(folder: Path, text: RunText, data: TokenDataModule) -> Non
     """
     if data.corpus_fingerprint != text.fingerprint:
         raise UserError(
-            f"{folder} was trained on other text than the config names now: its files have changed; "
-            "restore them, name their new place with data.path=..., or start anew with another run=NAME"
+            f"{folder} was trained on other text than the config names now: its files have "
+            "changed; "
+            "restore them, name their new place with data.path=..., or start anew with another "
+            "run=NAME"
         )
     if data.tokenizer.to_json() != text.tokenizer.to_json():
-        raise UserError(f"{folder}: the tokenizer learned from its text is another one now; install what it ran with")
+        raise UserError(
+            f"{folder}: the tokenizer learned from its text is another one now; "
+            "install what it ran with"
+        )
 
 
 def with_data(config: Config, overrides: list[str]) -> Config:
@@ -164,7 +197,9 @@ def with_data(config: Config, overrides: list[str]) -> Config:
     overrides = list(map(path_quoted, overrides))
     for override in overrides:
         if key_of(override).partition(".")[0] != "data":
-            raise UserError(f"{override}: is fixed by the run; here only data=... and data.KEY=... can be set")
+            raise UserError(
+                f"{override}: is fixed by the run; here only data=... and data.KEY=... can be set"
+            )
     chosen = last(overrides, "data")
     data = dict(config["data"])
     if chosen is not None:
@@ -185,7 +220,9 @@ def _value(override: str) -> Any:
 def _read_weights(model: Transformer, path: Path) -> None:
     state = read_checkpoint(path)["state_dict"]
     try:
-        model.load_state_dict({k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)})
+        model.load_state_dict(
+            {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
+        )
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: does not fit the config beside it ({reason})") from error

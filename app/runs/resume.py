@@ -1,7 +1,7 @@
 """Going on with a run: under which config, and from which checkpoint.
 
-A resumed run keeps the config that it was saved with. Only where its text lies, where to stop, what to run on, what to
-keep and how it is watched may be changed.
+A resumed run keeps the config that it was saved with. Only where its text lies, where to stop, what
+to run on, what to keep and how it is watched may be changed.
 """
 
 from copy import deepcopy
@@ -18,19 +18,35 @@ from app.training.messages import say
 from app.training.module import LanguageModel
 from app.training.trainer import fixed_to_machine
 
-PLACE = tuple(f"trainer.{key}" for key in ("accelerator", "strategy", "devices", "num_nodes", "ep_size", "accumulate"))
-LIMITS = tuple(f"trainer.{key}" for key in ("max_steps", "threads", "timeout_s", "skip_bad_steps", "detect_anomaly"))
+PLACE = tuple(
+    f"trainer.{key}"
+    for key in ("accelerator", "strategy", "devices", "num_nodes", "ep_size", "accumulate")
+)
+LIMITS = tuple(
+    f"trainer.{key}"
+    for key in ("max_steps", "threads", "timeout_s", "skip_bad_steps", "detect_anomaly")
+)
 KEPT = tuple(
     f"trainer.{key}"
-    for key in ("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "checkpoint_format", "export_weights")
+    for key in (
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+        "checkpoint_format",
+        "export_weights",
+    )
 )
-TEXT = ("data.path", "data.sources.*.path", "data.cache_dir")  # the same text, which its fingerprint shows
+# the same text, which its fingerprint shows
+TEXT = ("data.path", "data.sources.*.path", "data.cache_dir")
 READING = ("data.num_workers", "data.max_epochs")
 FREE = (*PLACE, *LIMITS, *KEPT, *TEXT, *READING, "callbacks", "logger", "run", "resume")
 
 
-def saved_config(folder: Path, composed: Config, overrides: list[str]) -> tuple[Config, list[str], list[str]]:
-    """The config of a saved run with what may change of a new one, the overrides that lead to it, and messages.
+def saved_config(
+    folder: Path, composed: Config, overrides: list[str]
+) -> tuple[Config, list[str], list[str]]:
+    """The config of a saved run with what may change of a new one, the overrides that lead to it,
+    and messages.
 
     Raises:
         UserError: it is damaged, or none of ours.
@@ -38,13 +54,17 @@ def saved_config(folder: Path, composed: Config, overrides: list[str]) -> tuple[
     saved = read_config(folder / CONFIG)
     known = read_list(folder / OVERRIDES) if (folder / OVERRIDES).exists() else []
     before = saved["trainer"].get("threads")
-    saved["trainer"] = composed["trainer"] | saved["trainer"]  # what an older version did not know
-    new = [word for word in overrides if word not in known or key_of(word) in ("trainer", *PLACE)]  # auto is anew
+    # what an older version did not know
+    saved["trainer"] = composed["trainer"] | saved["trainer"]
+    # auto is anew
+    new = [word for word in overrides if word not in known or key_of(word) in ("trainer", *PLACE)]
     config, kept = _merged(composed | saved, composed, new)
     messages = list(kept.values())
     threads = fixed_to_machine(config["trainer"])["threads"]
     if before not in (None, threads):
-        messages.append(f"trainer.threads={threads}, not {before}: sums are rounded otherwise from here on")
+        messages.append(
+            f"trainer.threads={threads}, not {before}: sums are rounded otherwise from here on"
+        )
     return config, [override for override in overrides if override not in kept], messages
 
 
@@ -57,7 +77,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
     path, damaged = newest(folder / "checkpoints")
     if path is None and damaged:
         raise UserError(
-            f"{damaged[0]}, and so are all others; restore one, or delete {folder}/checkpoints to start anew"
+            f"{damaged[0]}, and so are all others; restore one, or delete {folder}/checkpoints "
+            "to start anew"
         )
     for line in damaged:
         say(f"resume: {line}: using the one before")
@@ -79,11 +100,13 @@ def require_same_model(module: LanguageModel, saved: dict[str, Any], path: Path)
 
 def _merged(saved: Config, composed: Config, overrides: list[str]) -> tuple[Config, dict[str, str]]:
     """The saved config with what may change, and what is said of every override that may not."""
-    merged, kept = deepcopy(saved), {}
+    merged = deepcopy(saved)
+    kept = {}
     for override in overrides:
         key = key_of(override)
         for path in PLACE if key == "trainer" else [key]:
-            new, old = get(composed, path), get(merged, path)
+            new = get(composed, path)
+            old = get(merged, path)
             if any(fnmatch(f"{path}.", f"{free}.*") for free in FREE):
                 put(merged, path, new)
             elif new != old:

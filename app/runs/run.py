@@ -1,4 +1,6 @@
-"""One run from the composed config to the summary: decide, start the processes, train, write down."""
+"""One run from the composed config to the summary:
+decide, start the processes, train, write down.
+"""
 
 import re
 from collections.abc import Iterator
@@ -35,7 +37,8 @@ def run(composed: DictConfig) -> None:
     Raises:
         UserError: something in the config is wrong; nothing was written then.
     """
-    chosen, overrides = as_dict(composed), list(HydraConfig.get().overrides.task)
+    chosen = as_dict(composed)
+    overrides = list(HydraConfig.get().overrides.task)
     with one_line_for_the_machine(), ExitStack() as held:
         deciding = partial(decide, chosen, overrides, held)
         with agreed(deciding, processes, chosen["trainer"]["timeout_s"]) as decision:
@@ -79,12 +82,17 @@ def one_line_for_the_machine() -> Iterator[None]:
         if error.errno not in NO_WRITE:
             raise
         where = error.filename or RUNS
-        raise UserError(f"{where}: cannot be written ({error.strerror}); checkpoints are undamaged") from error
+        raise UserError(
+            f"{where}: cannot be written ({error.strerror}); checkpoints are undamaged"
+        ) from error
     except RuntimeError as error:
         text = " ".join(str(error).split())
-        if not re.search("Connection (closed|reset)|Timed out waiting|timed out|remote process exited", text):
+        if not re.search(
+            "Connection (closed|reset)|Timed out waiting|timed out|remote process exited", text
+        ):
             raise
         raise UserError(
-            "another process of the run has ended, or has not answered for trainer.timeout_s; go on from the newest "
+            "another process of the run has ended, or has not answered for trainer.timeout_s; go "
+            "on from the newest "
             "checkpoint with resume=true"
         ) from error

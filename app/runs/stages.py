@@ -1,4 +1,6 @@
-"""The stages of a library of skills, each a run of `train.py`: one skill alone on a frozen base, then their mixture."""
+"""The stages of a library of skills, each a run of `train.py`:
+one skill alone on a frozen base, then their mixture.
+"""
 
 import json
 import math
@@ -18,7 +20,8 @@ from app.runs.read import PREFIX, located
 from app.runs.text import ABOUT, ROWS, TOKENIZER, tokenizer_config
 from app.training.checkpoints import read_checkpoint
 
-KEPT = (CONFIG, OVERRIDES, ABOUT, TOKENIZER, ROWS)  # files of a base that hold for a model with its skills merged
+# files of a base that hold for a model with its skills merged
+KEPT = (CONFIG, OVERRIDES, ABOUT, TOKENIZER, ROWS)
 
 
 def add_words(run: Path, name: str, typed: Sequence[str]) -> list[str]:
@@ -28,12 +31,17 @@ def add_words(run: Path, name: str, typed: Sequence[str]) -> list[str]:
         UserError: the library has it already, the run is no dense one, or no text is named.
     """
     if path_of(run, name).exists():
-        raise UserError(f"name={name}: {run} has this skill; python -m app.skill remove {run} {name}, or another name")
+        raise UserError(
+            f"name={name}: {run} has this skill; python -m app.skill remove {run} "
+            f"{name}, or another name"
+        )
     own = [f"run={run.name}-{name}", "experiment=skill/add", f"experts.skills=[{name}]"]
     return _words(run, own, typed)
 
 
-def compose_words(run: Path, skills: Sequence[str], mixture: str | None, typed: Sequence[str]) -> list[str]:
+def compose_words(
+    run: Path, skills: Sequence[str], mixture: str | None, typed: Sequence[str]
+) -> list[str]:
     """The overrides under which `train.py` learns a mixture of skills.
 
     Raises:
@@ -42,10 +50,19 @@ def compose_words(run: Path, skills: Sequence[str], mixture: str | None, typed: 
     _dense_config(run)
     chosen = [name for name in skills if name] or names(run)
     if not chosen:
-        raise UserError(f"{run}: has no skills yet; python -m app.skill add {run} name=NAME data=...")
+        raise UserError(
+            f"{run}: has no skills yet; python -m app.skill add {run} name=NAME data=..."
+        )
     files = ",".join(f"{name}:{quoted(str(existing(run, name)))}" for name in chosen)
-    own = [f"run={run.name}+{'+'.join(chosen)}", "experiment=skill/compose", f"experts.skills=[{','.join(chosen)}]"]
-    own += [f"skills.files={{{files}}}", *([f"skills.mixture={quoted(mixture)}"] if mixture else [])]
+    own = [
+        f"run={run.name}+{'+'.join(chosen)}",
+        "experiment=skill/compose",
+        f"experts.skills=[{','.join(chosen)}]",
+    ]
+    own += [
+        f"skills.files={{{files}}}",
+        *([f"skills.mixture={quoted(mixture)}"] if mixture else []),
+    ]
     return _words(run, own, typed)
 
 
@@ -56,24 +73,29 @@ def keep(run: Path, name: str, words: Sequence[str]) -> Path:
 
 
 def merge(run: Path, shares: Mapping[str, float], name: str) -> Path:
-    """Make a run of the base with constant shares of its skills in the weights: a dense model without a library.
+    """Make a run of the base with constant shares of its skills in the weights: a dense model
+    without a library.
 
     It is at step 0: steps, tokens, optimizer and validation of the base belong to other weights.
 
     Raises:
-        UserError: A skill is missing or of another base, a weight overflows, or the name is taken or no name.
+        UserError: A skill is missing or of another base, a weight overflows, or the name is taken
+            or no name.
     """
     require_name(name)
     _dense_config(run)
     folder, checkpoint = located(run)
-    state, target = read_checkpoint(checkpoint)["state_dict"], RUNS / name
+    state = read_checkpoint(checkpoint)["state_dict"]
+    target = RUNS / name
     if target.exists():
         raise name_taken(target)
     paths = {skill: str(existing(run, skill)) for skill in shares}
     skills = read_skills(paths, fingerprint(state))
     weights = merged(state, skills, shares)
     files = {name: (folder / name).read_bytes() for name in KEPT if (folder / name).exists()}
-    new_run(target, files, {name: tensor for name, tensor in weights.items() if name.startswith(PREFIX)})
+    new_run(
+        target, files, {name: tensor for name, tensor in weights.items() if name.startswith(PREFIX)}
+    )
     return target
 
 
@@ -101,7 +123,8 @@ def _dense_config(run: Path) -> Config:
     config = read_config(located(run)[0] / CONFIG)
     if config["experts"]["name"] != "dense":
         raise UserError(
-            f"{run}: has experts={config['experts']['name']}; skills lie on a dense model, whose router is theirs: "
+            f"{run}: has experts={config['experts']['name']}; skills lie on a dense model, whose "
+            "router is theirs: "
             "train one with experts=dense balance=none"
         )
     return config
@@ -110,9 +133,15 @@ def _dense_config(run: Path) -> Config:
 def _words(run: Path, own: Sequence[str], typed: Sequence[str]) -> list[str]:
     """All overrides of a stage, which goes on if it was begun before."""
     if not any(word.startswith("data") for word in typed):
-        raise UserError("data: on which text? data=text data.path=FILE, or data.weights={wiki_fr: 1} of the default")
+        raise UserError(
+            "data: on which text? data=text data.path=FILE, or "
+            "data.weights={wiki_fr: 1} of the default"
+        )
     words = combined([*_base_words(run), *own], typed)
-    return [*words, *(["resume=true"] if (RUNS / str(last(words, "run")) / CONFIG).exists() else [])]
+    return [
+        *words,
+        *(["resume=true"] if (RUNS / str(last(words, "run")) / CONFIG).exists() else []),
+    ]
 
 
 def _base_words(run: Path) -> list[str]:
@@ -121,9 +150,15 @@ def _base_words(run: Path) -> list[str]:
     tokenizer = tokenizer_config(run, config)
     activation = dict(config["experts"].get("activation", {"name": "swiglu"}))
     words = [f"model.{key}={spelled(value)}" for key, value in config["model"].items()]
-    words += [f"experts/activation={activation.pop('name')}", f"experts.hidden_dim={config['experts']['hidden_dim']}"]
+    words += [
+        f"experts/activation={activation.pop('name')}",
+        f"experts.hidden_dim={config['experts']['hidden_dim']}",
+    ]
     words += [f"experts.activation.{key}={spelled(value)}" for key, value in activation.items()]
-    words += [f"tokenizer={tokenizer.pop('name')}", *(f"tokenizer.{k}={spelled(v)}" for k, v in tokenizer.items())]
+    words += [
+        f"tokenizer={tokenizer.pop('name')}",
+        *(f"tokenizer.{k}={spelled(v)}" for k, v in tokenizer.items()),
+    ]
     return [*words, f"data.seq_len={config['data']['seq_len']}", f"skills.base={quoted(str(run))}"]
 
 

@@ -1,4 +1,5 @@
-"""The start of a run on its first process: everything that can be wrong is found here, before a file is written.
+"""The start of a run on its first process: everything that can be wrong is found here, before a
+file is written.
 
 Afterwards the folder of the run is open, and the decision holds all that its processes need.
 """
@@ -38,9 +39,13 @@ from app.training.messages import say
 from app.training.processes import Decision, require_starter
 from app.training.trainer import TrainerConfig, device_line, fixed_to_machine, make_trainer
 
-WITHOUT_EFFECT = {  # a key, and what must be set for it to do something
+# a key, and what must be set for it to do something
+WITHOUT_EFFECT = {
     "match.by": ("match.reference", lambda config: config["match"]["reference"] is not None),
-    "upcycle.how": ("upcycle.checkpoint", lambda config: config["upcycle"]["checkpoint"] is not None),
+    "upcycle.how": (
+        "upcycle.checkpoint",
+        lambda config: config["upcycle"]["checkpoint"] is not None,
+    ),
     "init.freeze": ("init.from", lambda config: config["init"]["from"] is not None),
     "upcycle.drop_share": ("upcycle.how=drop", lambda config: config["upcycle"]["how"] == "drop"),
 }
@@ -53,7 +58,8 @@ def processes(decision: Decision) -> int:
 
 
 def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
-    """Config, folder and checkpoint of a run, whose folder is then open until `held` ends; empty if it is finished.
+    """Config, folder and checkpoint of a run, whose folder is then open until `held` ends; empty if
+    it is finished.
 
     Raises:
         UserError: something is wrong; nothing was written then.
@@ -64,7 +70,8 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
     if checkpoint is not None and step_of(checkpoint) >= config["trainer"]["max_steps"]:
         return _nothing_to_do(config, folder, checkpoint)
     with SlowNotice(say, device_line(check_config(config))) as device:
-        if not goes_on:  # a saved config is matched already
+        # a saved config is matched already
+        if not goes_on:
             config = matched(config, overrides)
         if checkpoint is None:
             check_begin(config)
@@ -74,7 +81,10 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
         device.print_now()
     start = build_init(config).place
     if checkpoint is None and folder_of_start(start) is not None:
-        say(f"init.from={start}: uses its model, router, experts, balance and tokenizer, except for overrides")
+        say(
+            f"init.from={start}: uses its model, router, experts, balance and tokenizer, except "
+            "for overrides"
+        )
     config = config | {"data": config["data"] | data.source.pinned}
     files: dict[str, Any] = {CONFIG: dumped(config), OVERRIDES: listed(_lasting(overrides))}
     files |= text_files(data)
@@ -83,7 +93,8 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
     except NameTakenError:
         if chosen["run"] is not None:
             raise
-        folder = RUNS / run_name(chosen, overrides)  # another run of the same second was faster
+        # another run of the same second was faster
+        folder = RUNS / run_name(chosen, overrides)
         held.enter_context(opened(folder, files, new=True))
     return {"config": config, "folder": str(folder), "checkpoint": checkpoint and str(checkpoint)}
 
@@ -101,8 +112,12 @@ def check_config(config: Config) -> TrainerConfig:
     if type(seed) is not int or not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: must be a whole number in 0..{2**32 - 1}")
     trainer = build_trainer_config(config)
-    require_starter(trainer.devices, trainer.num_nodes, sweep=HydraConfig.get().mode == RunMode.MULTIRUN)
-    data = build_data(config["data"], config["tokenizer"], seed, trainer.devices * trainer.num_nodes)
+    require_starter(
+        trainer.devices, trainer.num_nodes, sweep=HydraConfig.get().mode == RunMode.MULTIRUN
+    )
+    data = build_data(
+        config["data"], config["tokenizer"], seed, trainer.devices * trainer.num_nodes
+    )
     make_trainer(trainer, RUNS, [], build_callbacks(config))
     build_loggers(config)
     with torch.device("meta"):
@@ -112,7 +127,9 @@ def check_config(config: Config) -> TrainerConfig:
 
 
 def _resolved(chosen: Config, overrides: list[str], folder: Path) -> tuple[Config, list[str], bool]:
-    """The config to run under, the overrides that lead to it, and whether it is that of a run that goes on."""
+    """The config to run under, the overrides that lead to it,
+    and whether it is that of a run that goes on.
+    """
     if chosen["resume"] and chosen["run"] is None:
         raise UserError("resume=true: say which run, run=NAME")
     goes_on = (folder / CONFIG).exists()
@@ -138,7 +155,8 @@ def _resolved(chosen: Config, overrides: list[str], folder: Path) -> tuple[Confi
 def _lasting(overrides: list[str]) -> list[str]:
     """Return the overrides that describe the run and not this start: the last one of each key.
 
-    A value that comes from outside of the config, such as `${oc.env:TEXT}`, is in the saved config only.
+    A value that comes from outside of the config, such as `${oc.env:TEXT}`, is in the saved config
+    only.
     """
     last = {key_of(override): override for override in overrides}
     lasting = {key: override for key, override in last.items() if key not in ("run", "resume")}
@@ -151,7 +169,8 @@ def _nothing_to_do(config: Config, folder: Path, checkpoint: Path) -> Decision:
     if not (folder / SUMMARY).exists() and is_validated(saved):
         write_summary(folder, config, saved)
     say(
-        f"{folder} is at step {step_of(checkpoint)}, and trainer.max_steps={config['trainer']['max_steps']}: nothing "
+        f"{folder} is at step {step_of(checkpoint)}, and "
+        f"trainer.max_steps={config['trainer']['max_steps']}: nothing "
         "to do; raise trainer.max_steps to go on"
     )
     return {}

@@ -1,4 +1,6 @@
-"""What a finished run writes down, `summary.json`: all of it from the checkpoint after its last step."""
+"""What a finished run writes down, `summary.json`:
+all of it from the checkpoint after its last step.
+"""
 
 import importlib.metadata
 import json
@@ -23,11 +25,14 @@ PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "datasets", "tok
 
 def summarize(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Everything but what the budget and the text know."""
-    values, load = checkpoint["validation"]["values"], checkpoint["validation"]["load"]
+    values = checkpoint["validation"]["values"]
+    load = checkpoint["validation"]["load"]
     used = checkpoint["callbacks"]["Usage"]
     return {
         **{f"val_{name}": values[name] for name in ("nats", "ppl", "bpb")},
-        "val_bpb_by_domain": {n.removeprefix("bpb_"): v for n, v in values.items() if n.startswith("bpb_")},
+        "val_bpb_by_domain": {
+            n.removeprefix("bpb_"): v for n, v in values.items() if n.startswith("bpb_")
+        },
         "tokens_seen": checkpoint["tokens_seen"],
         "tokens_per_s": checkpoint["tokens_seen"] / used["training_s"],
         "wall_s": used["wall_s"],
@@ -58,13 +63,18 @@ def is_validated(checkpoint: dict[str, Any]) -> bool:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the code, whatever the working directory; None if it is not the root of a repository."""
+    """Return the commit of the code, whatever the working directory;
+    None if it is not the root of a repository.
+    """
     root = Path(__file__).resolve().parents[2]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=environment)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10, env=environment
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     top, commit = done.stdout.split("\n")[:2]
-    return commit if Path(top).resolve() == root else None  # an installed package may be inside of another repository
+    # an installed package may be inside of another repository
+    return commit if Path(top).resolve() == root else None

@@ -1,4 +1,5 @@
-"""The text of a run as its folder keeps it: what a reader of the run needs, when the text itself has gone.
+"""The text of a run as its folder keeps it: what a reader of the run needs, when the text itself
+has gone.
 
 text.json       domains, topics, and the fingerprint of the text
 tokenizer.json  how it was cut; none for bytes
@@ -22,7 +23,9 @@ from app.data.tokenizers import Tokenizer
 from app.registry import UserError, make
 from app.training.files import read_json
 
-ABOUT, TOKENIZER, ROWS = "text.json", "tokenizer.json", "held_out.npz"
+ABOUT = "text.json"
+TOKENIZER = "tokenizer.json"
+ROWS = "held_out.npz"
 COLUMNS = tuple(name for name in Batch.__annotations__ if name != "valid")
 
 
@@ -37,15 +40,22 @@ class RunText:
     rows: Mapping[str, np.ndarray]  # the columns of a Batch, (N, S)
 
     def held_out(self, limit: int, size: int) -> Iterator[Batch]:
-        """At most `limit` evenly spaced rows of every domain, `size` a batch and never of two domains."""
+        """At most `limit` evenly spaced rows of every domain,
+        `size` a batch and never of two domains.
+        """
         for number in range(len(self.domains)):
             places = np.flatnonzero(self.rows["domain"][:, 0] == number)
-            chosen = [places[row.number] for row in evenly([len(places)], limit)] if len(places) else []
+            chosen = (
+                [places[row.number] for row in evenly([len(places)], limit)] if len(places) else []
+            )
             for start in range(0, len(chosen), size):
                 yield self._batch(chosen[start : start + size])
 
     def _batch(self, places: list[int]) -> Batch:
-        columns = {name: torch.from_numpy(values[places].astype(np.int64)) for name, values in self.rows.items()}
+        columns = {
+            name: torch.from_numpy(values[places].astype(np.int64))
+            for name, values in self.rows.items()
+        }
         return Batch(**columns, valid=columns["targets"] >= 0)  # type: ignore[typeddict-item]
 
 
@@ -54,9 +64,15 @@ def text_files(data: TokenDataModule) -> dict[str, str | bytes]:
     about = {"domains": data.domains, "topics": data.topics, "fingerprint": data.corpus_fingerprint}
     batches: Any = list(data.held_out(["val"], data.val_rows))
     kept = io.BytesIO()
-    rows = {name: np.concatenate([batch[name].numpy() for batch in batches]).astype(np.int32) for name in COLUMNS}
+    rows = {
+        name: np.concatenate([batch[name].numpy() for batch in batches]).astype(np.int32)
+        for name in COLUMNS
+    }
     np.savez_compressed(kept, **rows)  # type: ignore[arg-type]
-    files: dict[str, str | bytes] = {ABOUT: json.dumps(about, indent=1) + "\n", ROWS: kept.getvalue()}
+    files: dict[str, str | bytes] = {
+        ABOUT: json.dumps(about, indent=1) + "\n",
+        ROWS: kept.getvalue(),
+    }
     learned = data.tokenizer.to_json()
     return files if learned is None else files | {TOKENIZER: learned}
 
@@ -71,7 +87,10 @@ def read_text(folder: Path, config: Mapping[str, Any]) -> RunText:
     named: list[Any] = [about.get(name) for name in ("domains", "topics", "fingerprint")]
     domains, topics, fingerprint = named
     if not (_is_texts(domains) and domains and _is_texts(topics) and isinstance(fingerprint, str)):
-        raise UserError(f"{folder / ABOUT}: is damaged: it must hold domains, topics and fingerprint; restore it")
+        raise UserError(
+            f"{folder / ABOUT}: is damaged: it must hold domains, topics and "
+            "fingerprint; restore it"
+        )
     tokenizer = read_tokenizer(folder, config)
     rows = _read_rows(folder / ROWS, tokenizer.vocab_size, len(domains), len(topics))
     return RunText(domains, topics, fingerprint, tokenizer, rows)
@@ -81,13 +100,16 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def _read_rows(path: Path, vocab_size: int, num_domains: int, num_topics: int) -> dict[str, np.ndarray]:
+def _read_rows(
+    path: Path, vocab_size: int, num_domains: int, num_topics: int
+) -> dict[str, np.ndarray]:
     """Return the columns of the held-out rows, each (N, S).
 
     Raises:
         UserError: The file is missing or damaged, or a number in it is out of its range.
     """
-    limits = {  # the smallest value, and the first one that is too large
+    # the smallest value, and the first one that is too large
+    limits = {
         "tokens": (0, vocab_size),
         "targets": (IGNORED, vocab_size),
         "document": (-1, 2**31),
@@ -98,16 +120,26 @@ def _read_rows(path: Path, vocab_size: int, num_domains: int, num_topics: int) -
     try:
         with np.load(path, allow_pickle=False) as file:
             columns = {name: file[name] for name in COLUMNS}
-    except Exception as error:  # numpy, zipfile and zlib raise many kinds for a damaged file
+    # numpy, zipfile and zlib raise many kinds for a damaged file
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: is missing or damaged ({reason}); restore it") from error
     shape = columns["tokens"].shape
     for name, (least, limit) in limits.items():
         values = columns[name]
-        if values.shape != shape or len(shape) != 2 or not values.size or values.dtype.kind not in "iu":
-            raise UserError(f"{path}: is damaged: {name} is no table of whole numbers {shape}; restore it")
+        if (
+            values.shape != shape
+            or len(shape) != 2
+            or not values.size
+            or values.dtype.kind not in "iu"
+        ):
+            raise UserError(
+                f"{path}: is damaged: {name} is no table of whole numbers {shape}; restore it"
+            )
         if values.min() < least or values.max() >= limit:
-            raise UserError(f"{path}: is damaged: {name} must be in {least}..{limit - 1}; restore it")
+            raise UserError(
+                f"{path}: is damaged: {name} must be in {least}..{limit - 1}; restore it"
+            )
     return columns
 
 
@@ -118,15 +150,23 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
         UserError: Its file is missing or damaged.
     """
     tokenizer: Tokenizer = make("tokenizer", tokenizer_config(folder, config), key="tokenizer")
-    if tokenizer.learns:  # what it has learned is in the file
+    # what it has learned is in the file
+    if tokenizer.learns:
         raise UserError(f"{folder / TOKENIZER}: is missing; restore it")
     return tokenizer
 
 
 def tokenizer_config(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a tokenizer that cuts other text as this run's does, also where it was learned."""
+    """The config of a tokenizer that cuts other text as this run's does,
+    also where it was learned.
+    """
     own = dict(config["tokenizer"])
     path = folder / TOKENIZER
     if not path.exists():
         return own
-    return {"name": "file", "path": str(path), "separator": own.get("separator"), "begin": own.get("begin")}
+    return {
+        "name": "file",
+        "path": str(path),
+        "separator": own.get("separator"),
+        "begin": own.get("begin"),
+    }

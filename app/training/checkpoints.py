@@ -1,8 +1,9 @@
 """Checkpoints that survive: complete or absent, and checked by their sum.
 
-A file is written under another name, flushed to the disk and renamed; its SHA-256 stands beside it. A damaged file is
-skipped for the one before. Files are read as tensors and plain values only: what would run code on loading is refused.
-A checkpoint may also be a folder (app.training.shards), of which the same holds.
+A file is written under another name, flushed to the disk and renamed; its SHA-256 stands beside it.
+A damaged file is skipped for the one before. Files are read as tensors and plain values only: what
+would run code on loading is refused. A checkpoint may also be a folder (app.training.shards), of
+which the same holds.
 """
 
 import hashlib
@@ -26,17 +27,25 @@ from app.registry import UserError
 from app.training.files import checksum, digest, remove, settle, write_whole
 from app.training.shards import PLAIN, read_shards, write_shards
 
-SUM = "sha256"  # in the header of a weight file
+# in the header of a weight file
+SUM = "sha256"
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """How Lightning writes and reads checkpoints; `failure` says why the last one could not be written."""
+    """How Lightning writes and reads checkpoints;
+    `failure` says why the last one could not be written.
+    """
 
     failure: str | None = None
-    pending: tuple[Path, Callable[[], None]] | None = None  # of which the ranks still write their parts
+    # of which the ranks still write their parts
+    pending: tuple[Path, Callable[[], None]] | None = None
 
-    def save_parts(self, checkpoint: dict[str, Any], path: Path, background: ProcessGroup | None) -> None:
-        """Called on all ranks, each of which writes its part, the ranks of `background` while training goes on."""
+    def save_parts(
+        self, checkpoint: dict[str, Any], path: Path, background: ProcessGroup | None
+    ) -> None:
+        """Called on all ranks, each of which writes its part,
+        the ranks of `background` while training goes on.
+        """
         self.wait()
         if self.failure is None:
             self.pending = path, write_shards(checkpoint, path, background)
@@ -44,7 +53,9 @@ class CheckpointFiles(TorchCheckpointIO):
             self.wait()
 
     def wait(self) -> None:
-        """Until nothing is written any more; all ranks hear of a failure, so it raises nothing either."""
+        """Until nothing is written any more;
+        all ranks hear of a failure, so it raises nothing either.
+        """
         if self.pending is not None:
             (path, finish), self.pending = self.pending, None
             try:
@@ -52,15 +63,21 @@ class CheckpointFiles(TorchCheckpointIO):
             except OSError as error:
                 self.failure = f"{path}: cannot be written ({error.strerror})"
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Called on the first rank only, so it raises nothing: the other ranks would wait for it."""
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Called on the first rank only, so it raises nothing:
+        the other ranks would wait for it.
+        """
         try:
             write_atomically(checkpoint, Path(path))
             self.failure = None
         except OSError as error:
             self.failure = f"{path}: cannot be written ({error.strerror})"
 
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
         return read_checkpoint(Path(path))
 
 
@@ -80,10 +97,12 @@ def write_atomically(checkpoint: dict[str, Any], path: Path) -> None:
         write_whole(checksum(path), digest(part) + "\n")
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
-        if isinstance(error.__context__, OSError):  # torch's writer raises RuntimeError over it on a full disk
+        # torch's writer raises RuntimeError over it on a full disk
+        if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
-    if path.is_dir():  # a damaged one, from before the run went on
+    # a damaged one, from before the run went on
+    if path.is_dir():
         remove(path)
     part.replace(path)
     settle(path.parent)
@@ -101,10 +120,12 @@ def read_checkpoint(path: Path, only_shapes: bool = False) -> dict[str, Any]:
 
     Args:
         path: a file, whose tensors are read when they are used, or a folder.
-        only_shapes: the tensors of the model and its optimizers are not looked at; those of a folder are not read.
+        only_shapes: the tensors of the model and its optimizers are not looked at; those of a
+            folder are not read.
 
     Raises:
-        UserError: It is missing or damaged; holds anything else, which may be a program; or is none of ours.
+        UserError: It is missing or damaged; holds anything else, which may be a program; or is none
+            of ours.
     """
     damage = damage_of(path)
     if damage is not None:
@@ -117,7 +138,9 @@ def read_checkpoint(path: Path, only_shapes: bool = False) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: is refused: it is no file of tensors and plain values ({reason})") from error
+        raise UserError(
+            f"{path}: is refused: it is no file of tensors and plain values ({reason})"
+        ) from error
     return require_layout(checkpoint, path)
 
 
@@ -130,7 +153,10 @@ def require_layout(checkpoint: Any, path: Path) -> dict[str, Any]:
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
     if not tensors or type(checkpoint.get("global_step")) is not int:
-        raise UserError(f"{path}: is no checkpoint of ours: it has no state_dict and step; restore it, or delete it")
+        raise UserError(
+            f"{path}: is no checkpoint of ours: it has no state_dict and step; "
+            "restore it, or delete it"
+        )
     return dict(checkpoint)
 
 
@@ -146,7 +172,9 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def damage_of(path: Path) -> str | None:
-    """Return the damage of a checkpoint; None if its files have the checksum that is beside them."""
+    """Return the damage of a checkpoint;
+    None if its files have the checksum that is beside them.
+    """
     try:
         known = checksum(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -190,8 +218,8 @@ def read_weight_file(path: Path, key: str = "") -> tuple[dict[str, Tensor], dict
         key: Where the path is in the config, such as `init.from=`, for the error.
 
     Raises:
-        UserError: The file is missing or damaged, or a tensor holds NaN or infinity. A file from elsewhere may have no
-            checksum.
+        UserError: The file is missing or damaged, or a tensor holds NaN or infinity. A file from
+            elsewhere may have no checksum.
     """
     if not path.is_file():
         raise UserError(f"{key}{path}: no such file")
@@ -199,8 +227,11 @@ def read_weight_file(path: Path, key: str = "") -> tuple[dict[str, Tensor], dict
         with safetensors.safe_open(path, "pt") as file:
             header = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-    except Exception as error:  # OSError, SafetensorError, and KeyError for a dtype that torch does not have
-        raise UserError(f"{key}{path}: is damaged ({' '.join(str(error).split())}); restore it") from error
+    # OSError, SafetensorError, and KeyError for a dtype that torch does not have
+    except Exception as error:
+        raise UserError(
+            f"{key}{path}: is damaged ({' '.join(str(error).split())}); restore it"
+        ) from error
     if header.pop(SUM, None) not in (None, _sum_of(tensors)):
         raise UserError(f"{key}{path}: is damaged (its checksum differs); restore it")
     require_finite(f"{key}{path}", tensors)
@@ -223,13 +254,17 @@ def _sum_of(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        found.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return found.hexdigest()
 
 
 def steps(folder: Path) -> list[tuple[int, Path]]:
     """All checkpoints of a folder with their steps, in order."""
-    return sorted((int(m[1]), p) for p in folder.glob("*.ckpt") if (m := re.fullmatch(r"step_(\d+)", p.stem)))
+    return sorted(
+        (int(m[1]), p) for p in folder.glob("*.ckpt") if (m := re.fullmatch(r"step_(\d+)", p.stem))
+    )
 
 
 def step_of(path: Path) -> int:

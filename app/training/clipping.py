@@ -23,7 +23,9 @@ def clip_gradients(parameters: list[nn.Parameter], norm: Tensor, max_norm: float
 
 
 def _by_mesh(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Those with a gradient; torch does not combine the norms of several device meshes (pytorch#180346)."""
+    """Those with a gradient; torch does not combine the norms of
+    several device meshes (pytorch#180346).
+    """
     groups: dict[Any, list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.grad is not None:

@@ -1,4 +1,6 @@
-"""The files of a run: whole or absent whatever happens, and small ones read back with one line if they are damaged."""
+"""The files of a run: whole or absent whatever happens,
+and small ones read back with one line if they are damaged.
+"""
 
 import hashlib
 import json
@@ -15,7 +17,9 @@ T = TypeVar("T")
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
-    """Writes a file under another name and, once it is on the disk, gives it its own, for good; leaves an equal one."""
+    """Writes a file under another name and, once it is on the disk, gives it its own, for good;
+    leaves an equal one.
+    """
     data = data.encode() if isinstance(data, str) else data
     if path.is_file() and path.read_bytes() == data:
         return
@@ -55,7 +59,9 @@ def replace_files(folder: Path, files: Mapping[str, str | bytes], stale: str) ->
 
 
 def settle(folder: Path) -> None:
-    """Brings the names in a folder to the disk: a file that has got one keeps it through a power cut."""
+    """Brings the names in a folder to the disk:
+    a file that has got one keeps it through a power cut.
+    """
     place = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(place)
@@ -100,16 +106,22 @@ def read_whole(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is damaged: it is no text; restore it, or choose another run") from error
+        raise UserError(
+            f"{path}: is damaged: it is no text; restore it, or choose another run"
+        ) from error
 
 
 def lines_of(path: Path) -> list[str]:
-    """Return the lines of a text file, which end with a line feed and nothing else: U+2028 is part of a line."""
+    """Return the lines of a text file, which end with a line feed and nothing else:
+    U+2028 is part of a line.
+    """
     return [line.removesuffix("\r") for line in read_whole(path).removesuffix("\n").split("\n")]
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be encoded: JSON can spell half of a surrogate pair, which is no letter."""
+    """Whether a text can be encoded: JSON can spell half of a surrogate pair,
+    which is no letter.
+    """
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
@@ -121,14 +133,16 @@ def read_json(path: Path, kind: type[T]) -> T:
         kind: `dict` or `list`: the type of the whole value.
 
     Raises:
-        UserError: The file cannot be read, is not JSON, holds another type, or holds half of a surrogate pair, which
-            no later output could encode.
+        UserError: The file cannot be read, is not JSON, holds another type, or holds half of a
+            surrogate pair, which no later output could encode.
     """
     try:
         value = json.loads(read_whole(path))
         json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
-        raise UserError(f"{path}: is damaged: {' '.join(str(error).split())}; restore it") from error
+        raise UserError(
+            f"{path}: is damaged: {' '.join(str(error).split())}; restore it"
+        ) from error
     if not isinstance(value, kind):
         expected = "an object" if kind is dict else "a list"
         raise UserError(f"{path}: is damaged: it must hold {expected}; restore it")

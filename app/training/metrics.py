@@ -27,7 +27,9 @@ class LanguageMetric(Metric):
         super().__init__()
         self.domains = domains
         for name in ("nats", "tokens", "bytes"):
-            self.add_state(name, torch.zeros(len(domains), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(
+                name, torch.zeros(len(domains), dtype=torch.float64), dist_reduce_fx="sum"
+            )
 
     def update(self, nll: Tensor, targets: Tensor, num_bytes: Tensor, domain: Tensor) -> None:
         """Adds one batch.
@@ -39,11 +41,17 @@ class LanguageMetric(Metric):
             domain: (B, S) int64 in 0..number of domains - 1.
         """
         real = targets >= 0
-        for state, values in ((self.nats, nll), (self.tokens, real), (self.bytes, num_bytes * real)):
+        for state, values in (
+            (self.nats, nll),
+            (self.tokens, real),
+            (self.bytes, num_bytes * real),
+        ):
             state.scatter_add_(0, domain.flatten(), values.flatten().to(state.dtype))
 
     def compute(self) -> dict[str, Tensor]:
-        """`nats` per token, `ppl`, `bpb` (unweighted mean over the domains that occurred) and `bpb_DOMAIN`."""
+        """`nats` per token, `ppl`, `bpb` (unweighted mean over the
+        domains that occurred) and `bpb_DOMAIN`.
+        """
         nats = self.nats.sum() / self.tokens.sum()
         bpb = self.nats / self.bytes / math.log(2)
         seen = self.bytes > 0
@@ -59,7 +67,11 @@ class LoadMetric(Metric):
 
     def __init__(self, num_layers: int, num_experts: int) -> None:
         super().__init__()
-        self.add_state("load", torch.zeros(num_layers, max(1, num_experts), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state(
+            "load",
+            torch.zeros(num_layers, max(1, num_experts), dtype=torch.float64),
+            dist_reduce_fx="sum",
+        )
 
     def update(self, routings: Sequence[Routing]) -> None:
         """Adds one forward pass."""
@@ -72,7 +84,9 @@ class LoadMetric(Metric):
 
 
 def max_violation(load: Tensor) -> Tensor:
-    """MaxVio per layer (L,) of load (L, E): largest load over mean load, minus 1 (arXiv 2408.15664, section 4.1)."""
+    """MaxVio per layer (L,) of load (L, E):
+    largest load over mean load, minus 1 (arXiv 2408.15664, section 4.1).
+    """
     return load.amax(-1) / load.mean(-1).clamp_min(1e-9) - 1
 
 
@@ -82,12 +96,15 @@ def dead_experts(load: Tensor) -> Tensor:
 
 
 def coefficient_of_variation(load: Tensor) -> Tensor:
-    """Standard deviation over mean of load (L, E), per layer (L,): Shazeer et al. 2017, arXiv 1701.06538, eq. 8."""
+    """Standard deviation over mean of load (L, E), per layer (L,): Shazeer et al.
+    2017, arXiv 1701.06538, eq. 8.
+    """
     return load.std(-1, correction=0) / load.mean(-1).clamp_min(1e-9)
 
 
 def load_entropy(load: Tensor) -> Tensor:
-    """Entropy in nats of load (L, E) as a distribution over the experts, per layer (L,); ln E where it is even.
+    """Entropy in nats of load (L, E) as a distribution over the experts, per layer (L,); ln E where
+    it is even.
 
     Its exponential is the effective number of experts.
     """
@@ -95,12 +112,16 @@ def load_entropy(load: Tensor) -> Tensor:
 
 
 def uniform_multiple(load: Tensor) -> Tensor:
-    """Load (..., E) as a multiple of what each expert gets where the load is even; 0 where there is none at all."""
+    """Load (..., E) as a multiple of what each expert gets where the load is even;
+    0 where there is none at all.
+    """
     return load / load.mean(-1, keepdim=True).clamp_min(1e-9)
 
 
 class Total:
-    """Named sums on the device, added up over forward passes, and over the ranks when they are read."""
+    """Named sums on the device, added up over forward passes,
+    and over the ranks when they are read.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -112,8 +133,11 @@ class Total:
             self._sums[name] = value.double() if old is None else old.to(value.device) + value
 
     def take(self) -> dict[str, Tensor]:
-        """The sums over all ranks, which are forgotten; one collective. Every rank calls it at the same step."""
-        sums, self._sums = self._sums, {}
+        """The sums over all ranks, which are forgotten; one collective.
+        Every rank calls it at the same step.
+        """
+        sums = self._sums
+        self._sums = {}
         return rank_sums(sums)
 
     def state(self) -> dict[str, Tensor]:
@@ -126,7 +150,8 @@ class Total:
 
 
 EVEN = "multiples of the even load"
-STATISTICS = {  # of `routing_statistics`, with their meaning and unit
+# of `routing_statistics`, with their meaning and unit
+STATISTICS = {
     "load_min": ("load of the least loaded expert", EVEN),
     "load_median": ("load of the median expert", EVEN),
     "load_max": ("load of the most loaded expert", EVEN),
@@ -147,7 +172,8 @@ STATISTICS = {  # of `routing_statistics`, with their meaning and unit
 }
 
 
-ROUTERS = ("mean_k", "token_entropy", "margin", "logit_rms", "z")  # of these, what is said of routers
+# of these, what is said of routers
+ROUTERS = ("mean_k", "token_entropy", "margin", "logit_rms", "z")
 
 
 def group_of(statistic: str) -> str:
@@ -156,7 +182,9 @@ def group_of(statistic: str) -> str:
 
 
 def routing_sums(routings: Sequence[Routing]) -> dict[str, Tensor]:
-    """What `routing_statistics` needs of one forward pass, as sums: add them over micro-batches and ranks."""
+    """What `routing_statistics` needs of one forward pass, as sums:
+    add them over micro-batches and ranks.
+    """
     return load_sums(routings) | token_sums(routings)
 
 
@@ -183,14 +211,19 @@ def token_sums(routings: Sequence[Routing]) -> dict[str, Tensor]:
 def routing_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The STATISTICS per layer (L,), of sums over any number of forward passes.
 
-    `maxvio_micro` is a mean over forward passes; all others are global: they do not depend on how tokens were cut.
+    `maxvio_micro` is a mean over forward passes; all others are global: they do not depend on how
+    tokens were cut.
     """
     return _load_statistics(sums) | _score_statistics(sums)
 
 
 def _load_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    load, importance = sums["load"], uniform_multiple(sums["importance"])  # (L, E)
-    relative, assigned, entropy = uniform_multiple(load), load.sum(-1), load_entropy(load)
+    # (L, E)
+    load = sums["load"]
+    importance = uniform_multiple(sums["importance"])
+    relative = uniform_multiple(load)
+    assigned = load.sum(-1)
+    entropy = load_entropy(load)
     return {
         "load_min": relative.amin(-1),
         "load_median": relative.quantile(0.5, dim=-1),
@@ -210,7 +243,10 @@ def _load_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _score_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tokens = sums["scored_tokens"].clamp_min(1)
-    means = {name.replace("entropy", "token_entropy"): sums[name] / tokens for name in ("entropy", "margin", "z")}
+    means = {
+        name.replace("entropy", "token_entropy"): sums[name] / tokens
+        for name in ("entropy", "margin", "z")
+    }
     return means | {"logit_rms": (sums["logit_square"] / sums["logits"].clamp_min(1)).sqrt()}
 
 
@@ -218,7 +254,8 @@ def _scores_of_tokens(routing: Routing) -> dict[str, Tensor]:
     valid = routing.valid.flatten().to(routing.scores.dtype)  # (T,)
     share = routing.probabilities
     allowed = ~routing.logits.isinf()
-    first, second = share.topk(min(2, share.size(1)), -1).values.T[[0, -1]]  # one expert alone has no margin
+    # one expert alone has no margin
+    first, second = share.topk(min(2, share.size(1)), -1).values.T[[0, -1]]
     per_token = torch.stack(
         (
             torch.special.entr(share).sum(-1),
@@ -228,4 +265,6 @@ def _scores_of_tokens(routing: Routing) -> dict[str, Tensor]:
             allowed.sum(-1),
         )
     )  # (5, T)
-    return dict(zip(("entropy", "margin", "z", "logit_square", "logits"), per_token @ valid, strict=True))
+    return dict(
+        zip(("entropy", "margin", "z", "logit_square", "logits"), per_token @ valid, strict=True)
+    )

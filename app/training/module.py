@@ -1,9 +1,10 @@
-"""The training step: one Lightning batch is one optimizer step of this rank, cut into micro-batches.
+"""The training step: one Lightning batch is one optimizer step of this rank, cut into
+micro-batches.
 
-The language-model loss is the sum over tokens divided by the number of target tokens of the *whole* optimizer step,
-over all micro-batches and ranks, so its gradient does not depend on how the rows are cut. Balance terms are means over
-the micro-batches. Controllers are updated once, after the step, with what was observed over all micro-batches and
-ranks.
+The language-model loss is the sum over tokens divided by the number of target tokens of the *whole*
+optimizer step, over all micro-batches and ranks, so its gradient does not depend on how the rows
+are cut. Balance terms are means over the micro-batches. Controllers are updated once, after the
+step, with what was observed over all micro-batches and ranks.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,8 +28,11 @@ from routers.collectives import num_ranks, rank_sum, rank_sums
 from routers.contract import Routing
 
 Batch = dict[str, Tensor]
-Sums = dict[tuple[str, str], Tensor]  # of a step, by what they are and the term that they are of
-LOSS, TERM, SEEN = ("nats", ""), "term", "seen"
+# of a step, by what they are and the term that they are of
+Sums = dict[tuple[str, str], Tensor]
+LOSS = ("nats", "")
+TERM = "term"
+SEEN = "seen"
 RoutingHook = Callable[[list[Routing], Batch], None]
 
 
@@ -52,14 +56,22 @@ class LanguageModel(lightning.LightningModule):
     automatic_optimization = False
     tags = (
         # TensorBoard sorts by name, capitals first: its opening page begins with this group
-        Tag("Loss/train", "language-model loss of the step, without any balance term", "nats per token"),
+        Tag(
+            "Loss/train",
+            "language-model loss of the step, without any balance term",
+            "nats per token",
+        ),
         Tag("train/grad_norm", "norm of all gradients before clipping"),
         Tag("balance/TERM", "raw value of a balance term, mean over the micro-batches of the step"),
         Tag("balance/TERM_weighted", "the same times its weight"),
         Tag("Loss/val_nats", "cross entropy of held-out text", "nats per token"),
         Tag("Loss/val_ppl", "perplexity, its exponential"),
         Tag("Loss/val_bpb", "bits per byte, mean over the domains", "bits per byte"),
-        Tag("Loss/val_bpb_DOMAIN", "bits per byte of one domain, where there are several", "bits per byte"),
+        Tag(
+            "Loss/val_bpb_DOMAIN",
+            "bits per byte of one domain, where there are several",
+            "bits per byte",
+        ),
     )
 
     def __init__(
@@ -79,21 +91,34 @@ class LanguageModel(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.make_optimizer, self.schedule = make_optimizer, schedule
-        self.clip_norm, self.micro_batch_size = clip_norm, micro_batch_size
-        self.seed, self.ep_size, self.draws = seed, ep_size, draws or {}
-        self.bad_steps, self.router_lr_factor = BadSteps(skip_bad_steps), router_lr_factor
+        self.make_optimizer = make_optimizer
+        self.schedule = schedule
+        self.clip_norm = clip_norm
+        self.micro_batch_size = micro_batch_size
+        self.seed = seed
+        self.ep_size = ep_size
+        self.draws = draws or {}
+        self.bad_steps = BadSteps(skip_bad_steps)
+        self.router_lr_factor = router_lr_factor
         self.metric = LanguageMetric(domains)
         self.load_metric = LoadMetric(len(model.routers()), model.num_experts)
-        self.validation: dict[str, Any] = {}  # of the last one: step, values by name, load (L, E)
-        self.routing_hooks: list[RoutingHook] = []  # called with the routings and the batch of every forward pass
-        self.tokens_seen = torch.zeros((), dtype=torch.int64)  # in training, on all ranks
-        self.own_loss = torch.zeros(())  # of the last step, nats per token of this rank's rows
-        self.wish, self.wished = False, False  # of this rank, to be asked between two steps; of any rank, a step ago
+        # of the last one: step, values by name, load (L, E)
+        self.validation: dict[str, Any] = {}
+        # called with the routings and the batch of every forward pass
+        self.routing_hooks: list[RoutingHook] = []
+        # in training, on all ranks
+        self.tokens_seen = torch.zeros((), dtype=torch.int64)
+        # of the last step, nats per token of this rank's rows
+        self.own_loss = torch.zeros(())
+        # of this rank, to be asked between two steps; of any rank, a step ago
+        self.wish = False
+        self.wished = False
         self.first_step = 0  # of this process
 
     def compile_blocks(self) -> None:
-        """torch.compile for each block: they have the same code, so it is compiled once or twice."""
+        """torch.compile for each block: they have the same code,
+        so it is compiled once or twice.
+        """
         for block in self.model.blocks:
             block.compile()
 
@@ -103,15 +128,19 @@ class LanguageModel(lightning.LightningModule):
             low = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
             shard(self.model, self.device_mesh, self.ep_size, low)
             fill(self.model, self.draws)
-            self.draws = {}  # once: this is called before each loop of the Trainer
+            # once: this is called before each loop of the Trainer
+            self.draws = {}
 
     def configure_optimizers(self) -> Any:
-        """Weight decay on matrices only, routers at a rate of their own; `hidden` marks the matrices of the blocks.
+        """Weight decay on matrices only, routers at a rate of their own; `hidden` marks the
+        matrices of the blocks.
 
-        A group of hidden matrices also has the fields of their `MatrixLayout`; `axis` is None where they have none.
+        A group of hidden matrices also has the fields of their `MatrixLayout`; `axis` is None where
+        they have none.
 
-        The groups keep the order of the parameters: Lightning numbers the optimizer's state by it under FSDP2, and a
-        checkpoint would hand one parameter's moments to another where the orders differ.
+        The groups keep the order of the parameters: Lightning numbers the optimizer's state by it
+        under FSDP2, and a checkpoint would hand one parameter's moments to another where the orders
+        differ.
         """
         routers = {*self.model.router_parameters()}
         hidden = {*self.model.matrices()} & {*self.model.blocks.parameters()}
@@ -119,11 +148,22 @@ class LanguageModel(lightning.LightningModule):
         layouts = self.model.matrix_layouts()
         learned = (p for p in self.parameters() if p.requires_grad)
         runs = groupby(
-            learned, key=lambda p: (p.dim() >= 2 and p not in vectors, p in routers, p in hidden, layouts.get(p))
+            learned,
+            key=lambda p: (
+                p.dim() >= 2 and p not in vectors,
+                p in routers,
+                p in hidden,
+                layouts.get(p),
+            ),
         )
         groups = []
         for (is_matrix, of_router, is_hidden, layout), run in runs:
-            group: dict[str, Any] = {"params": list(run), "hidden": is_hidden, "of_router": of_router, "axis": None}
+            group: dict[str, Any] = {
+                "params": list(run),
+                "hidden": is_hidden,
+                "of_router": of_router,
+                "axis": None,
+            }
             if layout is not None:
                 group |= layout._asdict()
             if not is_matrix:
@@ -138,14 +178,18 @@ class LanguageModel(lightning.LightningModule):
         self.first_step = self.global_step
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One optimizer step on this rank's rows: one or two collectives beside those of the gradients."""
+        """One optimizer step on this rank's rows:
+        one or two collectives beside those of the gradients.
+        """
         micros = list(self._micro_batches(batch))
         wish = batch["valid"].new_full((), self.wish, dtype=torch.int64)
         counts = rank_sum(torch.stack([(batch["targets"] >= 0).sum(), batch["valid"].sum(), wish]))
-        num_targets, num_tokens = counts[0].clamp_min(1), counts[1]
+        num_targets = counts[0].clamp_min(1)
+        num_tokens = counts[1]
         sums = self._backward(micros, num_targets)
         norm = gradient_norm(self)
-        looked: list[bool] = torch.stack([norm.isfinite(), counts[2] > 0]).tolist()  # the host, at the device, once
+        # the host, at the device, once
+        looked: list[bool] = torch.stack([norm.isfinite(), counts[2] > 0]).tolist()
         finite, self.wished = looked
         self.own_loss = sums[LOSS] / (batch["targets"] >= 0).sum().clamp_min(1)
         told = num_ranks() == 1 or self._is_logged() or bool(self.model.balancer.controllers)
@@ -155,7 +199,9 @@ class LanguageModel(lightning.LightningModule):
         self.log("train/grad_norm", norm)
         if finite:
             self._optimizer_step(norm)
-            self.model.balancer.update({name: sums[SEEN, name] for name in self.model.balancer.controllers}, num_tokens)
+            self.model.balancer.update(
+                {name: sums[SEEN, name] for name in self.model.balancer.controllers}, num_tokens
+            )
         else:
             self._skip_step(micros)
         self.tokens_seen = self.tokens_seen.to(num_tokens.device) + num_tokens
@@ -163,12 +209,18 @@ class LanguageModel(lightning.LightningModule):
     def _backward(self, micros: list[Batch], num_targets: Tensor) -> Sums:
         """Adds up the gradients; sums over this rank's micro-batches."""
         sums: Sums = {}
-        balancer, cuts = self.model.balancer, len(micros) * num_ranks()
+        balancer = self.model.balancer
+        cuts = len(micros) * num_ranks()
         for i, micro in enumerate(micros):
             with hold_gradients(self) if i < len(micros) - 1 else nullcontext():
                 nll, routings = self._forward(micro, i)
-                terms = balancer.losses(routings, {name: value for (kind, name), value in sums.items() if kind == SEEN})
-                balance = sum((weight * raw for raw, weight in terms.values()), torch.zeros((), device=self.device))
+                terms = balancer.losses(
+                    routings, {name: value for (kind, name), value in sums.items() if kind == SEEN}
+                )
+                balance = sum(
+                    (weight * raw for raw, weight in terms.values()),
+                    torch.zeros((), device=self.device),
+                )
                 share = nll.sum() / num_targets + balance / cuts  # of the step's loss
                 self.manual_backward(share * averaged_ranks(self.model))
             new: Sums = {LOSS: nll.detach().sum()}
@@ -186,11 +238,22 @@ class LanguageModel(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         values = {name: value.float() for name, value in self.metric.compute().items()}
         several = len(self.metric.domains) > 1
-        self.log_dict({f"Loss/val_{name}": values[name] for name in values if several or not name.startswith("bpb_")})
+        self.log_dict(
+            {
+                f"Loss/val_{name}": values[name]
+                for name in values
+                if several or not name.startswith("bpb_")
+            }
+        )
         step = float(max(0, self.global_step - 1))
-        self.log("step", step)  # under which Lightning writes them: that of the last step
+        # under which Lightning writes them: that of the last step
+        self.log("step", step)
         numbers = {name: value.item() for name, value in values.items()}
-        self.validation = {"step": self.global_step, "values": numbers, "load": self.load_metric.compute().cpu()}
+        self.validation = {
+            "step": self.global_step,
+            "values": numbers,
+            "load": self.load_metric.compute().cpu(),
+        }
         self.metric.reset()
         self.load_metric.reset()
 
@@ -212,8 +275,10 @@ class LanguageModel(lightning.LightningModule):
         return nll, routings
 
     def _forward_without_hooks(self, batch: Batch, micro: int) -> tuple[Tensor, list[Routing]]:
-        place = micro * num_ranks() + self.global_rank  # of this micro-batch in the global batch
-        seed, row = self.seed * 1_000_003 + self.global_step, place * self.micro_batch_size
+        # of this micro-batch in the global batch
+        place = micro * num_ranks() + self.global_rank
+        seed = self.seed * 1_000_003 + self.global_step
+        row = place * self.micro_batch_size
         inputs = (batch["tokens"], batch["targets"], batch["valid"], batch["document"])
         return self.model(*inputs, seed, self.global_step, batch["domain"], row)
 
@@ -228,20 +293,25 @@ class LanguageModel(lightning.LightningModule):
         self._count_step()
 
     def _skip_step(self, micros: list[Batch]) -> None:
-        """A step without a gradient: torch's optimizers leave such parameters and their state as they are."""
+        """A step without a gradient: torch's optimizers leave such
+        parameters and their state as they are.
+        """
         again = lambda: [self._forward_without_hooks(m, i) for i, m in enumerate(micros)]  # noqa: E731
         self.bad_steps.skip(self.model, self.global_step, again)
         self.optimizers().zero_grad()  # type: ignore[union-attr]
         self._count_step()
 
     def _count_step(self) -> None:
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        optimizer = self.optimizers()
+        scheduler = self.lr_schedulers()
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
         scheduler.step()  # type: ignore[union-attr]
 
     def _is_logged(self) -> bool:
-        """Whether somebody looks at this step: the loggers, or the first and last line of the terminal."""
+        """Whether somebody looks at this step:
+        the loggers, or the first and last line of the terminal.
+        """
         step = self.global_step + 1
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return step % every == 0 or step in (self.first_step + 1, self.trainer.max_steps)

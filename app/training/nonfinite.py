@@ -1,7 +1,8 @@
-"""A step that is not finite changes nothing: it is skipped, or it ends the run with the name of the culprit.
+"""A step that is not finite changes nothing: it is skipped, or it ends the run with the name of the
+culprit.
 
-A skipped step counts as a step: the schedule and the rows go on, so it is neither repeated nor shifts what follows, and
-a resumed run skips the same. Optimizer and controllers keep their state.
+A skipped step counts as a step: the schedule and the rows go on, so it is neither repeated nor
+shifts what follows, and a resumed run skips the same. Optimizer and controllers keep their state.
 """
 
 from collections.abc import Callable
@@ -18,13 +19,17 @@ from routers.collectives import gathered
 
 
 class BadSteps:
-    """Counts the steps that are skipped because their loss or gradient is not finite; `allowed` in a run."""
+    """Counts the steps that are skipped because their loss or gradient is not finite;
+    `allowed` in a run.
+    """
 
     def __init__(self, allowed: int) -> None:
-        self.allowed, self.count = allowed, 0
+        self.allowed = allowed
+        self.count = 0
 
     def skip(self, model: Transformer, step: int, forward_again: Callable[[], Any]) -> None:
-        """Counts one more; `forward_again` repeats the forward passes of the step. Called on all ranks.
+        """Counts one more; `forward_again` repeats the forward passes of the step. Called on all
+        ranks.
 
         Raises:
             UserError: too many; the line names what was not finite.
@@ -33,7 +38,8 @@ class BadSteps:
         self.count += 1
         if self.count > self.allowed:
             raise UserError(
-                f"step {step}: {what} is not finite; the checkpoints are from before. Lower optimizer.lr, or go on "
+                f"step {step}: {what} is not finite; the checkpoints are from before. Lower "
+                "optimizer.lr, or go on "
                 f"with resume=true trainer.skip_bad_steps={self.count} to skip this step"
             )
         warn(f"step {step}: {what} is not finite; skipped ({self.count} of {self.allowed})")
@@ -43,13 +49,16 @@ class BadSteps:
 def culprit(model: nn.Module, forward_again: Callable[[], Any]) -> str:
     """What was not finite first, a weight, the output of a layer or a gradient; by its name."""
     weights = _not_finite(dict(model.named_parameters()))
-    gradients = _not_finite({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    gradients = _not_finite(
+        {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    )
     outputs = [name for each in gathered(_outputs(model, forward_again)) for name in each]
     if weights:
         return f"the weight {weights[0]}"
     if outputs:
         return f"the output of {outputs[0]}"
-    return f"the gradient of {gradients[-1]}" if gradients else "the loss"  # the last is nearest to the loss
+    # the last is nearest to the loss
+    return f"the gradient of {gradients[-1]}" if gradients else "the loss"
 
 
 def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
@@ -57,7 +66,8 @@ def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
     for name, value in tensors.items():
         bad = (~full_tensor(value.detach()).isfinite()).nonzero()
         if len(bad):
-            found.append(f"{name}[{bad[0, 0]}]" if value.dim() == 3 else name)  # which expert of a stack
+            # which expert of a stack
+            found.append(f"{name}[{bad[0, 0]}]" if value.dim() == 3 else name)
     return found
 
 
@@ -66,7 +76,8 @@ def _outputs(model: nn.Module, forward_again: Callable[[], Any]) -> list[str]:
     found: list[str] = []
 
     def look(name: str, output: Any) -> None:
-        first = output[0] if type(output) is tuple else output  # a Routing may hold -inf: an expert that is forbidden
+        # a Routing may hold -inf: an expert that is forbidden
+        first = output[0] if type(output) is tuple else output
         if isinstance(first, Tensor) and first.is_floating_point() and not first.isfinite().all():
             found.append(name)
 

@@ -1,7 +1,9 @@
-"""The processes of a run: who starts them, how they meet, and how they come to run under one config.
+"""The processes of a run: who starts them, how they meet, and how they come to run under one
+config.
 
-The first process decides everything (config, folder, text) and the others receive its decision, so nothing can be
-composed differently on two ranks. Lightning starts the others of this machine; torchrun and Slurm start all of them.
+The first process decides everything (config, folder, text) and the others receive its decision, so
+nothing can be composed differently on two ranks. Lightning starts the others of this machine;
+torchrun and Slurm start all of them.
 """
 
 import json
@@ -25,11 +27,13 @@ from torch import distributed
 from app.registry import UserError
 
 Decision = dict[str, Any]  # plain values
-UNBOUNDED = timedelta(days=30)  # for the first process may tokenise for hours
+# for the first process may tokenise for hours
+UNBOUNDED = timedelta(days=30)
 
 
 def require_starter(devices: int, num_nodes: int, sweep: bool) -> None:
-    """Checks that somebody starts the processes: this one starts those of its node, by running its command line again.
+    """Checks that somebody starts the processes: this one starts those of its node, by running its
+    command line again.
 
     Raises:
         UserError: nobody would start them all.
@@ -37,10 +41,14 @@ def require_starter(devices: int, num_nodes: int, sweep: bool) -> None:
     if environment().creates_processes_externally:
         return
     if num_nodes > 1:
-        raise UserError(f"trainer.num_nodes={num_nodes}: torchrun or Slurm must start the processes of several nodes")
+        raise UserError(
+            f"trainer.num_nodes={num_nodes}: torchrun or Slurm must start the "
+            "processes of several nodes"
+        )
     if sweep and devices > 1:
         raise UserError(
-            f"trainer.devices={devices}: a sweep cannot start the processes of its jobs; sweep with one device a job, "
+            f"trainer.devices={devices}: a sweep cannot start the processes of its jobs; sweep "
+            "with one device a job, "
             "or launch with torchrun --nproc-per-node=N train.py --multirun ..."
         )
 
@@ -49,13 +57,16 @@ def environment() -> ClusterEnvironment:
     """What has started this process, in Lightning's order; nobody but the user: Lightning."""
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
-    if SLURMEnvironment.detect():  # we save on SIGTERM ourselves; its requeueing would go on from an older file later
+    # we save on SIGTERM ourselves; its requeueing would go on from an older file later
+    if SLURMEnvironment.detect():
         return SLURMEnvironment(auto_requeue=False)
     return LightningEnvironment()
 
 
 def started() -> tuple[int, int]:
-    """Processes of a node, and nodes, as torchrun or Slurm has started them; else one node, a process for each GPU."""
+    """Processes of a node, and nodes, as torchrun or Slurm has started them;
+    else one node, a process for each GPU.
+    """
     starter = environment()
     if isinstance(starter, TorchElasticEnvironment):
         return int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
@@ -66,11 +77,14 @@ def started() -> tuple[int, int]:
 
 
 @contextmanager
-def agreed(decide: Callable[[], Decision], size: Callable[[Decision], int], timeout_s: int) -> Iterator[Decision]:
+def agreed(
+    decide: Callable[[], Decision], size: Callable[[Decision], int], timeout_s: int
+) -> Iterator[Decision]:
     """What the first process of the run decides, on all of them, which have met inside.
 
     Args:
-        decide: called on the first process only, and before others are started: what is impossible is told once.
+        decide: called on the first process only, and before others are started: what is impossible
+            is told once.
         size: number of processes that a decision needs; 0: it is that nothing is left to do.
         timeout_s: how long a process waits for the others to be there.
 
@@ -81,7 +95,8 @@ def agreed(decide: Callable[[], Decision], size: Callable[[Decision], int], time
     if starter.creates_processes_externally:
         yield _shared(starter, lambda: _fitting(decide(), size, _world(starter)), timeout_s)
         return
-    decision, before = decide(), dict(os.environ)
+    decision = decide()
+    before = dict(os.environ)
     try:
         if size(decision) > 1:
             _SubprocessScriptLauncher(starter, size(decision), num_nodes=1).launch(lambda: None)
@@ -97,25 +112,31 @@ def _fitting(decision: Decision, size: Callable[[Decision], int], world: int) ->
     needed = size(decision)
     if needed not in (0, world):
         raise UserError(
-            f"trainer.devices times trainer.num_nodes is {needed}, but {world} processes were started; make them "
+            f"trainer.devices times trainer.num_nodes is {needed}, but {world} processes were "
+            "started; make them "
             "equal, or auto"
         )
     return decision
 
 
-def _shared(started: ClusterEnvironment, decide: Callable[[], Decision], timeout_s: int) -> Decision:
+def _shared(
+    started: ClusterEnvironment, decide: Callable[[], Decision], timeout_s: int
+) -> Decision:
     """The first process's decision on every process."""
-    rank, size = _rank(started), _world(started)
+    rank = _rank(started)
+    size = _world(started)
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
     if size == 1:
         return decide()
     store = _met(started, rank, size, timeout_s)
-    key = f"decision {store.add(f'decisions of {rank}', 1)}"  # a sweep decides more than once
+    # a sweep decides more than once
+    key = f"decision {store.add(f'decisions of {rank}', 1)}"
     if rank:
         store.wait([key], UNBOUNDED)
         decision = json.loads(store.get(key))
         if decision is None:
-            raise UserError("")  # the first process has said why
+            # the first process has said why
+            raise UserError("")
         return decision
     decision = None
     try:
@@ -132,33 +153,50 @@ def _met(started: ClusterEnvironment, rank: int, size: int, timeout_s: int) -> d
         UserError: one is missing.
     """
     if not distributed.is_initialized():
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = started.main_address, str(started.main_port)
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = (
+            started.main_address,
+            str(started.main_port),
+        )
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         timeout = timedelta(seconds=timeout_s)
         try:
             store, *_ = next(distributed.rendezvous("env://", rank, size, timeout=timeout))
-            distributed.init_process_group(backend, store=_anew(store), rank=rank, world_size=size, timeout=timeout)
+            distributed.init_process_group(
+                backend, store=_anew(store), rank=rank, world_size=size, timeout=timeout
+            )
         except RuntimeError as error:
             raise UserError(
-                f"trainer.timeout_s={timeout_s}: after that long not all {size} processes of the run were there "
+                f"trainer.timeout_s={timeout_s}: after that long not all {size} processes of the "
+                "run were there "
                 f"(this is number {rank}); look at why one did not start, or wait longer"
             ) from error
     return distributed.distributed_c10d._get_default_store()
 
 
 def _anew(store: distributed.Store) -> distributed.Store:
-    """The store of this attempt: a lone torchrun keeps one for all of them, with the places of processes that are gone.
+    """The store of this attempt: a lone torchrun keeps one for all of them, with the places of
+    processes that are gone.
 
     Those of several nodes begin a new one each time, and count their attempts differently.
     """
     alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
-    return distributed.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store) if alone else store
+    return (
+        distributed.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        if alone
+        else store
+    )
 
 
 def _rank(started: ClusterEnvironment) -> int:
-    return started.local_rank() if isinstance(started, LightningEnvironment) else started.global_rank()
+    return (
+        started.local_rank() if isinstance(started, LightningEnvironment) else started.global_rank()
+    )
 
 
 def _world(started: ClusterEnvironment) -> int:
     """How many processes were started."""
-    return int(os.environ["WORLD_SIZE"]) if isinstance(started, LightningEnvironment) else started.world_size()
+    return (
+        int(os.environ["WORLD_SIZE"])
+        if isinstance(started, LightningEnvironment)
+        else started.world_size()
+    )

@@ -1,4 +1,5 @@
-"""When a run saves, and what it keeps: the newest few checkpoints, one of them made when it is asked to end.
+"""When a run saves, and what it keeps: the newest few checkpoints, one of them made when it is
+asked to end.
 
 A training batch is an optimizer step, so every save lies between two steps.
 """
@@ -24,37 +25,56 @@ from app.training.processes import environment
 
 
 class Checkpoints(lightning.Callback):
-    """Saves every `every` steps and every `minutes`, after the last step, and when the process is asked to end.
+    """Saves every `every` steps and every `minutes`, after the last step, and when the process is
+    asked to end.
 
-    A save lies between two steps: after all that a step has logged and, unless the process is asked to end, after its
-    validation. SIGTERM and Ctrl-C end the run there, with status 143 and 130; a second Ctrl-C ends it at once.
+    A save lies between two steps: after all that a step has logged and, unless the process is asked
+    to end, after its validation. SIGTERM and Ctrl-C end the run there, with status 143 and 130; a
+    second Ctrl-C ends it at once.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; older checkpoints are undamaged.
+        UserError: the disk is full or the folder cannot be written; older checkpoints are
+            undamaged.
     """
 
-    def __init__(self, folder: Path, every: int, minutes: float | None, keep: int, timeout_s: int) -> None:
-        self.folder, self.every, self.minutes, self.keep, self.timeout_s = folder, every, minutes, keep, timeout_s
-        self.asked_by: int | None = None  # the signal that asked this process to end
+    def __init__(
+        self, folder: Path, every: int, minutes: float | None, keep: int, timeout_s: int
+    ) -> None:
+        self.folder = folder
+        self.every = every
+        self.minutes = minutes
+        self.keep = keep
+        self.timeout_s = timeout_s
+        # the signal that asked this process to end
+        self.asked_by: int | None = None
         self.last_resort: threading.Timer | None = None
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
         self._previous = {signal.SIGINT: signal.signal(signal.SIGINT, self._ask_to_end)}
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.last_step, self.last_time = trainer.global_step, time.monotonic()
-        self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask_to_end)  # in the place of Lightning's
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        self.last_step = trainer.global_step
+        self.last_time = time.monotonic()
+        # in the place of Lightning's
+        self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask_to_end)
         # which Lightning would broadcast, and wait for, in every step
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any
     ) -> None:
-        loop = trainer.fit_loop.epoch_loop  # which counts one too many after a restart: its points and validations move
-        loop._batches_that_stepped, loop.batch_progress.total.ready = trainer.global_step, trainer.global_step + 1
+        # which counts one too many after a restart: its points and validations move
+        loop = trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped = trainer.global_step
+        loop.batch_progress.total.ready = trainer.global_step + 1
         timed = self.minutes is not None and time.monotonic() - self.last_time > 60 * self.minutes
         wish = timed or self.asked_by is not None
-        # ranks hear of time and signals at different moments: they agree in the sums of the step that begins
+        # ranks hear of time and signals at different moments: they agree in the sums of the step
+        # that begins
         assert isinstance(pl_module, LanguageModel)
         pl_module.wish = wish
         if wish if trainer.world_size == 1 else pl_module.wished:
@@ -63,17 +83,23 @@ class Checkpoints(lightning.Callback):
         if trainer.global_step % self.every == 0:
             self._save(trainer)
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self._end_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
         self._end_if_asked(trainer)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self._save(trainer)
         self._finish(trainer)
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def teardown(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if self.last_resort is not None:
@@ -98,16 +124,19 @@ class Checkpoints(lightning.Callback):
             self._finish(trainer)
             again = f"python train.py run={self.folder.parent.name} resume=true"
             say(f"ended at step {trainer.global_step}, which is saved; go on with {again}")
-            # Lightning kills the first process where another one, that it has started, ends with a status
+            # Lightning kills the first process where another one, that it has started, ends with a
+            # status
             told = trainer.is_global_zero or not isinstance(environment(), LightningEnvironment)
             raise SystemExit(128 + (self.asked_by or signal.SIGTERM) if told else 0)
 
     def _save(self, trainer: lightning.Trainer) -> None:
         if self.last_step == trainer.global_step:
             return
-        self.last_step, self.last_time = trainer.global_step, time.monotonic()
+        self.last_step = trainer.global_step
+        self.last_time = time.monotonic()
         path = self.folder / f"step_{trainer.global_step}.ckpt"
-        flush(trainer.loggers)  # a killed process leaves no point behind that is older than its checkpoint
+        # a killed process leaves no point behind that is older than its checkpoint
+        flush(trainer.loggers)
         trainer.save_checkpoint(path, weights_only=False)
         self._check(trainer)
         self._prune(trainer.global_step)
@@ -121,7 +150,9 @@ class Checkpoints(lightning.Callback):
     def _check(self, trainer: lightning.Trainer) -> None:
         failure = trainer.strategy.broadcast(_files(trainer).failure)
         if failure:
-            raise UserError(f"{failure}; older checkpoints are undamaged, resume=true goes on from them")
+            raise UserError(
+                f"{failure}; older checkpoints are undamaged, resume=true goes on from them"
+            )
 
     @rank_zero_only
     def _prune(self, step: int) -> None:

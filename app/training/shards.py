@@ -1,8 +1,9 @@
 """Checkpoints of which every rank writes its own part, by torch.distributed.checkpoint.
 
-`step_N.ckpt` is then a folder: the parts of all ranks, `.metadata`, which says what lies where, and `plain.pt`, which
-has everything that is no weight. It gets its name when all of it is on the disk. Any number of ranks reads it under any
-strategy, and `python -m app.runs.gather FOLDER FILE` makes one file of it.
+`step_N.ckpt` is then a folder: the parts of all ranks, `.metadata`, which says what lies where, and
+`plain.pt`, which has everything that is no weight. It gets its name when all of it is on the disk.
+Any number of ranks reads it under any strategy, and `python -m app.runs.gather FOLDER FILE` makes
+one file of it.
 """
 
 import io
@@ -28,23 +29,31 @@ from torch.optim import Optimizer
 from app.registry import UserError
 from app.training.files import checksum, digest, remove, settle, sums, write_whole
 
-PLAIN, WHERE = "plain.pt", ".metadata"
-Flat = dict[str, Tensor]  # model/NAME and optimizer/NUMBER/PARAMETER/SLOT
+PLAIN = "plain.pt"
+WHERE = ".metadata"
+# model/NAME and optimizer/NUMBER/PARAMETER/SLOT
+Flat = dict[str, Tensor]
 
 
-def write_shards(checkpoint: dict[str, Any], path: Path, background: ProcessGroup | None) -> Callable[[], None]:
-    """Begins to write a checkpoint of Lightning's layout, on all ranks together; what it returns ends with the writing.
+def write_shards(
+    checkpoint: dict[str, Any], path: Path, background: ProcessGroup | None
+) -> Callable[[], None]:
+    """Begins to write a checkpoint of Lightning's layout, on all ranks together; what it returns
+    ends with the writing.
 
     Args:
         checkpoint: its tensors are this rank's parts of them.
         path: what it is called when it is complete.
-        background: whose ranks write while training goes on, all that is to be written being copied first; None: what
-            is returned writes.
+        background: whose ranks write while training goes on, all that is to be written being copied
+            first; None: what is returned writes.
     """
     flat, plain = _parted(checkpoint)
-    writer, planner = ShardWriter(path, plain), dcp.DefaultSavePlanner(flatten_state_dict=False)
+    writer = ShardWriter(path, plain)
+    planner = dcp.DefaultSavePlanner(flatten_state_dict=False)
     if background is None:
-        return partial(_finish, path, partial(dcp.save, flat, storage_writer=writer, planner=planner))
+        return partial(
+            _finish, path, partial(dcp.save, flat, storage_writer=writer, planner=planner)
+        )
     pending = dcp.async_save(flat, storage_writer=writer, planner=planner, process_group=background)
     assert isinstance(pending, Future)
     return partial(_finish, path, pending.result)
@@ -60,7 +69,8 @@ def _finish(path: Path, write: Callable[[], Any]) -> None:
         write()
     except CheckpointException as failed:
         errors = [error for error, _ in failed.failures.values()]
-        shutil.rmtree(path.with_suffix(".part"), ignore_errors=True)  # by all ranks at once
+        # by all ranks at once
+        shutil.rmtree(path.with_suffix(".part"), ignore_errors=True)
         raise next((error for error in errors if isinstance(error, OSError)), errors[0]) from failed
 
 
@@ -74,9 +84,13 @@ def read_shards(path: Path, only_shapes: bool) -> dict[str, Any]:
     device = "meta" if only_shapes else "cpu"
     with _damage_in_one_line(path):
         known = reader.tensors().items()
-        flat = {name: torch.empty(of.size, dtype=of.properties.dtype, device=device) for name, of in known}
+        flat = {
+            name: torch.empty(of.size, dtype=of.properties.dtype, device=device)
+            for name, of in known
+        }
         if not only_shapes:
-            with warnings.catch_warnings(action="ignore"):  # that it is one process
+            # that it is one process
+            with warnings.catch_warnings(action="ignore"):
                 dcp.load(flat, storage_reader=reader, planner=_load_planner(), no_dist=True)
         return _joined(flat, _plain(path))
 
@@ -86,7 +100,8 @@ def _damage_in_one_line(path: Path) -> Iterator[None]:
     """Report parts that are missing, cut off or of other sizes than `.metadata` says.
 
     Raises:
-        UserError: torch cannot put them together. It raises many kinds of errors then, some of them on several lines.
+        UserError: torch cannot put them together. It raises many kinds of errors then, some of them
+            on several lines.
     """
     try:
         yield
@@ -94,13 +109,18 @@ def _damage_in_one_line(path: Path) -> Iterator[None]:
         raise
     except CheckpointException as failed:
         first = next(iter(failed.failures.values()))[0]
-        raise UserError(f"{path}: is damaged: {' '.join(str(first).split())[:200]}; restore it") from failed
+        raise UserError(
+            f"{path}: is damaged: {' '.join(str(first).split())[:200]}; restore it"
+        ) from failed
     except Exception as error:
-        raise UserError(f"{path}: is damaged: {' '.join(str(error).split())[:200]}; restore it") from error
+        raise UserError(
+            f"{path}: is damaged: {' '.join(str(error).split())[:200]}; restore it"
+        ) from error
 
 
 def load_shards(path: Path, module: torch.nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
-    """Fills this rank's parts of a model and its optimizers; no rank sees the whole. Returns all else.
+    """Fills this rank's parts of a model and its optimizers; no rank sees the whole. Returns all
+    else.
 
     Raises:
         UserError: it is damaged, or would run code.
@@ -121,11 +141,14 @@ def load_shards(path: Path, module: torch.nn.Module, optimizers: list[Optimizer]
 
 
 class ShardWriter(dcp.FileSystemWriter):
-    """Writes the parts under another name, each rank with its own sum; the first rank gives the whole its name."""
+    """Writes the parts under another name, each rank with its own sum;
+    the first rank gives the whole its name.
+    """
 
     def __init__(self, path: Path, plain: dict[str, Any]) -> None:
         super().__init__(path.with_suffix(".part"))
-        self.target, self.plain = path, io.BytesIO()
+        self.target = path
+        self.plain = io.BytesIO()
         torch.save(plain, self.plain)  # now: training goes on
 
     def storage_meta(self) -> StorageMeta | None:
@@ -135,7 +158,8 @@ class ShardWriter(dcp.FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
         try:
             written = super().write_data(plan, planner)
-        except RuntimeError as error:  # torch stumbles over it again, and the other ranks hear of the last one only
+        # torch stumbles over it again, and the other ranks hear of the last one only
+        except RuntimeError as error:
             raise (error.__context__ if isinstance(error.__context__, OSError) else error)  # noqa: B904
         for part in Path(self.path).glob(f"{plan.storage_data.prefix}*.distcp"):
             write_whole(checksum(part), digest(part))
@@ -151,7 +175,8 @@ class ShardWriter(dcp.FileSystemWriter):
             checksum(part).unlink()
         write_whole(checksum(self.target), sums(known) + "\n")
         settle(folder)
-        remove(self.target)  # a damaged one, from before the run went on
+        # a damaged one, from before the run went on
+        remove(self.target)
         folder.rename(self.target)
         settle(self.target.parent)
 
@@ -166,8 +191,11 @@ class ShardReader(dcp.FileSystemReader):
                 metadata = _Unpickler(file).load()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        except Exception as error:  # whatever a damaged pickle ends in
-            raise UserError(f"{path}: is refused: it is no list of tensors ({' '.join(str(error).split())})") from error
+        # whatever a damaged pickle ends in
+        except Exception as error:
+            raise UserError(
+                f"{path}: is refused: it is no list of tensors ({' '.join(str(error).split())})"
+            ) from error
         if not isinstance(metadata, Metadata):
             raise UserError(f"{path}: is refused: it is no list of tensors")
         metadata.storage_meta = StorageMeta()
@@ -183,12 +211,22 @@ class _Unpickler(pickle.Unpickler):
     """Knows only the classes that say where tensors lie."""
 
     MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
-    NAMES = ("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "TensorProperties",
-             "ChunkStorageMetadata", "_MEM_FORMAT_ENCODING", "_StorageInfo")  # fmt: skip
+    NAMES = (
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorStorageMetadata",
+        "TensorProperties",
+        "ChunkStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+        "_StorageInfo",
+    )
 
     def find_class(self, module: str, name: str) -> Any:
         ours = module in self.MODULES and name in self.NAMES
-        plain = module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype))
+        plain = module == "torch" and (
+            name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)
+        )
         if not (ours or plain or (module, name) == ("torch.serialization", "_get_layout")):
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)
@@ -197,12 +235,18 @@ class _Unpickler(pickle.Unpickler):
 def _parted(checkpoint: dict[str, Any]) -> tuple[Flat, dict[str, Any]]:
     """The tensors of the model and its optimizers, and all else."""
     flat = {f"model/{name}": value for name, value in checkpoint["state_dict"].items()}
-    plain = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
+    plain = {
+        key: value
+        for key, value in checkpoint.items()
+        if key not in ("state_dict", "optimizer_states")
+    }
     plain["optimizer_states"] = []
     for number, saved in enumerate(checkpoint["optimizer_states"]):
         state: dict[int, dict[str, Any]] = {}
         for parameter, slots in saved["state"].items():
-            state[parameter] = {slot: value for slot, value in slots.items() if not isinstance(value, Tensor)}
+            state[parameter] = {
+                slot: value for slot, value in slots.items() if not isinstance(value, Tensor)
+            }
             tensors = slots.keys() - state[parameter].keys()
             flat |= {f"optimizer/{number}/{parameter}/{slot}": slots[slot] for slot in tensors}
         plain["optimizer_states"].append(saved | {"state": state})
@@ -228,7 +272,9 @@ def _plain(path: Path) -> dict[str, Any]:
             raise RuntimeError("it holds no dictionary")
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path / PLAIN}: is refused: it is no file of plain values ({reason})") from error
+        raise UserError(
+            f"{path / PLAIN}: is refused: it is no file of plain values ({reason})"
+        ) from error
     return plain
 
 

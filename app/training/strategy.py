@@ -16,32 +16,44 @@ from app.training.shards import load_shards
 
 Format = Literal["auto", "file", "sharded", "async"]
 Accumulate = Literal["sharded", "whole"]
-MANY = 10**9  # parameters from which on `auto` is `sharded`: a file of 16 GB, which the first rank would hold
+# parameters from which on `auto` is `sharded`: a file of 16 GB, which the first rank would hold
+MANY = 10**9
 
 
 class FullySharded(ModelParallelStrategy):
-    """FSDP2; a checkpoint is one file, or a folder of which every rank writes its part, perhaps while it trains on."""
+    """FSDP2; a checkpoint is one file, or a folder of which every rank writes its part,
+    perhaps while it trains on.
+    """
 
-    def __init__(self, checkpoint_format: Format, accumulate: Accumulate, ranks: int, timeout: timedelta) -> None:
+    def __init__(
+        self, checkpoint_format: Format, accumulate: Accumulate, ranks: int, timeout: timedelta
+    ) -> None:
         super().__init__(data_parallel_size=ranks, tensor_parallel_size=1, timeout=timeout)
-        self.checkpoint_format, self.accumulate, self.background = checkpoint_format, accumulate, None
+        self.checkpoint_format = checkpoint_format
+        self.accumulate = accumulate
+        self.background = None
         self.wait_at_most = timeout
 
     def setup(self, trainer: lightning.Trainer) -> None:
         super().setup(trainer)
         assert self.model is not None
         size = sum(parameter.numel() for parameter in self.model.parameters())
-        parted = size >= MANY if self.checkpoint_format == "auto" else self.checkpoint_format != "file"
+        parted = (
+            size >= MANY if self.checkpoint_format == "auto" else self.checkpoint_format != "file"
+        )
         self._save_distributed_checkpoint = parted
         if self.checkpoint_format == "async":
             self.background = distributed.new_group(backend="gloo", timeout=self.wait_at_most)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Leaves the gradients of a micro-batch whole on this rank if that was chosen; else they are split as usual."""
+        """Leaves the gradients of a micro-batch whole on this rank if that was chosen;
+        else they are split as usual.
+        """
         assert self.lightning_module is not None
         model: Any = self.lightning_module.model
-        model.set_requires_gradient_sync(self.accumulate == "sharded")  # and of all parts of it
+        # and of all parts of it
+        model.set_requires_gradient_sync(self.accumulate == "sharded")
         yield
         model.set_requires_gradient_sync(True)
 
@@ -56,14 +68,18 @@ class FullySharded(ModelParallelStrategy):
             return super().optimizer_state(optimizer)
         return optimizer.state_dict()
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, filepath, storage_options)
         else:
             assert isinstance(self.checkpoint_io, CheckpointFiles)
             self.checkpoint_io.save_parts(checkpoint, Path(filepath), self.background)
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         if Path(checkpoint_path).is_file():
             return super().load_checkpoint(checkpoint_path, weights_only=True)
         assert self.lightning_module is not None
@@ -77,7 +93,9 @@ def make_strategy(
     checkpoint_format: Format,
     accumulate: Accumulate,
 ) -> Strategy | str:
-    """Lightning's strategy for a word; a rank that waits longer than `timeout_s` for another ends the run."""
+    """Lightning's strategy for a word; a rank that waits longer than
+    `timeout_s` for another ends the run.
+    """
     timeout = timedelta(seconds=timeout_s)
     if name == "ddp":
         return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)

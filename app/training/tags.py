@@ -20,7 +20,8 @@ class Tag(NamedTuple):
     unit: str = "1"
     kind: Literal["scalar", "histogram", "image", "text"] = "scalar"
     scope: Literal["global", "mean over micro-batches", "rank 0"] = "global"
-    by_layer: bool = False  # the mean over layers; GROUP_by_layer/NAME/LAYER has each
+    # the mean over layers; GROUP_by_layer/NAME/LAYER has each
+    by_layer: bool = False
 
     def names(self) -> list[str]:
         """All names under which it is written."""

@@ -1,6 +1,8 @@
-"""Models that are built without their matrices: each rank fills the parts that it keeps, so none ever holds the whole.
+"""Models that are built without their matrices: each rank fills the parts that it keeps, so none
+ever holds the whole.
 
-A matrix is drawn alone, whole, and cut; its numbers are those of a model that was built whole, to the last bit.
+A matrix is drawn alone, whole, and cut; its numbers are those of a model that was built whole, to
+the last bit.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,29 +42,42 @@ class Given(NamedTuple):
 
 
 def unfilled(build: Callable[[], Transformer]) -> tuple[Transformer, dict[str, Draw | Given]]:
-    """What `build` returns, its matrices on the meta device, and how each of them is drawn, by name."""
+    """What `build` returns, its matrices on the meta device,
+    and how each of them is drawn, by name.
+    """
     made: list[Tensor] = []
     with torch.device("meta"), _registering(made.append):
         matrices = {*build().matrices()}
-    left_out = iter([parameter in matrices for parameter in made])  # a second time they are made in the same order
-    draws, before = Draws(), torch.get_rng_state()
-    with draws, _registering(lambda parameter: draws.leave_out(parameter) if next(left_out) else None):
+    # a second time they are made in the same order
+    left_out = iter([parameter in matrices for parameter in made])
+    draws = Draws()
+    before = torch.get_rng_state()
+    with (
+        draws,
+        _registering(lambda parameter: draws.leave_out(parameter) if next(left_out) else None),
+    ):
         model = build()
     bare = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.is_meta}
-    if not draws.last.keys() >= {*bare.values()}:  # a weight was made of a matrix: its layout needs numbers
+    # a weight was made of a matrix: its layout needs numbers
+    if not draws.last.keys() >= {*bare.values()}:
         torch.set_rng_state(before)
         return build(), {}
     return model, {name: draws.last[parameter] for name, parameter in bare.items()}
 
 
 def fill(model: nn.Module, draws: dict[str, Draw | Given]) -> None:
-    """Draws the matrices of a model that was split after it was built; the generator is afterwards where it was."""
-    filled: dict[Tensor, nn.Parameter] = {}  # a weight may have two names
+    """Draws the matrices of a model that was split after it was built;
+    the generator is afterwards where it was.
+    """
+    # a weight may have two names
+    filled: dict[Tensor, nn.Parameter] = {}
     with torch.random.fork_rng(devices=[]):
         for name, draw in draws.items():
             matrix = model.get_parameter(name)
             if matrix not in filled:
-                filled[matrix] = nn.Parameter(_part(draw.again(matrix.shape), matrix), matrix.requires_grad)
+                filled[matrix] = nn.Parameter(
+                    _part(draw.again(matrix.shape), matrix), matrix.requires_grad
+                )
             model.load_state_dict({name: filled[matrix]}, strict=False, assign=True)
 
 
@@ -73,7 +88,9 @@ def _part(whole: Tensor, matrix: Tensor) -> Tensor:
 
 
 class Draws(TorchDispatchMode):
-    """Draws for parameters that are left out, too, so that whatever is drawn next is what it always is."""
+    """Draws for parameters that are left out, too,
+    so that whatever is drawn next is what it always is.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +99,8 @@ class Draws(TorchDispatchMode):
 
     def leave_out(self, parameter: nn.Parameter) -> nn.Parameter:
         """A parameter without memory for one that a module has just made."""
-        if parameter in self.bare:  # which has it from another module
+        # which has it from another module
+        if parameter in self.bare:
             return parameter
         bare = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
         self.bare.add(bare)
@@ -99,7 +117,9 @@ class Draws(TorchDispatchMode):
 
 @contextmanager
 def _registering(change: Callable[[nn.Parameter], nn.Parameter | None]) -> Iterator[None]:
-    """Calls `change` with every parameter that a module is given; what it returns takes its place."""
+    """Calls `change` with every parameter that a module is given;
+    what it returns takes its place.
+    """
 
     def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         return None if parameter is None else change(parameter)

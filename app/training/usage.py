@@ -15,20 +15,30 @@ class Usage(lightning.Callback):
         self.before = {"wall_s": 0.0, "training_s": 0.0, "peak_memory_bytes": 0}
         self.started = time.monotonic()
         self.training_started: float | None = None
-        self.paused = 0.0  # seconds of validation in this part
+        # seconds of validation in this part
+        self.paused = 0.0
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.training_started, self.paused = time.monotonic(), 0.0
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        self.training_started = time.monotonic()
+        self.paused = 0.0
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self.validation_started = time.monotonic()
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self.paused += time.monotonic() - self.validation_started
 
     def state_dict(self) -> dict[str, Any]:
         now = time.monotonic()
-        trained = now - self.training_started - self.paused if self.training_started is not None else 0.0
+        trained = (
+            now - self.training_started - self.paused if self.training_started is not None else 0.0
+        )
         return {
             "wall_s": self.before["wall_s"] + now - self.started,
             "training_s": self.before["training_s"] + trained,

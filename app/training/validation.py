@@ -1,4 +1,6 @@
-"""Every validation that is due happens, once: a run may end at any moment, and its last step is any step."""
+"""Every validation that is due happens, once:
+a run may end at any moment, and its last step is any step.
+"""
 
 import lightning
 
@@ -6,7 +8,8 @@ from app.training.module import LanguageModel
 
 
 class Validations(lightning.Callback):
-    """Makes up for the validation that was due at the step of a checkpoint, and validates after the last step.
+    """Makes up for the validation that was due at the step of a checkpoint, and validates after the
+    last step.
 
     Lightning itself validates every `val_every` steps, after the step.
     """
@@ -14,12 +17,17 @@ class Validations(lightning.Callback):
     def __init__(self, every: int) -> None:
         self.every = every
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        trainer.fit_loop.epoch_loop.val_loop.restarting = False  # it would go on in the middle of one, its sums lost
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        # it would go on in the middle of one, its sums lost
+        trainer.fit_loop.epoch_loop.val_loop.restarting = False
         if trainer.global_step and trainer.global_step % self.every == 0:
             self._validate(trainer, pl_module)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self._validate(trainer, pl_module)
 
     def _validate(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -27,7 +35,8 @@ class Validations(lightning.Callback):
         if module.validation.get("step") == trainer.global_step:
             return
         first = trainer._logger_connector._first_loop_iter
-        trainer.validating = True  # as Lightning's own loop does it
+        # as Lightning's own loop does it
+        trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
         trainer._logger_connector._first_loop_iter = first

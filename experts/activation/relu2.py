@@ -1,4 +1,6 @@
-"""Squared ReLU: max(x, 0)^2, without a gate (So et al. 2021, arXiv 2109.08668); the experts of Nemotron-H."""
+"""Squared ReLU: max(x, 0)^2, without a gate (So et al.
+2021, arXiv 2109.08668); the experts of Nemotron-H.
+"""
 
 from torch import Tensor
 

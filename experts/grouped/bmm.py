@@ -1,7 +1,9 @@
-"""The kernel for the CPU, and for CUDA in all but bfloat16: a product for each run of experts with equally many rows.
+"""The kernel for the CPU, and for CUDA in all but bfloat16: a product for each run of experts with
+equally many rows.
 
-The host reads `ends`. A float32 expert is one product. Where `plan` has padded neighbouring experts to a common number
-of rows they are one `bmm`. The two passes are custom operators, so that torch.compile takes them as they are.
+The host reads `ends`. A float32 expert is one product. Where `plan` has padded neighbouring experts
+to a common number of rows they are one `bmm`. The two passes are custom operators, so that
+torch.compile takes them as they are.
 """
 
 from itertools import groupby
@@ -11,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Runs = list[tuple[int, int]]  # consecutive experts with equally many rows: their number, the rows of each
+# consecutive experts with equally many rows: their number, the rows of each
+Runs = list[tuple[int, int]]
 
 
 def bmm_swiglu(x: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
@@ -23,11 +26,13 @@ def bmm_swiglu(x: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
 def _swiglu(x: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor) -> tuple[Tensor, Tensor]:
     """y (R, D) and the hidden layer before its activation (R, 2F)."""
     runs = _runs(ends)
-    hidden, y = x.new_empty(len(x), w_in.shape[-1]), torch.empty_like(x)
+    hidden = x.new_empty(len(x), w_in.shape[-1])
+    y = torch.empty_like(x)
     rows = (_rows(t, runs) for t in (x, hidden, *hidden.chunk(2, dim=-1), y))
     experts = (_experts(t, runs) for t in (w_in, w_out))
     for x_, hidden_, gate, up, y_, w_in_, w_out_ in zip(*rows, *experts, strict=True):
-        if not x_.numel():  # a token alone has few experts
+        # a token alone has few experts
+        if not x_.numel():
             continue
         torch.bmm(x_, w_in_, out=hidden_)
         torch.bmm(F.silu(gate).mul_(up), w_out_, out=y_)
@@ -39,12 +44,16 @@ def _swiglu(x: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor) -> tuple[Tenso
 def _swiglu_backward(
     grad: Tensor, x: Tensor, hidden: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, w_in and w_out. Run by run, so that the activation, computed again, stays in the cache."""
+    """Gradients of x, w_in and w_out. Run by run, so that the activation, computed again,
+    stays in the cache.
+    """
     runs = _runs(ends)
     grad_x, grad_w_in, grad_w_out = (t.new_empty(t.shape) for t in (x, w_in, w_out))
     rows = (_rows(t, runs) for t in (grad, x, *hidden.chunk(2, dim=-1), grad_x))
     experts = (_experts(t, runs) for t in (w_in, w_out, grad_w_in, grad_w_out))
-    for grad_y, x_, gate, up, grad_x_, w_in_, w_out_, grad_w_in_, grad_w_out_ in zip(*rows, *experts, strict=True):
+    for grad_y, x_, gate, up, grad_x_, w_in_, w_out_, grad_w_in_, grad_w_out_ in zip(
+        *rows, *experts, strict=True
+    ):
         grad_act = torch.bmm(grad_y, w_out_.mT)
         silu = F.silu(gate)
         grad_hidden = x.new_empty(*gate.shape[:2], w_in.shape[-1])
@@ -65,7 +74,8 @@ def bmm_product(x: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
 
 @torch.library.custom_op("experts::product", mutates_args=())
 def _product(x: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
-    runs, y = _runs(ends), x.new_empty(len(x), weight.shape[-1])
+    runs = _runs(ends)
+    y = x.new_empty(len(x), weight.shape[-1])
     for x_, y_, weight_ in zip(_rows(x, runs), _rows(y, runs), _experts(weight, runs), strict=True):
         torch.bmm(x_, weight_, out=y_)
     y[int(ends[-1]) :] = 0
@@ -73,9 +83,13 @@ def _product(x: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("experts::product_backward", mutates_args=())
-def _product_backward(grad: Tensor, x: Tensor, ends: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _product_backward(
+    grad: Tensor, x: Tensor, ends: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight."""
-    runs, grad_x, grad_weight = _runs(ends), torch.empty_like(x), torch.empty_like(weight)
+    runs = _runs(ends)
+    grad_x = torch.empty_like(x)
+    grad_weight = torch.empty_like(weight)
     rows = (_rows(t, runs) for t in (grad, x, grad_x))
     experts = (_experts(t, runs) for t in (weight, grad_weight))
     for grad_, x_, grad_x_, weight_, grad_weight_ in zip(*rows, *experts, strict=True):

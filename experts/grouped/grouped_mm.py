@@ -1,11 +1,11 @@
 """The kernel for bfloat16 on CUDA: torch's grouped_mm.
 
-On Hopper and data-centre Blackwell (sm90, sm100) the host never waits for the device; elsewhere torch multiplies expert
-by expert and reads `ends` on the host for it.
+On Hopper and data-centre Blackwell (sm90, sm100) the host never waits for the device; elsewhere
+torch multiplies expert by expert and reads `ends` on the host for it.
 
-grouped_mm leaves rows after the last end as they are in memory, forward and backward, and may leave the weight gradient
-of an expert without rows so (pytorch#172439): both are set to 0 here, in place. Widths must be multiples of 16 bytes:
-others are padded.
+grouped_mm leaves rows after the last end as they are in memory, forward and backward, and may leave
+the weight gradient of an expert without rows so (pytorch#172439): both are set to 0 here, in place.
+Widths must be multiples of 16 bytes: others are padded.
 """
 
 from typing import Any
@@ -19,18 +19,22 @@ ALIGNED = 16  # bytes
 
 def grouped_mm_swiglu(x: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
     """As `swiglu`."""
-    dim, width = missing(x.shape[1], x), missing(w_out.shape[1], x)
+    dim = missing(x.shape[1], x)
+    width = missing(w_out.shape[1], x)
     if dim or width:
         w_in = F.pad(w_in.unflatten(-1, (2, -1)), (0, width, 0, 0, 0, dim)).flatten(-2)
-        x, w_out = F.pad(x, (0, dim)), F.pad(w_out, (0, dim, 0, width))
+        x = F.pad(x, (0, dim))
+        w_out = F.pad(w_out, (0, dim, 0, width))
     return _Swiglu.apply(x, ends, w_in, w_out)[:, : w_out.shape[2] - dim]
 
 
 def grouped_mm_product(x: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
     """As `product`."""
-    inner, outer = missing(weight.shape[1], x), missing(weight.shape[2], x)
+    inner = missing(weight.shape[1], x)
+    outer = missing(weight.shape[2], x)
     if inner or outer:
-        x, weight = F.pad(x, (0, inner)), F.pad(weight, (0, outer, 0, inner))
+        x = F.pad(x, (0, inner))
+        weight = F.pad(weight, (0, outer, 0, inner))
     return _Product.apply(x, ends, weight)[:, : weight.shape[2] - outer]
 
 
@@ -70,13 +74,22 @@ class _Swiglu(torch.autograd.Function):
         gate, up = hidden.chunk(2, dim=-1)
         silu = F.silu(gate)
         grad_act = F.grouped_mm(grad, w_out.mT, offs=ends)
-        grad_hidden = torch.cat((torch.ops.aten.silu_backward(grad_act * up, gate), grad_act * silu), dim=-1)
+        grad_hidden = torch.cat(
+            (torch.ops.aten.silu_backward(grad_act * up, gate), grad_act * silu), dim=-1
+        )
         grad_x = _without_tail(F.grouped_mm(grad_hidden, w_in.mT, offs=ends), ends)
-        return grad_x, None, _weight_gradient(x, grad_hidden, ends), _weight_gradient(silu * up, grad, ends)
+        return (
+            grad_x,
+            None,
+            _weight_gradient(x, grad_hidden, ends),
+            _weight_gradient(silu * up, grad, ends),
+        )
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
-    """(E, D, N) of rows x (R, D) and the gradient (R, N) of their products; 0 for an expert without rows."""
+    """(E, D, N) of rows x (R, D) and the gradient (R, N) of their products;
+    0 for an expert without rows.
+    """
     idle = ends.diff(prepend=ends.new_zeros(1)) == 0
     return F.grouped_mm(x.mT, grad, offs=ends).masked_fill_(idle[:, None, None], 0)
 

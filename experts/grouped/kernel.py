@@ -1,4 +1,6 @@
-"""Every expert on its own rows, by the kernel of the device: a whole SwiGLU network, or one product."""
+"""Every expert on its own rows, by the kernel of the device:
+a whole SwiGLU network, or one product.
+"""
 
 import torch
 from torch import Tensor
@@ -23,7 +25,8 @@ def swiglu(x: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
 
 
 def product(x: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
-    """Rows (R, N) in the autocast dtype, each times the matrix of its expert; zeros after `ends[-1]`.
+    """Rows (R, N) in the autocast dtype, each times the matrix of its expert; zeros after
+    `ends[-1]`.
 
     Args:
         x: (R, D) sorted by expert.
@@ -36,7 +39,9 @@ def product(x: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
 
 
 def _dtypes(x: Tensor) -> tuple[torch.dtype, torch.dtype, bool]:
-    """The dtype of the outputs, that of the computation, and whether torch multiplies it in groups on this device."""
+    """The dtype of the outputs, that of the computation,
+    and whether torch multiplies it in groups on this device.
+    """
     dtype = autocast_dtype(x)
     wide = dtype if x.is_cuda or is_native(dtype) else torch.float32
     return dtype, wide, x.is_cuda and wide == torch.bfloat16

@@ -1,4 +1,6 @@
-"""Dispatch and combine: from tokens to rows sorted by expert, and back to the gated sum per token."""
+"""Dispatch and combine: from tokens to rows sorted by expert,
+and back to the gated sum per token.
+"""
 
 from typing import Any
 
@@ -9,7 +11,8 @@ from torch import Tensor
 from experts.grouped.device import autocast_dtype, on_host
 from experts.grouped.planning import Plan
 
-CACHED = 2048  # rows that stay in the cache of a CPU between two operations
+# rows that stay in the cache of a CPU between two operations
+CACHED = 2048
 
 
 def dispatch(x: Tensor, plan: Plan) -> Tensor:
@@ -18,13 +21,17 @@ def dispatch(x: Tensor, plan: Plan) -> Tensor:
 
 
 def scale(rows: Tensor, gate: Tensor, plan: Plan) -> Tensor:
-    """rows (R, D), gate (A,) float32 -> (R, D): each row times the gate of its assignment, 0 where it has none."""
+    """rows (R, D), gate (A,) float32 -> (R, D):
+    each row times the gate of its assignment, 0 where it has none.
+    """
     row_gate = gate.new_zeros(len(rows)).scatter(0, plan.row, gate.masked_fill(plan.unassigned, 0))
     return rows * row_gate[:, None].to(rows.dtype)
 
 
 def combine(y: Tensor, gate: Tensor, plan: Plan) -> Tensor:
-    """y (R, D), gate (A,) float32 -> (T, D): the sum of gate * y over the assignments of a token, in the dtype of y."""
+    """y (R, D), gate (A,) float32 -> (T, D):
+    the sum of gate * y over the assignments of a token, in the dtype of y.
+    """
     gate = gate.masked_fill(plan.unassigned, 0)
     return _Combine.apply(y, gate.to(y.dtype), plan.token, plan.row, plan.starts)
 
@@ -47,7 +54,9 @@ class _Combine(torch.autograd.Function):
     """A weighted embedding bag, whose bags are the tokens."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, gate: Tensor, token: Tensor, row: Tensor, starts: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, y: Tensor, gate: Tensor, token: Tensor, row: Tensor, starts: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(y, gate, token, row)
         return F.embedding_bag(row, y, starts, mode="sum", per_sample_weights=gate)
 
@@ -55,7 +64,8 @@ class _Combine(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, gate, token, row = ctx.saved_tensors
         row_gate = gate.new_zeros(token.shape).scatter_(0, row, gate)
-        grad_y, dot = torch.empty_like(y), torch.empty_like(row_gate)
+        grad_y = torch.empty_like(y)
+        dot = torch.empty_like(row_gate)
         block = CACHED if on_host(y) else len(y)
         for grad_, dot_, y_, gate_, token_ in zip(
             *(t.split(block) for t in (grad_y, dot, y, row_gate, token)), strict=True

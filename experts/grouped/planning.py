@@ -1,7 +1,8 @@
 """Which row of the expert-sorted layout holds which assignment.
 
-Small products in native bfloat16 cost more to start than to compute: on such a CPU neighbouring experts are padded to a
-common number of rows, and one `bmm` computes all of them. A padding row repeats token 0 and has gate 0.
+Small products in native bfloat16 cost more to start than to compute: on such a CPU neighbouring
+experts are padded to a common number of rows, and one `bmm` computes all of them. A padding row
+repeats token 0 and has gate 0.
 """
 
 from typing import NamedTuple
@@ -11,11 +12,14 @@ from torch import Tensor
 
 from experts.grouped.device import autocast_dtype, has_amx, is_native, on_host
 
-BLOCK = 64  # rows; a padded expert is a multiple of it, so that oneDNN compiles few kernels
+# rows; a padded expert is a multiple of it, so that oneDNN compiles few kernels
+BLOCK = 64
 
 
 class Plan(NamedTuple):
-    """Where the rows of a batch go: R rows (with padding), A assignments in the order of their tokens."""
+    """Where the rows of a batch go: R rows (with padding),
+    A assignments in the order of their tokens.
+    """
 
     token: Tensor  # (R,) int64: the token in a row
     ends: Tensor  # (E,) int32: where the rows of an expert end
@@ -24,7 +28,9 @@ class Plan(NamedTuple):
     starts: Tensor  # (T,) int64: the first assignment of a token
 
 
-def plan(expert: Tensor, token: Tensor, num_experts: int, num_tokens: int, rows_per_product: int = 0) -> Plan:
+def plan(
+    expert: Tensor, token: Tensor, num_experts: int, num_tokens: int, rows_per_product: int = 0
+) -> Plan:
     """Sorts assignments by expert.
 
     Args:
@@ -32,8 +38,8 @@ def plan(expert: Tensor, token: Tensor, num_experts: int, num_tokens: int, rows_
         token: (A,) int64 in [0, T), ascending.
         num_experts: E.
         num_tokens: T.
-        rows_per_product: how many rows of padding cost as much as one more matrix product (see `rows_worth_a_product`);
-            0 pads nothing.
+        rows_per_product: how many rows of padding cost as much as one more matrix product (see
+            `rows_worth_a_product`); 0 pads nothing.
 
     Without a host sync on CUDA, where R = A.
 
@@ -45,8 +51,10 @@ def plan(expert: Tensor, token: Tensor, num_experts: int, num_tokens: int, rows_
     sorted_expert, order = expert.to(torch.int16).sort(stable=True)  # int16 sorts 4 times faster
     each = torch.arange(num_experts, dtype=torch.int16, device=expert.device)
     ends = torch.searchsorted(sorted_expert, each, right=True)  # (E,)
-    place, token_of = torch.arange(len(order), device=order.device), token[order]
-    # order[i] is the assignment that stands i-th by expert and place[i] its row; the scatter turns that round
+    place = torch.arange(len(order), device=order.device)
+    token_of = token[order]
+    # order[i] is the assignment that stands i-th by expert and place[i] its row; the scatter turns
+    # that round
     if on_host(expert):
         place, ends, num_rows = _padded_places(sorted_expert.long(), ends, rows_per_product)
         token_of = token.new_zeros(num_rows).scatter(0, place, token_of)
@@ -56,35 +64,48 @@ def plan(expert: Tensor, token: Tensor, num_experts: int, num_tokens: int, rows_
 
 
 def rows_worth_a_product(x: Tensor, expert_params: int) -> int:
-    """How many rows through an expert of so many parameters cost one more run of products; 0: padding does not pay."""
+    """How many rows through an expert of so many parameters cost one more run of products; 0:
+    padding does not pay.
+    """
     if not on_host(x) or autocast_dtype(x) != torch.bfloat16 or not is_native(torch.bfloat16):
         return 0
-    # Starting the six products of a run takes 0.2 ms; a row at D = 256, F = 128 half a microsecond with AMX, 2 without.
+    # Starting the six products of a run takes 0.2 ms; a row at D = 256, F = 128 half a microsecond
+    # with AMX, 2 without.
     return int((4e7 if has_amx() else 1e7) / expert_params)
 
 
-def _padded_places(sorted_expert: Tensor, unpadded: Tensor, rows_per_product: int) -> tuple[Tensor, Tensor, int]:
-    """Row of every assignment sorted by expert (A,), where the experts' rows end (E,), and the number of rows R.
+def _padded_places(
+    sorted_expert: Tensor, unpadded: Tensor, rows_per_product: int
+) -> tuple[Tensor, Tensor, int]:
+    """Row of every assignment sorted by expert (A,), where the experts' rows end (E,), and the
+    number of rows R.
 
     All unassigned share one row, the first after the last expert's: their outputs are not used.
     """
     load = unpadded.diff(prepend=unpadded.new_zeros(1))  # (E,)
     size = torch.tensor(_padded(load.tolist(), rows_per_product)) if rows_per_product else load
     ends = size.cumsum(0)
-    # the rows of padding before an expert: its start with padding less its start without; so too for the unassigned
+    # the rows of padding before an expert: its start with padding less its start without; so too
+    # for the unassigned
     padding = torch.cat((ends - size - (unpadded - load), ends[-1:] - unpadded[-1:]))  # (E + 1,)
     place = (torch.arange(len(sorted_expert)) + padding[sorted_expert]).clamp_(max=int(ends[-1]))
     return place, ends, int(ends[-1]) + (len(sorted_expert) > int(unpadded[-1]))
 
 
 def _padded(load: list[int], rows_per_product: int) -> list[int]:
-    """Rows of every expert after padding: neighbours share a size where that costs less than one more product."""
+    """Rows of every expert after padding:
+    neighbours share a size where that costs less than one more product.
+    """
     size: list[int] = []
-    first, largest = 0, 0  # of the run that is being built
+    # of the run that is being built
+    first = 0
+    largest = 0
     for index, rows in enumerate(-(-rows // BLOCK) * BLOCK for rows in load):
-        length, top = index - first, max(largest, rows)
+        length = index - first
+        top = max(largest, rows)
         if (length + 1) * top > length * largest + rows + rows_per_product:
             size += [largest] * length
-            first, top = index, rows
+            first = index
+            top = rows
         largest = top
     return size + [largest] * (len(load) - first)

@@ -1,13 +1,16 @@
-"""Auxiliary balance loss f.P: the share of the load times the mean probability, summed over the experts.
+"""Auxiliary balance loss f.P: the share of the load times the mean probability, summed over the
+experts.
 
-    f_i = E / (K T) sum_t 1(t selects i)      P_i = 1/T sum_t p_(i,t)      loss = sum_i f_i P_i, mean over layers
+    f_i = E / (K T) sum_t 1(t selects i)      P_i = 1/T sum_t p_(i,t)
+    loss = sum_i f_i P_i, mean over layers
 
-GShard (Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1: f counts the first choice), Switch (arXiv 2101.03961, eq.
-4-6) and DeepSeekMoE (arXiv 2401.06066, eq. 12-14). p are the scores normalised over the experts, and K is the measured
-mean number of assignments per token, so the value is 1.0 at uniform load for any K and E. The scope says over which
-tokens f and P are formed: `micro` (GShard, Switch), each `sequence` (DeepSeekMoE's expert-level loss as its code has
-it) or the `global` batch (Qiu et al. 2025, arXiv 2501.11873): f over all ranks and over the micro-batches so far, P
-over the ranks.
+GShard (Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1: f counts the first choice), Switch
+(arXiv 2101.03961, eq. 4-6) and DeepSeekMoE (arXiv 2401.06066, eq. 12-14). p are the scores
+normalised over the experts, and K is the measured mean number of assignments per token, so the
+value is 1.0 at uniform load for any K and E. The scope says over which tokens f and P are formed:
+`micro` (GShard, Switch), each `sequence` (DeepSeekMoE's expert-level loss as its code has it) or
+the `global` batch (Qiu et al. 2025, arXiv 2501.11873): f over all ranks and over the micro-batches
+so far, P over the ranks.
 """
 
 from collections.abc import Sequence
@@ -25,14 +28,16 @@ from routers.distributions import sequence_sum
 
 @register("balance")
 class Aux(LossTerm):
-    """The balance loss of GShard, Switch and DeepSeekMoE: 1.0 at uniform load, larger where the load is uneven.
+    """The balance loss of GShard, Switch and DeepSeekMoE: 1.0 at uniform load, larger where the
+    load is uneven.
 
     Args:
-        weight: of the term in the total loss; at least 0. A weight w is w/L per layer where a paper sums over its L
-            layers.
-        scope: the tokens over which f and P are formed: `micro` (the micro-batch of a rank), `sequence` or `global`
-            (the batch).
-        choices: that f counts: `all` of a token, or only its `first`, the one with the largest score (GShard).
+        weight: of the term in the total loss; at least 0. A weight w is w/L per layer where a paper
+            sums over its L layers.
+        scope: the tokens over which f and P are formed: `micro` (the micro-batch of a rank),
+            `sequence` or `global` (the batch).
+        choices: that f counts: `all` of a token, or only its `first`, the one with the largest
+            score (GShard).
 
     Raises:
         ValueError: a knob is out of its range.
@@ -47,14 +52,17 @@ class Aux(LossTerm):
         choices: Literal["all", "first"],
     ) -> None:
         super().__init__(sizes, weight=weight)
-        self.scope, self.choices = scope, choices
+        self.scope = scope
+        self.choices = choices
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
         tokens = routings[0].valid.sum(1)  # (B,)
         loads = torch.stack([self.loads(r) for r in routings])  # (L, B, E)
         probs = torch.stack([self.probabilities(r) for r in routings])  # (L, B, E)
         if self.scope != "sequence":
-            tokens, loads, probs = tokens.sum(0, keepdim=True), loads.sum(1, keepdim=True), probs.sum(1, keepdim=True)
+            tokens = tokens.sum(0, keepdim=True)
+            loads = loads.sum(1, keepdim=True)
+            probs = probs.sum(1, keepdim=True)
         if self.scope == "global":
             tokens = rank_sum(tokens) / num_ranks()
             loads = rank_sum(loads if seen is None else loads + seen[:, None])
@@ -70,7 +78,9 @@ class Aux(LossTerm):
         num_tokens, num_experts = routing.scores.shape
         score = assigned(routing.scores.detach(), routing.token, routing.expert, -torch.inf)
         later = rank_in_token(score, routing.token, num_tokens) > 0
-        return sequence_load(routing._replace(expert=routing.expert.masked_fill(later, num_experts)))
+        return sequence_load(
+            routing._replace(expert=routing.expert.masked_fill(later, num_experts))
+        )
 
     def probabilities(self, routing: Routing) -> Tensor:
         """What P averages, summed over each sequence (B, E)."""

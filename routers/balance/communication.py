@@ -1,10 +1,13 @@
-"""Communication balance loss: f.P over devices, where a token counts once for each device that it is sent to.
+"""Communication balance loss: f.P over devices, where a token counts once for each device that it
+is sent to.
 
-    f''_i = D / (M T) sum_t 1(t is sent to device i)      P''_i = sum of P_j over the device's experts
+    f''_i = D / (M T) sum_t 1(t is sent to device i)
+    P''_i = sum of P_j over the device's experts
     loss = sum_i f''_i P''_i
 
-DeepSeek-V2, arXiv 2405.04434, eq. 29-31 (T there: the tokens of a sequence). Device i holds the i-th E/D experts; M
-is the measured mean number of devices per token instead of the routing limit, so the value is 1.0 at uniform load.
+DeepSeek-V2, arXiv 2405.04434, eq. 29-31 (T there: the tokens of a sequence). Device i holds the
+i-th E/D experts; M is the measured mean number of devices per token instead of the routing limit,
+so the value is 1.0 at uniform load.
 """
 
 import torch
@@ -17,12 +20,13 @@ from routers.contract import Routing
 
 @register("balance")
 class Communication(Device):
-    """The device-level loss of tokens sent instead of assignments: it evens out what travels between devices.
+    """The device-level loss of tokens sent instead of assignments: it evens out what travels
+    between devices.
 
     Args:
         weight: of the term in the total loss; at least 0.
-        scope: the tokens over which f and P are formed: `micro` (the micro-batch of a rank), `sequence` or `global`
-            (the batch).
+        scope: the tokens over which f and P are formed: `micro` (the micro-batch of a rank),
+            `sequence` or `global` (the batch).
         num_groups: D, devices with equally many experts; divides the number of experts.
 
     Raises:

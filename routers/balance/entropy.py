@@ -1,10 +1,11 @@
-"""Dynamic loss: the entropy of a token's probabilities, so that top-p routing cannot buy experts by flattening them.
+"""Dynamic loss: the entropy of a token's probabilities, so that top-p routing cannot buy experts by
+flattening them.
 
     loss = - sum_i p_(i,t) ln p_(i,t),  mean over tokens and layers
 
-Huang et al. 2024 (Dynamic_MoE), arXiv 2403.07652 (weight 1e-4 beside f.P). p are the scores normalised
-over the experts. ln E at equal probabilities, the maximum; 0, the minimum, where one expert has them all: by itself
-it does not balance.
+Huang et al. 2024 (Dynamic_MoE), arXiv 2403.07652 (weight 1e-4 beside f.P). p are the scores
+normalised over the experts. ln E at equal probabilities, the maximum; 0, the minimum, where one
+expert has them all: by itself it does not balance.
 """
 
 from collections.abc import Sequence

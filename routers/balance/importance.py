@@ -2,9 +2,9 @@
 
     Importance_i = sum_t G(t)_i      loss = CV(Importance)^2 = var_i / mean_i^2, mean over layers
 
-Shazeer et al. 2017, arXiv 1701.06538, eq. 6-7 (weight 0.1 there). The variance is that of all E experts, not an
-estimate with E - 1. 0, the minimum, if all experts have the same importance, whatever their load; E / K - 1 if the
-same K experts of equal gates serve every token.
+Shazeer et al. 2017, arXiv 1701.06538, eq. 6-7 (weight 0.1 there). The variance is that of all E
+experts, not an estimate with E - 1. 0, the minimum, if all experts have the same importance,
+whatever their load; E / K - 1 if the same K experts of equal gates serve every token.
 """
 
 from collections.abc import Sequence

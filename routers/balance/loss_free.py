@@ -1,13 +1,15 @@
-"""Loss-free balancing: a bias on the choice, raised for experts with too little load and lowered for the others.
+"""Loss-free balancing: a bias on the choice, raised for experts with too little load and lowered
+for the others.
 
     choose by s_i + b_i, weigh by s_i;   after every step   b_i += u sign(mean(load) - load_i)
 
-Wang et al. 2024, arXiv 2408.15664, algorithm 1; DeepSeek-V3, arXiv 2412.19437, section 2.1.2. The load is that of
-the step before, so nothing looks ahead. `proportional` uses the violation (mean - load_i) / mean instead of its
-sign, which softmax scores need (section 4.3 there uses the raw counts; ours does not depend on the batch size). It
-cannot undo a collapse of softmax scores: one expert then leads by nearly 1 and the others differ by thousandths, and no
-one rate spans both; an even start it keeps.
-`recenter` keeps the mean of the biases at 0, as torchtitan does: only differences matter to the choice.
+Wang et al. 2024, arXiv 2408.15664, algorithm 1; DeepSeek-V3, arXiv 2412.19437, section 2.1.2. The
+load is that of the step before, so nothing looks ahead. `proportional` uses the violation (mean -
+load_i) / mean instead of its sign, which softmax scores need (section 4.3 there uses the raw
+counts; ours does not depend on the batch size). It cannot undo a collapse of softmax scores: one
+expert then leads by nearly 1 and the others differ by thousandths, and no one rate spans both; an
+even start it keeps. `recenter` keeps the mean of the biases at 0, as torchtitan does: only
+differences matter to the choice.
 """
 
 from typing import Literal
@@ -22,7 +24,8 @@ from routers.distributions import violation
 
 @register("balance")
 class LossFree(Balance):
-    """Steers the choice by a bias per expert that follows the sign of its violation; adds no loss, so no gradient.
+    """Steers the choice by a bias per expert that follows the sign of its violation; adds no loss,
+    so no gradient.
 
     Args:
         rate: u, change of a bias per step, in units of a score; above 0.
@@ -48,8 +51,16 @@ class LossFree(Balance):
     ) -> None:
         super().__init__()
         require("rate", rate, rate > 0, "must be positive")
-        require("freeze_step", freeze_step, freeze_step is None or freeze_step >= 0, "must be null or at least 0")
-        self.rate, self.rule, self.recenter, self.freeze_step = rate, rule, recenter, freeze_step
+        require(
+            "freeze_step",
+            freeze_step,
+            freeze_step is None or freeze_step >= 0,
+            "must be null or at least 0",
+        )
+        self.rate = rate
+        self.rule = rule
+        self.recenter = recenter
+        self.freeze_step = freeze_step
         self.register_buffer("bias", torch.zeros(sizes.num_layers, sizes.num_experts))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 

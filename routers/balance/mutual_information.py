@@ -1,10 +1,12 @@
-"""Mutual information loss: experts are to be used equally often over tokens, but surely by each token.
+"""Mutual information loss: experts are to be used equally often over tokens, but surely by each
+token.
 
     loss = - I(expert; token) = mean_t H(p_t) - H(mean_t p_t),  mean over layers
 
-Shen et al. 2023 (ModuleFormer), arXiv 2306.04640, section 3.3; the weight there is unverified. p are the scores
-normalised over the experts, the mean is over the micro-batch. 0, the maximum, if all tokens have the same
-probabilities; -ln E, the minimum, if each token is sure of its expert and all experts are used equally.
+Shen et al. 2023 (ModuleFormer), arXiv 2306.04640, section 3.3; the weight there is unverified. p
+are the scores normalised over the experts, the mean is over the micro-batch. 0, the maximum, if all
+tokens have the same probabilities; -ln E, the minimum, if each token is sure of its expert and all
+experts are used equally.
 """
 
 from collections.abc import Sequence

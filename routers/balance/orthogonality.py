@@ -1,10 +1,12 @@
-"""Router orthogonality (SimBal): the experts' directions are to be orthonormal, so that similar tokens stay together.
+"""Router orthogonality (SimBal): the experts' directions are to be orthonormal, so that similar
+tokens stay together.
 
-    loss = || R^T R - I ||_1,  the sum of absolute entries; R's columns are the experts' directions; mean over layers
+    loss = || R^T R - I ||_1,
+        the sum of absolute entries; R's columns are the experts' directions; mean over layers
 
-Omi et al. 2025, arXiv 2506.14038, the loss L_orth; that the norm is the entrywise one, and its weight, are
-unverified, and the paper's orthogonal initialisation of the router is not part of it. 0, the minimum, for
-orthonormal directions, which need E <= D'; the tokens have no influence.
+Omi et al. 2025, arXiv 2506.14038, the loss L_orth; that the norm is the entrywise one, and its
+weight, are unverified, and the paper's orthogonal initialisation of the router is not part of it.
+0, the minimum, for orthonormal directions, which need E <= D'; the tokens have no influence.
 """
 
 from collections.abc import Sequence
@@ -28,8 +30,11 @@ class Orthogonality(LossTerm):
     """
 
     def check(self, score: Score, select: Select) -> None:
-        name, learned = type(score).__name__, score.directions() is not None
-        require("score", name, learned, "has no learned direction per expert; set router/score=linear")
+        name = type(score).__name__
+        learned = score.directions() is not None
+        require(
+            "score", name, learned, "has no learned direction per expert; set router/score=linear"
+        )
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
         return torch.stack([self._distance(r.directions) for r in routings]).mean()

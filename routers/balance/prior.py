@@ -2,9 +2,9 @@
 
     loss = sum_i (mean_t gate_ti - target_i)^2, mean over layers;   0 at the target
 
-PSEC's released code pulls its two alphas so, (mean of both - 8)^2 + (mean of alpha_1 - 16)^2 (Liu et al. 2025, arXiv
-2502.05932, in its code only): the same least value, at alpha_0 = 0 and alpha_1 = 16, the safety skill, which are 0 and
-1 here, where the factor 16 is the layout's: `target=[0, 1]`.
+PSEC's released code pulls its two alphas so, (mean of both - 8)^2 + (mean of alpha_1 - 16)^2 (Liu
+et al. 2025, arXiv 2502.05932, in its code only): the same least value, at alpha_0 = 0 and alpha_1 =
+16, the safety skill, which are 0 and 1 here, where the factor 16 is the layout's: `target=[0, 1]`.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,12 @@ class Prior(LossTerm):
     def __init__(self, sizes: Sizes, *, weight: float, target: list[float] | None) -> None:
         super().__init__(sizes, weight=weight)
         num = sizes.num_experts
-        require("target", target, target is None or len(target) == num, f"must be {num} numbers, or null")
+        require(
+            "target",
+            target,
+            target is None or len(target) == num,
+            f"must be {num} numbers, or null",
+        )
         self.target = target if target is not None else [1 / num] * num
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:

@@ -1,13 +1,14 @@
 """Quantile balancing: the bias that would have given every expert its share of the step's tokens.
 
-    alpha_t = (k+1)-th largest of s_t + b      r_(t,i) = alpha_t - s_(t,i), the bias that i needs to win token t
+    alpha_t = (k+1)-th largest of s_t + b
+    r_(t,i) = alpha_t - s_(t,i), the bias that i needs to win token t
     b_i <- the K/E-quantile over t of r_(.,i), minus the mean over i;    choose the k best of s + b
 
-One dual step of the balanced assignment problem (Su 2026, kexue.fm/archives/11619, with beta = -b; Kimi K3 report,
-section 2.3.3). k is the token's number of assignments and K its mean. Quantiles of a whole step are read from a
-histogram over [min b - span, max b + span], which holds every r if the scores lie in 0..span; it adds up over
-micro-batches and ranks. The bias is that of earlier steps, so nothing looks ahead. `memory` (Megatron's `ema`) keeps
-a share of the old bias.
+One dual step of the balanced assignment problem (Su 2026, kexue.fm/archives/11619, with beta = -b;
+Kimi K3 report, section 2.3.3). k is the token's number of assignments and K its mean. Quantiles of
+a whole step are read from a histogram over [min b - span, max b + span], which holds every r if the
+scores lie in 0..span; it adds up over micro-batches and ranks. The bias is that of earlier steps,
+so nothing looks ahead. `memory` (Megatron's `ema`) keeps a share of the old bias.
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,9 @@ class Quantile(Balance):
         require("bins", bins, bins >= 2, "must be at least 2")
         require("span", span, span > 0, "must be positive")
         require("memory", memory, 0 <= memory < 1, "must be in 0..1, 1 excluded")
-        self.bins, self.span, self.memory = bins, span, memory
+        self.bins = bins
+        self.span = span
+        self.memory = memory
         self.register_buffer("bias", torch.zeros(sizes.num_layers, sizes.num_experts))
 
     def offset(self) -> Tensor:
@@ -52,7 +55,9 @@ class Quantile(Balance):
         return torch.stack([self._count(r, self.bias[layer]) for layer, r in enumerate(routings)])
 
     def update(self, total: Tensor, num_tokens: Tensor) -> None:
-        histogram, load = total[..., :-1], total[..., -1]  # (L, E, bins), (L, E)
+        # (L, E, bins), (L, E)
+        histogram = total[..., :-1]
+        load = total[..., -1]
         target = load.mean(-1)[:, None, None].expand(*load.shape, 1)  # K/E of the tokens
         below = histogram.cumsum(-1)
         index = (below < target).sum(-1, keepdim=True).clamp(max=self.bins - 1)  # (L, E, 1)
@@ -61,24 +66,35 @@ class Quantile(Balance):
         low, width = self._range(self.bias)  # (L, 1)
         bias = low + width * (index + part.clamp(0, 1)).squeeze(-1)  # (L, E)
         bias = bias - bias.mean(-1, keepdim=True)
-        self.bias.copy_(torch.where(load.sum(-1, keepdim=True) > 0, bias.lerp(self.bias, self.memory), self.bias))
+        self.bias.copy_(
+            torch.where(
+                load.sum(-1, keepdim=True) > 0, bias.lerp(self.bias, self.memory), self.bias
+            )
+        )
 
     def _count(self, routing: Routing, bias: Tensor) -> Tensor:
         num_experts = len(bias)
-        choice = (routing.scores + bias).masked_fill(routing.logits == -torch.inf, -torch.inf)  # (T, E)
+        # (T, E)
+        choice = (routing.scores + bias).masked_fill(routing.logits == -torch.inf, -torch.inf)
         k = experts_per_token(routing)[:, None]  # (T, 1)
-        alpha = choice.sort(-1, descending=True).values.gather(1, k.clamp(max=num_experts - 1))  # (T, 1)
+        # (T, 1)
+        alpha = choice.sort(-1, descending=True).values.gather(1, k.clamp(max=num_experts - 1))
         low, width = self._range(bias)
         bin_ = ((alpha - routing.scores - low) / width).clamp(0, self.bins - 1).long()  # (T, E)
         index = torch.arange(num_experts, device=bias.device) * (self.bins + 1) + bin_
         count = torch.zeros(num_experts * (self.bins + 1), device=bias.device)
-        count.scatter_add_(0, index.flatten(), routing.valid.view(-1, 1).expand_as(index).float().flatten())
+        count.scatter_add_(
+            0, index.flatten(), routing.valid.view(-1, 1).expand_as(index).float().flatten()
+        )
         count = count.view(num_experts, -1)  # (E, bins + 1)
         load = torch.zeros(num_experts + 1, device=bias.device)
-        count[:, -1] = load.scatter_add_(0, routing.expert, torch.ones_like(routing.expert).float())[:num_experts]
+        count[:, -1] = load.scatter_add_(
+            0, routing.expert, torch.ones_like(routing.expert).float()
+        )[:num_experts]
         return count
 
     def _range(self, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Lower end and width of the first bin (..., 1)."""
-        low, high = bias.amin(-1, keepdim=True) - self.span, bias.amax(-1, keepdim=True) + self.span
+        low = bias.amin(-1, keepdim=True) - self.span
+        high = bias.amax(-1, keepdim=True) + self.span
         return low, (high - low) / self.bins

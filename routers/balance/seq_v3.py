@@ -1,11 +1,13 @@
-"""DeepSeek-V3's complementary sequence-wise loss: f.P, f counting the choice as it would be without bias and groups.
+"""DeepSeek-V3's complementary sequence-wise loss: f.P, f counting the choice as it would be without
+bias and groups.
 
-    f_i = E / (K T) sum_t 1(s_(i,t) among the K largest of s_(.,t))      P_i = 1/T sum_t s_(i,t) / sum_j s_(j,t)
+    f_i = E / (K T) sum_t 1(s_(i,t) among the K largest of s_(.,t))
+    P_i = 1/T sum_t s_(i,t) / sum_j s_(j,t)
     loss = sum_i f_i P_i,  mean over sequences and layers;  T the tokens of the sequence
 
-DeepSeek-V3, arXiv 2412.19437, eq. 17-20 (weight 1e-4, beside `loss_free`). With plain top-k it equals `aux` with
-scope `sequence`; with an offset or a group limit it does not, because f sees neither. K is the
-selection's. 1.0 at uniform load.
+DeepSeek-V3, arXiv 2412.19437, eq. 17-20 (weight 1e-4, beside `loss_free`). With plain top-k it
+equals `aux` with scope `sequence`; with an offset or a group limit it does not, because f sees
+neither. K is the selection's. 1.0 at uniform load.
 """
 
 import torch
@@ -34,4 +36,5 @@ class SeqV3(Aux):
     @torch.no_grad()
     def loads(self, routing: Routing) -> Tensor:
         best = routing.scores.topk(routing.top_k, dim=-1).indices  # (T, K)
-        return sequence_sum(torch.zeros_like(routing.scores).scatter(1, best, 1), routing.valid)  # (B, E)
+        # (B, E)
+        return sequence_sum(torch.zeros_like(routing.scores).scatter(1, best, 1), routing.valid)

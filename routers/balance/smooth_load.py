@@ -1,11 +1,13 @@
-"""Load loss: the squared coefficient of variation of a differentiable estimate of the load under new noise.
+"""Load loss: the squared coefficient of variation of a differentiable estimate of the load under
+new noise.
 
     P(t, i) = Phi((clean_(t,i) - kth_excluding(H_t, k, i)) / std_(t,i))      Load_i = sum_t P(t, i)
     loss = CV(Load)^2, mean over layers
 
-Shazeer et al. 2017, arXiv 1701.06538, appendix A, eq. 8-11 (weight 0.1): the probability that expert i is among the
-k best logits H of token t if only its own noise is drawn again. k is the token's number of assignments; where no
-k-th other expert is left, P is 1. 0, the minimum, if all expected loads are equal.
+Shazeer et al. 2017, arXiv 1701.06538, appendix A, eq. 8-11 (weight 0.1): the probability that
+expert i is among the k best logits H of token t if only its own noise is drawn again. k is the
+token's number of assignments; where no k-th other expert is left, P is 1. 0, the minimum, if all
+expected loads are equal.
 """
 
 from collections.abc import Sequence
@@ -32,18 +34,28 @@ class SmoothLoad(LossTerm):
 
     def check(self, score: Score, select: Select) -> None:
         name = type(score).__name__
-        require("score", name, score.noisy, "adds no noise to its logits, as smooth_load needs; set router/score=noisy")
+        require(
+            "score",
+            name,
+            score.noisy,
+            "adds no noise to its logits, as smooth_load needs; set router/score=noisy",
+        )
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
         return squared_variation(torch.stack([self._load(r) for r in routings])).mean()
 
     def _load(self, routing: Routing) -> Tensor:
-        assert routing.clean is not None and routing.noise_std is not None, "a noisy score tells both in training"
+        assert routing.clean is not None and routing.noise_std is not None, (
+            "a noisy score tells both in training"
+        )
         k = experts_per_token(routing)[:, None]  # (T, 1)
         ordered = routing.logits.sort(-1, descending=True).values  # (T, E)
-        ordered = torch.cat([ordered, ordered.new_full((len(ordered), 1), -torch.inf)], -1)  # (T, E+1)
+        # (T, E+1)
+        ordered = torch.cat([ordered, ordered.new_full((len(ordered), 1), -torch.inf)], -1)
         inside = routing.logits > ordered.gather(1, k)  # (T, E): among the k best
-        excluding = torch.where(inside, ordered.gather(1, k), ordered.gather(1, (k - 1).clamp_min(0)))
+        excluding = torch.where(
+            inside, ordered.gather(1, k), ordered.gather(1, (k - 1).clamp_min(0))
+        )
         rival = excluding.isfinite()
         z = (routing.clean - excluding.where(rival, 0)) / routing.noise_std.clamp_min(1e-10)
         return (torch.special.ndtr(z).where(rival, 1) * routing.valid.view(-1, 1)).sum(0)  # (E,)

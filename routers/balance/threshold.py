@@ -1,13 +1,16 @@
-"""Threshold: each expert serves the tokens whose logit exceeds a running quantile, so that it gets its share over
-time.
+"""Threshold: each expert serves the tokens whose logit exceeds a running quantile, so that it gets
+its share over time.
 
-    q_i = the logit that a share K/E of the tokens exceed at expert i      tau_i <- m tau_i + (1 - m) q_i
-    choose by l_i - tau_i, with the selection `expert_threshold`: token t goes to i iff l_(t,i) > tau_i
+    q_i = the logit that a share K/E of the tokens exceed at expert i
+    tau_i <- m tau_i + (1 - m) q_i
+    choose by l_i - tau_i, with the selection `expert_threshold`: token t goes to i iff l_(t,i) >
+        tau_i
 
-Expert Threshold routing (Sun et al. 2026, arXiv 2603.11535, m = 0.999): expert choice made causal, because tau comes
-from earlier steps. The first step sets tau outright; before it tau is `start`. q is the mean over micro-batches and
-ranks of their own quantiles, weighted by their tokens, which the paper takes over the whole batch. K is that of the
-layout. At m = 0.999 tau follows the logits over thousands of steps; a run of a few hundred needs a smaller m.
+Expert Threshold routing (Sun et al. 2026, arXiv 2603.11535, m = 0.999): expert choice made causal,
+because tau comes from earlier steps. The first step sets tau outright; before it tau is `start`. q
+is the mean over micro-batches and ranks of their own quantiles, weighted by their tokens, which the
+paper takes over the whole batch. K is that of the layout. At m = 0.999 tau follows the logits over
+thousands of steps; a run of a few hundred needs a smaller m.
 """
 
 from collections.abc import Sequence
@@ -38,14 +41,18 @@ class Threshold(Balance):
     def __init__(self, sizes: Sizes, *, memory: float, start: float) -> None:
         super().__init__()
         require("memory", memory, 0 <= memory < 1, "must be in 0..1, 1 excluded")
-        self.memory, self.share = memory, sizes.top_k / max(sizes.num_experts, 1)
+        self.memory = memory
+        self.share = sizes.top_k / max(sizes.num_experts, 1)
         self.register_buffer("tau", torch.full((sizes.num_layers, sizes.num_experts), float(start)))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def check(self, score: Score, select: Select) -> None:
         name = type(select).__name__
         require(
-            "select", name, not select.limited, "fixes the number of experts itself; set router/select=expert_threshold"
+            "select",
+            name,
+            not select.limited,
+            "fixes the number of experts itself; set router/select=expert_threshold",
         )
 
     def offset(self) -> Tensor:
@@ -64,8 +71,12 @@ class Threshold(Balance):
 
     def _quantile(self, routing: Routing) -> Tensor:
         valid = routing.valid.view(-1, 1)  # (T, 1)
-        ordered = routing.logits.masked_fill(~valid, -torch.inf).sort(0, descending=True).values  # (T, E)
+        # (T, E)
+        ordered = routing.logits.masked_fill(~valid, -torch.inf).sort(0, descending=True).values
         last = (valid.sum() - 1).clamp_min(0)
-        place = (self.share * valid.sum()).clamp(max=last)  # so many scores lie above tau
-        upper, lower = ordered[place.floor().long()[None]][0], ordered[place.ceil().long()[None]][0]  # (E,)
+        # so many scores lie above tau
+        place = (self.share * valid.sum()).clamp(max=last)
+        # (E,)
+        upper = ordered[place.floor().long()[None]][0]
+        lower = ordered[place.ceil().long()[None]][0]
         return torch.lerp(upper, lower, place.frac()).nan_to_num(0, 0, 0)

@@ -2,7 +2,8 @@
 
     loss = mean over tokens and layers of (log sum_i exp(logit_i))^2
 
-Zoph et al. 2022 (ST-MoE), arXiv 2202.08906, eq. 5. At equal logits 0 its value is (ln E)^2; that is not its minimum.
+Zoph et al. 2022 (ST-MoE), arXiv 2202.08906, eq. 5. At equal logits 0 its value is (ln E)^2; that is
+not its minimum.
 """
 
 from collections.abc import Sequence

@@ -2,12 +2,13 @@
 
     C = ceil(factor T K / E),  a constant of the shape;  K: what the selection gives a token
 
-`position` keeps the earliest tokens of all sequences (Switch, Fedus et al. 2021, arXiv 2101.03961, eq. 3, there
-sequence after sequence), so no token depends on a later one. `choice` serves all first choices before any second
-choice (GShard, Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1); `score` drops the lowest affinities first
-(DeepSeek-V2, arXiv 2405.04434, section 2.2.4, there per device): both let a later token take an earlier one's place.
-As in DeepSeek-V2 an `exempt` share of the training sequences is never dropped (drawn anew for each layer; they take
-their places, so the others are dropped no later), and nothing is dropped at evaluation unless `eval`.
+`position` keeps the earliest tokens of all sequences (Switch, Fedus et al. 2021, arXiv 2101.03961,
+eq. 3, there sequence after sequence), so no token depends on a later one. `choice` serves all first
+choices before any second choice (GShard, Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1);
+`score` drops the lowest affinities first (DeepSeek-V2, arXiv 2405.04434, section 2.2.4, there per
+device): both let a later token take an earlier one's place. As in DeepSeek-V2 an `exempt` share of
+the training sequences is never dropped (drawn anew for each layer; they take their places, so the
+others are dropped no later), and nothing is dropped at evaluation unless `eval`.
 """
 
 import math
@@ -27,8 +28,8 @@ class Capacity(Drop):
 
     Args:
         factor: places of an expert, in units of its mean load; above 0.
-        order: who is served first: `position` (causal), `choice` (first choices first) or `score` (highest scores
-            first).
+        order: who is served first: `position` (causal), `choice` (first choices first) or `score`
+            (highest scores first).
         exempt: share of the training sequences that is never dropped; in 0..1.
         eval: whether it drops at evaluation too.
 
@@ -50,7 +51,10 @@ class Capacity(Drop):
         super().__init__(sizes)
         require("factor", factor, factor > 0, "must be positive")
         require("exempt", exempt, 0 <= exempt <= 1, "must be in 0..1, a share of the sequences")
-        self.factor, self.order, self.exempt, self.at_eval = factor, order, exempt, eval
+        self.factor = factor
+        self.order = order
+        self.exempt = exempt
+        self.at_eval = eval
         self.eval_scope = "batch" if eval else "token"
         self.causal = "always" if order == "position" else "never" if eval else "eval"
 
@@ -61,9 +65,11 @@ class Capacity(Drop):
             return served
         capacity = math.ceil(self.factor * num_tokens * selected.top_k / num_experts)
         order = self._key(selected, context.valid).argsort(stable=True)
-        order = order[selected.expert[order].argsort(stable=True)]  # by expert, then by who is served first
+        # by expert, then by who is served first
+        order = order[selected.expert[order].argsort(stable=True)]
         load = count(selected.expert, num_experts + 1).long()
-        starts = load.cumsum(0) - load  # (E + 1,): where the assignments of an expert start in this order
+        # (E + 1,): where the assignments of an expert start in this order
+        starts = load.cumsum(0) - load
         rank = torch.arange(len(order), device=order.device) - starts[selected.expert[order]]
         within = torch.empty_like(served).scatter(0, order, rank < capacity)
         return served & (within | self._exempted(selected.token, context))
@@ -76,7 +82,10 @@ class Capacity(Drop):
         score = assigned(selected.scores, selected.token, selected.expert)
         if self.order == "score":
             return -score
-        return rank_in_token(score, selected.token, len(selected.scores)) * len(selected.scores) + selected.token
+        return (
+            rank_in_token(score, selected.token, len(selected.scores)) * len(selected.scores)
+            + selected.token
+        )
 
     def _exempted(self, token: Tensor, context: Context) -> Tensor:
         """Which assignments belong to a sequence that is never dropped: (A,)."""

@@ -1,10 +1,13 @@
-"""GShard's dispatch: a second expert is used by chance, the likelier the larger its gate, and capacity is limited.
+"""GShard's dispatch: a second expert is used by chance, the likelier the larger its gate, and
+capacity is limited.
 
     training:  a choice after the first is used with probability 2 g,  g its normalised gate
-    then       an expert serves all first choices before any second one, C = ceil(factor T K / E) of them
+    then       an expert serves all first choices before any second one, C = ceil(factor T K / E) of
+               them
 
-Lepikhin et al. 2020, arXiv 2006.16668, section 2.2 and algorithm 1 (C = 2 N / E at K = 2: factor 1). What is not used
-takes no place and counts as dropped; the gate of the first expert stays g_1. In evaluation nothing is dropped.
+Lepikhin et al. 2020, arXiv 2006.16668, section 2.2 and algorithm 1 (C = 2 N / E at K = 2: factor
+1). What is not used takes no place and counts as dropped; the gate of the first expert stays g_1.
+In evaluation nothing is dropped.
 """
 
 from torch import Tensor
@@ -17,7 +20,8 @@ from routers.drop.capacity import Capacity
 
 @register("drop")
 class GShard(Capacity):
-    """Leaves second choices out by chance, then drops what is beyond an expert's capacity; first choices go first.
+    """Leaves second choices out by chance, then drops what is beyond an expert's capacity; first
+    choices go first.
 
     Args:
         factor: places of an expert, in units of its mean load; above 0.
@@ -32,9 +36,15 @@ class GShard(Capacity):
     def forward(self, selected: Selected, context: Context) -> Tensor:
         if not self.training:
             return super().forward(selected, context)
-        token, num_experts = selected.token, selected.scores.size(1)
+        token = selected.token
+        num_experts = selected.scores.size(1)
         score = assigned(selected.scores, token, selected.expert)
         first = rank_in_token(score, token, len(selected.scores)) == 0  # (A,)
-        drawn = context.drawn("drop", num_experts)[token, selected.expert.clamp(max=num_experts - 1)]  # (A,)
+        # (A,)
+        drawn = context.drawn("drop", num_experts)[
+            token, selected.expert.clamp(max=num_experts - 1)
+        ]
         used = first | (2 * selected.gate > drawn)
-        return super().forward(selected._replace(expert=selected.expert.masked_fill(~used, num_experts)), context)
+        return super().forward(
+            selected._replace(expert=selected.expert.masked_fill(~used, num_experts)), context
+        )

@@ -1,4 +1,6 @@
-"""Dropless: every assignment is computed, however uneven the load (MegaBlocks, Gale et al. 2022, arXiv 2211.15841)."""
+"""Dropless: every assignment is computed, however uneven the load (MegaBlocks, Gale et al.
+2022, arXiv 2211.15841).
+"""
 
 from torch import Tensor
 

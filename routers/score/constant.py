@@ -2,9 +2,9 @@
 
     logits = a,   a in R^E
 
-The fixed composition W = W_0 + sum_i alpha_i B_i A_i that PSEC begins with (Liu et al. 2025, arXiv 2502.05932, section
-4), where alpha is the gate: with the weighing `identity`, at first the same share of each expert. Its distance from a
-score that looks at the token is what the look is worth.
+The fixed composition W = W_0 + sum_i alpha_i B_i A_i that PSEC begins with (Liu et al. 2025, arXiv
+2502.05932, section 4), where alpha is the gate: with the weighing `identity`, at first the same
+share of each expert. Its distance from a score that looks at the token is what the look is worth.
 """
 
 import torch
@@ -16,13 +16,16 @@ from routers.contract import Context, Score, Scored, Sizes
 
 @register("score")
 class Constant(Score):
-    """Scores every token alike; the state is the logits, of width E, handed up from the first layer."""
+    """Scores every token alike; the state is the logits, of width E,
+    handed up from the first layer.
+    """
 
     carries = True
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        first, shares = sizes.layer == 0, torch.full((sizes.num_experts,), 1 / sizes.num_experts)
+        first = sizes.layer == 0
+        shares = torch.full((sizes.num_experts,), 1 / sizes.num_experts)
         self.logits = nn.Parameter(shares) if first else None
 
     def forward(self, x: Tensor, context: Context) -> Scored:

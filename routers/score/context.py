@@ -2,11 +2,12 @@
 
     logits = W_3 relu(W_2 relu(W_1 x + b_1) + b_2) + b_3,   at one layer; handed up from there
 
-PSEC's context-aware composition (Liu et al. 2025, arXiv 2502.05932, section 4): one alpha per state from a network of
-two hidden layers of 256, unbounded with the weighing `identity`. Its state is an observation; here it is the token as
-layer `at` sees it, which is the normed embedding in a first layer that has skills on its attention, so no later token
-is looked at. The logits of the layers below are 0: there nothing acts where the gate is the logit itself. At the start
-the weights of the last layer are a hundredth of the usual and its bias is 1/E: nearly the same share of each expert.
+PSEC's context-aware composition (Liu et al. 2025, arXiv 2502.05932, section 4): one alpha per state
+from a network of two hidden layers of 256, unbounded with the weighing `identity`. Its state is an
+observation; here it is the token as layer `at` sees it, which is the normed embedding in a first
+layer that has skills on its attention, so no later token is looked at. The logits of the layers
+below are 0: there nothing acts where the gate is the logit itself. At the start the weights of the
+last layer are a hundredth of the usual and its bias is 1/E: nearly the same share of each expert.
 """
 
 from itertools import pairwise
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from app.registry import register, require
 from routers.contract import Context, Score, Scored, Sizes
 
-SMALL = 0.01  # of the usual weights of the last layer, at the start
+# of the usual weights of the last layer, at the start
+SMALL = 0.01
 
 
 @register("score")
@@ -36,10 +38,23 @@ class ContextAware(Score):
 
     def __init__(self, sizes: Sizes, *, at: int, hidden_dims: list[int]) -> None:
         super().__init__()
-        require("at", at, 0 <= at < max(1, sizes.num_layers), f"must be a MoE layer, 0..{sizes.num_layers - 1}")
-        require("hidden_dims", hidden_dims, all(width >= 1 for width in hidden_dims), "must be at least 1 each")
-        self.num_experts, self.below = sizes.num_experts, sizes.layer < at
-        self.net = _network([sizes.dim, *hidden_dims], sizes.num_experts) if sizes.layer == at else None
+        require(
+            "at",
+            at,
+            0 <= at < max(1, sizes.num_layers),
+            f"must be a MoE layer, 0..{sizes.num_layers - 1}",
+        )
+        require(
+            "hidden_dims",
+            hidden_dims,
+            all(width >= 1 for width in hidden_dims),
+            "must be at least 1 each",
+        )
+        self.num_experts = sizes.num_experts
+        self.below = sizes.layer < at
+        self.net = (
+            _network([sizes.dim, *hidden_dims], sizes.num_experts) if sizes.layer == at else None
+        )
 
     def forward(self, x: Tensor, context: Context) -> Scored:
         if self.below:

@@ -1,10 +1,14 @@
-"""ZAYA1's router: a small state that is averaged over the layers below, then scored by a three-layer network.
+"""ZAYA1's router: a small state that is averaged over the layers below, then scored by a
+three-layer network.
 
-    r_l = x_l W_l + b_l + gamma_l * r_(l-1)     D -> P; gamma (P,) learned from 1; no such term in the first MoE layer
-    logits = MLP_l(RMSNorm(r_l))                P -> P -> P -> E with GELU; biases in all but the last layer
+    r_l = x_l W_l + b_l + gamma_l * r_(l-1)
+        D -> P; gamma (P,) learned from 1; no such term in the first MoE layer
+    logits = MLP_l(RMSNorm(r_l))
+        P -> P -> P -> E with GELU; biases in all but the last layer
 
-Zyphra 2025, arXiv 2511.17127, section on the router ("exponential depth averaging"). Biases, the norm and the vector
-gamma are those of the released models' code; what goes up is r_l before the norm. Its PID balancing is a balance term.
+Zyphra 2025, arXiv 2511.17127, section on the router ("exponential depth averaging"). Biases, the
+norm and the vector gamma are those of the released models' code; what goes up is r_l before the
+norm. Its PID balancing is a balance term.
 """
 
 import torch

@@ -1,14 +1,17 @@
-"""RMoE's layerwise recurrent router: a GRU that runs over the *layers* of one token carries the earlier routing up.
+"""RMoE's layerwise recurrent router: a GRU that runs over the *layers* of one token carries the
+earlier routing up.
 
     x'_l = Proj_l(x_l)            per layer, D -> P, no bias
     h_l  = GRU(x'_l, h_(l-1))     one cell for all layers, h = 0 below the first MoE layer
-    logits = h_l G_l              per layer, P -> E, no bias;   plus residual * logits of the layer below
+    logits = h_l G_l              per layer, P -> E, no bias;
+        plus residual * logits of the layer below
 
-Qiu et al. 2024, arXiv 2408.06793, section 3.2. The recurrence is over depth, never over the sequence, so decoding needs
-no further cache, and no gradient is cut (table 5: detaching h is worse than no recurrence). The second W_h of the
-printed eq. 3 is a misprint; the released code is the usual GRU cell with two bias vectors, which is torch's. The knobs
-are the paper's ablations: another `cell` or a `shared_projection` (table 6), `stateless` (h = 0 in every layer, "NP",
-tables 4 and 5), `detach` and `residual` ("r", table 5; that the logits are added, not the gates, is our reading).
+Qiu et al. 2024, arXiv 2408.06793, section 3.2. The recurrence is over depth, never over the
+sequence, so decoding needs no further cache, and no gradient is cut (table 5: detaching h is worse
+than no recurrence). The second W_h of the printed eq. 3 is a misprint; the released code is the
+usual GRU cell with two bias vectors, which is torch's. The knobs are the paper's ablations: another
+`cell` or a `shared_projection` (table 6), `stateless` (h = 0 in every layer, "NP", tables 4 and 5),
+`detach` and `residual` ("r", table 5; that the logits are added, not the gates, is our reading).
 """
 
 from typing import Literal
@@ -71,9 +74,15 @@ class GRU(Score):
         require("state_dim", state_dim, state_dim >= 1, "must be at least 1")
         require("residual", residual, residual >= 0, "must not be negative")
         self.dim = sizes.dim if shared_projection else None
-        self.state_dim, self.cell, self.width = state_dim, cell, state_dim * (2 if cell == "lstm" else 1)
-        self.stateless, self.detach, self.residual = stateless, detach, residual
-        self.proj = nn.Identity() if shared_projection else nn.Linear(sizes.dim, state_dim, bias=False)
+        self.state_dim = state_dim
+        self.cell = cell
+        self.width = state_dim * (2 if cell == "lstm" else 1)
+        self.stateless = stateless
+        self.detach = detach
+        self.residual = residual
+        self.proj = (
+            nn.Identity() if shared_projection else nn.Linear(sizes.dim, state_dim, bias=False)
+        )
         self.head = nn.Linear(state_dim, sizes.num_experts, bias=False)
 
     def shared(self) -> nn.Module:
@@ -81,7 +90,9 @@ class GRU(Score):
 
     def forward(self, x: Tensor, context: Context) -> Scored:
         assert context.shared is not None, "the model passes the cell in context.shared"
-        below = context.state.detach() if self.detach and context.state is not None else context.state
+        below = (
+            context.state.detach() if self.detach and context.state is not None else context.state
+        )
         carried = None if below is None or self.stateless else below[:, : self.width]
         state = context.shared(self.proj(x), carried)  # (T, P), or (T, 2P) with an LSTM's c
         logits = self.head(state[:, : self.state_dim])  # (T, E)

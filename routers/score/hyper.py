@@ -1,10 +1,12 @@
-"""HyperRouter: the router's weights come out of a fixed random network, whose input is all that is learned.
+"""HyperRouter: the router's weights come out of a fixed random network, whose input is all that is
+learned.
 
     [W, b] = relu(z A1 + a1) A2 + a2,   z (D,) learned, A and a never trained
     logits = x W + b
 
-Do et al. 2023, arXiv 2312.07035, section 3; released code: D -> 256 -> E (D + 1), one network and one z for each layer.
-There the fixed network is merely initialised; here it is drawn from `seed` and kept in the state as a buffer.
+Do et al. 2023, arXiv 2312.07035, section 3; released code: D -> 256 -> E (D + 1), one network and
+one z for each layer. There the fixed network is merely initialised; here it is drawn from `seed`
+and kept in the state as a buffer.
 """
 
 import torch
@@ -38,7 +40,8 @@ class Hyper(Score):
         self.embedding = nn.Parameter(torch.randn(sizes.dim))  # z
         generator = torch.Generator().manual_seed(seed * 1_000 + sizes.layer)
         width = sizes.num_experts * (sizes.dim + 1)
-        self.register_buffer("inner", frozen(hidden_dim, sizes.dim, generator))  # (H, D + 1), biases last
+        # (H, D + 1), biases last
+        self.register_buffer("inner", frozen(hidden_dim, sizes.dim, generator))
         self.register_buffer("outer", frozen(width, hidden_dim, generator))  # (E * (D + 1), H + 1)
 
     def forward(self, x: Tensor, context: Context) -> Scored:

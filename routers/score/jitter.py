@@ -2,8 +2,8 @@
 
     logits = (x * U(1 - eps, 1 + eps)) W      in training;   x W in evaluation
 
-Fedus et al. 2021 (Switch), arXiv 2101.03961, section 2.4 and appendix C (there eps = 0.01). Only the router sees the
-jitter; in the released code, too, the experts get x itself.
+Fedus et al. 2021 (Switch), arXiv 2101.03961, section 2.4 and appendix C (there eps = 0.01). Only
+the router sees the jitter; in the released code, too, the experts get x itself.
 """
 
 from torch import Tensor

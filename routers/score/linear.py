@@ -1,6 +1,7 @@
 """Linear score: one learned direction per expert, logits = x W.
 
-Shazeer et al. 2017, arXiv 1701.06538, eq. 2 (there before the noise); the score of nearly every MoE since.
+Shazeer et al. 2017, arXiv 1701.06538, eq. 2 (there before the noise); the score of nearly every MoE
+since.
 """
 
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ class Linear(Score):
     """Scores by one learned direction per expert.
 
     Args:
-        bias: whether every expert has a learned constant, as in the gates of Shazeer's code and of RMoE's enwik8 runs.
+        bias: whether every expert has a learned constant, as in the gates of Shazeer's code and of
+            RMoE's enwik8 runs.
     """
 
     def __init__(self, sizes: Sizes, *, bias: bool) -> None:

@@ -2,8 +2,8 @@
 
     logits = act(x W1) W2,   D -> H -> E, no bias
 
-The baseline "SMoE-MLP" that RMoE compares itself with (Qiu et al. 2024, arXiv 2408.06793, table 1); H=256 gives its
-0.75 M parameters. The activation is not stated there.
+The baseline "SMoE-MLP" that RMoE compares itself with (Qiu et al. 2024, arXiv 2408.06793, table 1);
+H=256 gives its 0.75 M parameters. The activation is not stated there.
 """
 
 from typing import Literal
@@ -27,7 +27,9 @@ class MLP(Score):
         ValueError: a knob is out of its range.
     """
 
-    def __init__(self, sizes: Sizes, *, hidden_dim: int, activation: Literal["relu", "gelu", "silu", "tanh"]) -> None:
+    def __init__(
+        self, sizes: Sizes, *, hidden_dim: int, activation: Literal["relu", "gelu", "silu", "tanh"]
+    ) -> None:
         super().__init__()
         require("hidden_dim", hidden_dim, hidden_dim >= 1, "must be at least 1")
         self.hidden = nn.Linear(sizes.dim, hidden_dim, bias=False)

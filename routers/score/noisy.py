@@ -3,8 +3,8 @@
     logits = x Wg + N(0, 1) * std,   std = softplus(x Wn) + min_std      in training
     logits = x Wg                                                       in evaluation
 
-Shazeer et al. 2017, arXiv 1701.06538, eq. 4 (`min_std: 0`; tensor2tensor's code adds 0.01). Both matrices start at
-zero, as in appendix A: no signal and some noise, so the load starts even.
+Shazeer et al. 2017, arXiv 1701.06538, eq. 4 (`min_std: 0`; tensor2tensor's code adds 0.01). Both
+matrices start at zero, as in appendix A: no signal and some noise, so the load starts even.
 """
 
 import torch

@@ -1,10 +1,13 @@
-"""Expert choice: each expert takes its best tokens, so the load is even by construction and a token gets 0..E experts.
+"""Expert choice: each expert takes its best tokens, so the load is even by construction and a token
+gets 0..E experts.
 
-    expert e takes the C tokens of the batch with the largest choice_(t,e),   C = ceil(k N / E) of N valid tokens
+    expert e takes the C tokens of the batch with the largest choice_(t,e),   C = ceil(k N / E) of N
+        valid tokens
 
-Zhou et al. 2022, arXiv 2202.09368, section 3.2, eq. 1-3; k is their capacity factor c, the mean number of experts per
-token. **Not causal**: whether an expert takes a token depends on later tokens, so a language model sees its targets and
-a decoder has no batch to choose from. `positive` with thresholds of earlier steps is its causal form.
+Zhou et al. 2022, arXiv 2202.09368, section 3.2, eq. 1-3; k is their capacity factor c, the mean
+number of experts per token. **Not causal**: whether an expert takes a token depends on later
+tokens, so a language model sees its targets and a decoder has no batch to choose from. `positive`
+with thresholds of earlier steps is its causal form.
 """
 
 from typing import ClassVar
@@ -33,14 +36,25 @@ class ExpertChoice(Select):
 
     def __init__(self, sizes: Sizes, *, k: int) -> None:
         super().__init__()
-        require("k", k, 1 <= k <= sizes.num_experts, f"must be in 1..{sizes.num_experts}, the layout's routed experts")
+        require(
+            "k",
+            k,
+            1 <= k <= sizes.num_experts,
+            f"must be in 1..{sizes.num_experts}, the layout's routed experts",
+        )
         self.k = k
 
-    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, activated: Activated, choice: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
         num_tokens, num_experts = choice.shape
-        room = -(-self.k * num_tokens // num_experts)  # C if nothing were padding: a constant of the shape
+        # C if nothing were padding: a constant of the shape
+        room = -(-self.k * num_tokens // num_experts)
         places = -(-self.k * context.valid.sum() // num_experts)  # C
-        value, token = choice.masked_fill(~context.valid.flatten()[:, None], -torch.inf).topk(room, dim=0)  # (room, E)
+        # (room, E)
+        value, token = choice.masked_fill(~context.valid.flatten()[:, None], -torch.inf).topk(
+            room, dim=0
+        )
         full = torch.arange(room, device=choice.device)[:, None] >= places
         expert = torch.arange(num_experts, device=choice.device).expand(room, -1)
         expert = expert.masked_fill(full | (value == -torch.inf), num_experts)

@@ -1,10 +1,12 @@
-"""Expert threshold: a token goes to every expert whose threshold its logit exceeds; at first experts choose tokens.
+"""Expert threshold: a token goes to every expert whose threshold its logit exceeds; at first
+experts choose tokens.
 
-    t takes e  iff  logit_(t,e) > tau_e      tau from earlier steps, the offset of the balance term `threshold`
+    t takes e  iff  logit_(t,e) > tau_e      tau from earlier steps, the offset of the balance term
+               `threshold`
 
-Sun et al. 2026, arXiv 2603.11535: expert choice made causal. While tau is not yet known, in the first steps of a
-training, every expert takes its best tokens of the batch, as in expert choice; how long is unverified. That looks at
-later tokens, and evaluation never does.
+Sun et al. 2026, arXiv 2603.11535: expert choice made causal. While tau is not yet known, in the
+first steps of a training, every expert takes its best tokens of the batch, as in expert choice; how
+long is unverified. That looks at later tokens, and evaluation never does.
 """
 
 from torch import Tensor
@@ -37,7 +39,9 @@ class ExpertThreshold(ExpertChoice):
         require("warmup_steps", warmup_steps, warmup_steps >= 0, "must be at least 0")
         self.warmup_steps = warmup_steps
 
-    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, activated: Activated, choice: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
         if self.training and context.step < self.warmup_steps:
             return super().forward(activated, choice, context)
         return above_zero(choice, context)

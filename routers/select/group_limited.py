@@ -1,12 +1,14 @@
-"""Group-limited top-k: a token first picks its best groups of experts, then its k best experts inside them.
+"""Group-limited top-k: a token first picks its best groups of experts, then its k best experts
+inside them.
 
     G_g = max of the choice in group g (`max`), or the sum of its two best (`top2`)
     keep the `limit` groups with the largest G_g, then top-k among their experts
 
-DeepSeek-V2, arXiv 2405.04434, section 2.2.2 (`max`, device-limited: 3 of 8 groups); DeepSeek-V3, arXiv 2412.19437,
-section 2.1.2 (`top2`, node-limited: 4 of 8; the released code, and ours, ranks groups by the offset scores). V2's code
-sets the other groups' scores to 0, V3's and ours to -inf. Groups are neighbouring experts, as even as E allows; where
-only one expert of a group is allowed, it counts alone.
+DeepSeek-V2, arXiv 2405.04434, section 2.2.2 (`max`, device-limited: 3 of 8 groups); DeepSeek-V3,
+arXiv 2412.19437, section 2.1.2 (`top2`, node-limited: 4 of 8; the released code, and ours, ranks
+groups by the offset scores). V2's code sets the other groups' scores to 0, V3's and ours to -inf.
+Groups are neighbouring experts, as even as E allows; where only one expert of a group is allowed,
+it counts alone.
 """
 
 from typing import Literal
@@ -37,15 +39,28 @@ class GroupLimited(Select):
     group: Tensor
     k: int
 
-    def __init__(self, sizes: Sizes, *, k: int, groups: int, limit: int, score: Literal["max", "top2"]) -> None:
+    def __init__(
+        self, sizes: Sizes, *, k: int, groups: int, limit: int, score: Literal["max", "top2"]
+    ) -> None:
         super().__init__()
         num_experts = sizes.num_experts
-        require("groups", groups, 1 <= groups <= num_experts, f"must be in 1..{num_experts}, the routed experts")
+        require(
+            "groups",
+            groups,
+            1 <= groups <= num_experts,
+            f"must be in 1..{num_experts}, the routed experts",
+        )
         require("limit", limit, 1 <= limit <= groups, f"must be in 1..{groups}, groups")
         room = limit * (num_experts // groups)
-        require("k", k, 1 <= k <= room, f"must be in 1..{room}, the experts in {limit} of {groups} groups")
+        require(
+            "k",
+            k,
+            1 <= k <= room,
+            f"must be in 1..{room}, the experts in {limit} of {groups} groups",
+        )
         self.k = self.max_k = k
-        self.limit, self.best = limit, 1 if score == "max" else 2
+        self.limit = limit
+        self.best = 1 if score == "max" else 2
         parts = torch.arange(num_experts).tensor_split(groups)
         size = max(self.best, len(parts[0]))
         self.register_buffer(
@@ -56,13 +71,16 @@ class GroupLimited(Select):
         owner = torch.cat([torch.full_like(p, i) for i, p in enumerate(parts)])
         self.register_buffer("group", owner, persistent=False)  # (E,)
 
-    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, activated: Activated, choice: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
         padded = functional.pad(choice, (0, 1), value=-torch.inf)  # (T, E + 1)
         first, *second = padded[:, self.members].topk(self.best, dim=-1).values.unbind(-1)
         best = sum((s.masked_fill(s == -torch.inf, 0) for s in second), first)  # (T, G)
         picked = best.topk(self.limit, dim=-1).indices  # (T, limit)
         open_ = torch.zeros_like(best, dtype=torch.bool).scatter(1, picked, True)  # (T, G)
-        value, expert = choice.masked_fill(~open_[:, self.group], -torch.inf).topk(self.k, dim=-1)  # (T, K)
+        # (T, K)
+        value, expert = choice.masked_fill(~open_[:, self.group], -torch.inf).topk(self.k, dim=-1)
         expert = expert.masked_fill(value == -torch.inf, choice.size(1))
         token = torch.arange(len(choice), device=choice.device).repeat_interleave(self.k)
         return token, expert.flatten()  # (T*K,), token-major

@@ -1,12 +1,15 @@
-"""Sequence top-k: the budget is k experts per token on average over a sequence, and hard tokens get more of it.
+"""Sequence top-k: the budget is k experts per token on average over a sequence, and hard tokens get
+more of it.
 
     training:    the k n best pairs (token, expert) of a sequence of n tokens
-    evaluation:  pair (t, e) is taken iff it is among the k t best pairs of the first t tokens ("online")
+    evaluation:  pair (t, e) is taken iff it is among the k t best pairs of the first t tokens
+                 ("online")
 
-Wen et al. 2025, arXiv 2511.06494, section 3: every token gets at least one and at most k + 2 experts. The online form
-looks back only, so evaluation is causal and training is not; it never takes back an expert of an earlier token, so its
-mean may differ from k. How `min_k` and `max_k` keep to the budget is our reading: a token's best `min_k` pairs come
-first, and those beyond its best `max_k` do not compete.
+Wen et al. 2025, arXiv 2511.06494, section 3: every token gets at least one and at most k + 2
+experts. The online form looks back only, so evaluation is causal and training is not; it never
+takes back an expert of an earlier token, so its mean may differ from k. How `min_k` and `max_k`
+keep to the budget is our reading: a token's best `min_k` pairs come first, and those beyond its
+best `max_k` do not compete.
 """
 
 import torch
@@ -38,37 +41,63 @@ class SeqTopK(Select):
     def __init__(self, sizes: Sizes, *, k: int, min_k: int, max_k: int | None) -> None:
         super().__init__()
         limit = min(k + 2, sizes.num_experts) if max_k is None else max_k
-        require("k", k, 1 <= k <= sizes.num_experts, f"must be in 1..{sizes.num_experts}, the layout's routed experts")
+        require(
+            "k",
+            k,
+            1 <= k <= sizes.num_experts,
+            f"must be in 1..{sizes.num_experts}, the layout's routed experts",
+        )
         require("min_k", min_k, 0 <= min_k <= k, f"must be in 0..{k}, k")
-        require("max_k", max_k, k <= limit <= sizes.num_experts, f"must be null or in {k}..{sizes.num_experts}")
-        self.k, self.min_k, self.max_k = k, min_k, limit
+        require(
+            "max_k",
+            max_k,
+            k <= limit <= sizes.num_experts,
+            f"must be null or in {k}..{sizes.num_experts}",
+        )
+        self.k = k
+        self.min_k = min_k
+        self.max_k = limit
 
-    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, activated: Activated, choice: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
         (num_tokens, num_experts), valid = choice.shape, context.valid
         value, expert = choice.topk(self.max_k, dim=-1)  # (T, M), best first
-        value[:, : self.min_k] = value[:, : self.min_k].masked_fill(value[:, : self.min_k] > -torch.inf, torch.inf)
-        value = value.masked_fill(~valid.flatten()[:, None], -torch.inf).view(*valid.shape, -1)  # (B, S, M)
+        value[:, : self.min_k] = value[:, : self.min_k].masked_fill(
+            value[:, : self.min_k] > -torch.inf, torch.inf
+        )
+        # (B, S, M)
+        value = value.masked_fill(~valid.flatten()[:, None], -torch.inf).view(*valid.shape, -1)
         seen = valid.cumsum(1)[:, :, None] * self.k  # (B, S, 1), the budget up to a token
-        taken = full_rank(value) < seen[:, -1:] if self.training else prefix_rank(value) < seen  # (B, S, M)
+        # (B, S, M)
+        taken = full_rank(value) < seen[:, -1:] if self.training else prefix_rank(value) < seen
         token = torch.arange(num_tokens, device=choice.device).repeat_interleave(self.max_k)
-        return token, expert.masked_fill(~taken.view_as(expert), num_experts).flatten()  # (T*M,), token-major
+        # (T*M,), token-major
+        return token, expert.masked_fill(~taken.view_as(expert), num_experts).flatten()
 
 
 def full_rank(value: Tensor) -> Tensor:
-    """How many pairs of its sequence come before each pair of value (B, S, M): (B, S, M); the earlier wins a tie."""
+    """How many pairs of its sequence come before each pair of value (B, S, M): (B, S, M);
+    the earlier wins a tie.
+    """
     order = value.flatten(1).argsort(dim=1, descending=True, stable=True)
     places = torch.arange(order.size(1), device=value.device).expand_as(order)
     return torch.empty_like(order).scatter(1, order, places).view_as(value)
 
 
 def prefix_rank(value: Tensor) -> Tensor:
-    """As full_rank, but among the pairs of the tokens so far: by merging, so S M log^2 steps instead of (S M)^2.
+    """As full_rank, but among the pairs of the tokens so far: by merging, so S M log^2 steps
+    instead of (S M)^2.
 
-    At width w, each token of the right half of a block of 2w learns how many pairs of the left half beat it.
+    At width w, each token of the right half of a block of 2w learns how many pairs of the left half
+    beat it.
     """
     batch, length, pairs = value.shape
-    padded = functional.pad(value, (0, 0, 0, (1 << (length - 1).bit_length()) - length), value=-torch.inf)
-    rank = torch.arange(pairs, device=value.device).expand(padded.shape).contiguous()  # best first within a token
+    padded = functional.pad(
+        value, (0, 0, 0, (1 << (length - 1).bit_length()) - length), value=-torch.inf
+    )
+    # best first within a token
+    rank = torch.arange(pairs, device=value.device).expand(padded.shape).contiguous()
     width = 1
     while width < padded.size(1):
         left, right = padded.view(batch, -1, 2, width * pairs).unbind(2)  # (B, blocks, w * M)

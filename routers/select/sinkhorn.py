@@ -1,11 +1,13 @@
-"""Sinkhorn: in training, top-k on a matrix whose rows and columns were made to sum alike; plain top-k in evaluation.
+"""Sinkhorn: in training, top-k on a matrix whose rows and columns were made to sum alike; plain
+top-k in evaluation.
 
     A = scores;  repeat: scale the columns to sum N / E, then the rows to sum 1   (N valid tokens)
 
-Clark et al. 2022, arXiv 2202.01169, section 3 ("S-BASE"); Megatron-LM's `sinkhorn` balancing. They start from
-exp(logits): softmax scores are that up to a factor for each row, which the scaling takes out, so with softmax the
-result is the same. A fixed number of rounds instead of a tolerance: no wait for the device. The gates come from the
-plain scores. Balancing a batch looks at later tokens, so training is not causal.
+Clark et al. 2022, arXiv 2202.01169, section 3 ("S-BASE"); Megatron-LM's `sinkhorn` balancing. They
+start from exp(logits): softmax scores are that up to a factor for each row, which the scaling takes
+out, so with softmax the result is the same. A fixed number of rounds instead of a tolerance: no
+wait for the device. The gates come from the plain scores. Balancing a batch looks at later tokens,
+so training is not causal.
 """
 
 import torch
@@ -37,9 +39,13 @@ class Sinkhorn(TopK):
         require("rounds", rounds, rounds >= 1, "must be at least 1")
         self.rounds = rounds
 
-    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, activated: Activated, choice: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
         if self.training:
-            balanced = self._balance(choice.clamp_min(1e-30).log(), context.valid.flatten()[:, None])
+            balanced = self._balance(
+                choice.clamp_min(1e-30).log(), context.valid.flatten()[:, None]
+            )
             choice = balanced.masked_fill(choice == -torch.inf, -torch.inf)
         return super().forward(activated, choice, context)
 
@@ -47,7 +53,8 @@ class Sinkhorn(TopK):
         """log A (T, E) with even columns over the valid tokens; padding takes part in nothing."""
         share = (valid.sum().clamp_min(1) / log_a.size(1)).log()
         for _ in range(self.rounds):
-            columns = log_a.masked_fill(~valid, -1e30).logsumexp(0)  # (E,); finite even where all is padding
+            # (E,); finite even where all is padding
+            columns = log_a.masked_fill(~valid, -1e30).logsumexp(0)
             log_a = log_a - columns + share
             log_a = log_a - log_a.logsumexp(1, keepdim=True)
         return log_a

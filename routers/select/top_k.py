@@ -1,6 +1,7 @@
 """Top-k: each token takes its k best experts.
 
-Shazeer et al. 2017, arXiv 1701.06538, eq. 5; k=1 in Switch (arXiv 2101.03961), k=2 in GShard (arXiv 2006.16668).
+Shazeer et al. 2017, arXiv 1701.06538, eq. 5; k=1 in Switch (arXiv 2101.03961), k=2 in GShard (arXiv
+2006.16668).
 """
 
 import torch
@@ -29,7 +30,9 @@ class TopK(Select):
         require("k", k, 1 <= k <= sizes.num_experts, allowed)
         self.k = self.max_k = k
 
-    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, activated: Activated, choice: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
         expert = choice.topk(self.k, dim=-1).indices  # (T, K)
         token = torch.arange(len(choice), device=choice.device).repeat_interleave(self.k)
         return token, expert.flatten()  # (T*K,), token-major

@@ -1,11 +1,14 @@
-"""Top-p: each token takes as many experts as gather a probability above p, a hard token more than an easy one.
+"""Top-p: each token takes as many experts as gather a probability above p, a hard token more than
+an easy one.
 
-    sort the probabilities downwards; keep the shortest prefix whose sum is > p, at least `min_k`, at most `max_k`
+    sort the probabilities downwards; keep the shortest prefix whose sum is > p, at least `min_k`,
+        at most `max_k`
 
-Huang et al. 2024 ("Harder Tasks Need More Experts", Dynamic_MoE), arXiv 2403.07652; there p = 0.4 and the
-gates are not normalised. A sum of exactly p does not stop. Sums are in float32: in bfloat16, as in the released code,
-0.8 % of the tokens get another number of experts. Scores that are no probabilities count by their share of the token's
-sum; an offset changes the order of the experts, not what they count.
+Huang et al. 2024 ("Harder Tasks Need More Experts", Dynamic_MoE), arXiv 2403.07652; there p = 0.4
+and the gates are not normalised. A sum of exactly p does not stop. Sums are in float32: in
+bfloat16, as in the released code, 0.8 % of the tokens get another number of experts. Scores that
+are no probabilities count by their share of the token's sum; an offset changes the order of the
+experts, not what they count.
 """
 
 import torch
@@ -34,15 +37,26 @@ class TopP(Select):
         super().__init__()
         require("p", p, 0 <= p <= 1, "must be in 0..1")
         limit = sizes.num_experts if max_k is None else max_k
-        require("max_k", max_k, 1 <= limit <= sizes.num_experts, f"must be null or in 1..{sizes.num_experts}")
+        require(
+            "max_k",
+            max_k,
+            1 <= limit <= sizes.num_experts,
+            f"must be null or in 1..{sizes.num_experts}",
+        )
         require("min_k", min_k, 1 <= min_k <= limit, f"must be in 1..{limit}, max_k")
-        self.p, self.min_k, self.max_k = p, min_k, limit
+        self.p = p
+        self.min_k = min_k
+        self.max_k = limit
 
-    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, activated: Activated, choice: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
         num_tokens, num_experts = choice.shape
         expert = choice.sort(dim=-1, descending=True, stable=True).indices  # (T, E)
-        mass = activated.probabilities.gather(1, expert).cumsum(-1).clamp_max(1.0)  # (T, E); p = 1 keeps all
-        wanted = ((mass <= self.p).sum(-1, keepdim=True) + 1).clamp(self.min_k, self.max_k)  # (T, 1)
+        # (T, E); p = 1 keeps all
+        mass = activated.probabilities.gather(1, expert).cumsum(-1).clamp_max(1.0)
+        # (T, 1)
+        wanted = ((mass <= self.p).sum(-1, keepdim=True) + 1).clamp(self.min_k, self.max_k)
         place = torch.arange(self.max_k, device=choice.device)
         expert = expert[:, : self.max_k].masked_fill(place >= wanted, num_experts)  # (T, max_k)
         token = torch.arange(num_tokens, device=choice.device).repeat_interleave(self.max_k)

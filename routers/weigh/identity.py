@@ -1,6 +1,7 @@
 """No activation: the gate is the logit, of either sign and without bound.
 
-PSEC's alpha (Liu et al. 2025, arXiv 2502.05932, section 4), which may take a skill away from a mixture.
+PSEC's alpha (Liu et al. 2025, arXiv 2502.05932, section 4), which may take a skill away from a
+mixture.
 """
 
 import torch

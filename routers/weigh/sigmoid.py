@@ -1,7 +1,7 @@
 """Sigmoid gate: scores = sigmoid(logits), each expert judged alone.
 
-DeepSeek-V3, arXiv 2412.19437, eq. 13-15 (`normalize: true`, `scale: 2.5`); with `normalize: false` and one expert the
-gate of BASE layers (arXiv 2103.16716).
+DeepSeek-V3, arXiv 2412.19437, eq. 13-15 (`normalize: true`, `scale: 2.5`); with `normalize: false`
+and one expert the gate of BASE layers (arXiv 2103.16716).
 """
 
 from torch import Tensor

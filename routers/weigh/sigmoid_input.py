@@ -1,9 +1,11 @@
-"""Sigmoid gate on the input: an expert sees its token times the sigmoid of the logit, and its output counts whole.
+"""Sigmoid gate on the input: an expert sees its token times the sigmoid of the logit, and its
+output counts whole.
 
     y = sum over the chosen experts of FFN_i(sigmoid(logit_i) x)
 
-Llama 4 (Meta 2025), known from its released code, where k = 1: not the same as a gate on the output, since an expert is
-not linear. The logits of the released model are those of a linear router.
+Llama 4 (Meta 2025), known from its released code, where k = 1: not the same as a gate on the
+output, since an expert is not linear. The logits of the released model are those of a linear
+router.
 """
 
 from app.registry import register

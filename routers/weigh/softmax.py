@@ -1,8 +1,9 @@
 """Softmax gate: scores = softmax(logits) over all experts.
 
-`normalize: false` is "softmax, then select" (DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066, eq. 9-10; Switch, arXiv
-2101.03961, eq. 2). `normalize: true` divides by the sum over the selected, which equals "select, then softmax over the
-selected" (Mixtral, arXiv 2401.04088, section 2.1; GShard, arXiv 2006.16668, algorithm 1).
+`normalize: false` is "softmax, then select" (DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066, eq.
+9-10; Switch, arXiv 2101.03961, eq. 2). `normalize: true` divides by the sum over the selected,
+which equals "select, then softmax over the selected" (Mixtral, arXiv 2401.04088, section 2.1;
+GShard, arXiv 2006.16668, algorithm 1).
 """
 
 from torch import Tensor

@@ -1,12 +1,15 @@
-"""SparseMixer-v2: the gate of the r-th choice is a softmax over what is left, its gradient that of a sampled choice.
+"""SparseMixer-v2: the gate of the r-th choice is a softmax over what is left, its gradient that of
+a sampled choice.
 
     p_r  = softmax over the candidates without the r-1 experts chosen before, at the chosen expert
     gate = m p_r  forward,  d gate = d p_r  backward
-    m    = 1 for the likeliest candidate; for another one 1 with probability 1/4, else 1/3;  1 in evaluation
+    m    = 1 for the likeliest candidate; for another one 1 with probability 1/4, else 1/3;
+        1 in evaluation
 
-GRIN (Liu et al. 2024, arXiv 2409.12136, section 2), after SparseMixer (arXiv 2310.00811): m is Heun's third-order
-method, which estimates the gradient through the choice. Candidates are those of the selection `sparsemixer`, and the
-chosen expert. An expert is chosen before another one if the selection lists it first.
+GRIN (Liu et al. 2024, arXiv 2409.12136, section 2), after SparseMixer (arXiv 2310.00811): m is
+Heun's third-order method, which estimates the gradient through the choice. Candidates are those of
+the selection `sparsemixer`, and the chosen expert. An expert is chosen before another one if the
+selection lists it first.
 """
 
 import torch
@@ -20,11 +23,13 @@ from routers.select.sparsemixer import candidates
 
 @register("weigh")
 class SparseMixer(Weigh):
-    """Weighs each choice by a softmax over what is left, with the gradient of a sampled choice; never normalised.
+    """Weighs each choice by a softmax over what is left, with the gradient of a sampled choice;
+    never normalised.
 
     Args:
         scale: factor on every gate; above 0.
-        eps: half the relative distance from the best logit within which an expert is a candidate; at least 0.
+        eps: half the relative distance from the best logit within which an expert is a candidate;
+            at least 0.
 
     Raises:
         ValueError: a knob is out of its range.
@@ -41,7 +46,9 @@ class SparseMixer(Weigh):
     def log_scores(self, logits: Tensor) -> Tensor:
         return logits.log_softmax(-1)  # (T, E)
 
-    def forward(self, activated: Activated, token: Tensor, expert: Tensor, context: Context) -> Tensor:
+    def forward(
+        self, activated: Activated, token: Tensor, expert: Tensor, context: Context
+    ) -> Tensor:
         num_tokens, num_experts = activated.logits.shape
         nobody = expert == num_experts  # (A,)
         order = torch.arange(len(token), device=token.device)

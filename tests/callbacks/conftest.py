@@ -1,4 +1,6 @@
-"""Short real runs: a nano model on the toy corpus under the composed config, with the callbacks of one group."""
+"""Short real runs: a nano model on the toy corpus under the composed config,
+with the callbacks of one group.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +33,12 @@ class Run:
     """What a test sees of a finished run."""
 
     def __init__(self, folder: Path, trainer: lightning.Trainer, module: LanguageModel) -> None:
-        self.folder, self.trainer, self.module = folder, trainer, module
-        self.events = EventAccumulator(str(folder / "tb"), size_guidance={"tensors": 0, "scalars": 0, "images": 0})
+        self.folder = folder
+        self.trainer = trainer
+        self.module = module
+        self.events = EventAccumulator(
+            str(folder / "tb"), size_guidance={"tensors": 0, "scalars": 0, "images": 0}
+        )
         self.events.Reload()
 
     def scalar(self, tag: str) -> list[float]:
@@ -62,9 +68,18 @@ def starter(tmp_path: Path) -> Start:
         torch.manual_seed(0)
         config = read_config(*overrides)
         data = TokenDataModule(
-            Toy(), Bytes(), 0, seq_len=32, batch_size=4, micro_batch_size=2, val_rows=None, overfit_batches=None,
-            max_epochs=None, num_workers=0, cache_dir=str(tmp_path / "cache"),
-        )  # fmt: skip
+            Toy(),
+            Bytes(),
+            0,
+            seq_len=32,
+            batch_size=4,
+            micro_batch_size=2,
+            val_rows=None,
+            overfit_batches=None,
+            max_epochs=None,
+            num_workers=0,
+            cache_dir=str(tmp_path / "cache"),
+        )
         folder.mkdir(exist_ok=True)
         OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
         data.prepare()
@@ -73,12 +88,21 @@ def starter(tmp_path: Path) -> Start:
         module = build_module(config, data.vocab_size, data.domains, 2)
         change(module)
         trainer = lightning.Trainer(
-            accelerator="cpu", devices=1, max_steps=steps, val_check_interval=validate_every,
-            check_val_every_n_epoch=None, num_sanity_val_steps=0, log_every_n_steps=log_every,
-            logger=[logger.open(folder, 0) for logger in build_loggers(config)], callbacks=parts,
-            enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder,
-            use_distributed_sampler=False, enable_progress_bar=shows,
-        )  # fmt: skip
+            accelerator="cpu",
+            devices=1,
+            max_steps=steps,
+            val_check_interval=validate_every,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=log_every,
+            logger=[logger.open(folder, 0) for logger in build_loggers(config)],
+            callbacks=parts,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            default_root_dir=folder,
+            use_distributed_sampler=False,
+            enable_progress_bar=shows,
+        )
         trainer.fit(module, datamodule=data)
         return Run(folder, trainer, module)
 

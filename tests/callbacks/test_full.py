@@ -22,9 +22,21 @@ from routers.contract import Routing
 from tests.callbacks.conftest import Run, Start, starter
 from tests.callbacks.test_brief import OFTEN
 
-FULL = ("callbacks=full", *OFTEN, "callbacks.controllers.every=2", "callbacks.weight_similarity.every=2",
-        "balance=loss_free", "callbacks.speed.peak_flops=1e12", "trainer.gradient_clip_val=null")  # fmt: skip
-SPECIALISATION = ("routing_change", "layer_information", "rmoe_layer_information", "weight_similarity")
+FULL = (
+    "callbacks=full",
+    *OFTEN,
+    "callbacks.controllers.every=2",
+    "callbacks.weight_similarity.every=2",
+    "balance=loss_free",
+    "callbacks.speed.peak_flops=1e12",
+    "trainer.gradient_clip_val=null",
+)
+SPECIALISATION = (
+    "routing_change",
+    "layer_information",
+    "rmoe_layer_information",
+    "weight_similarity",
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +46,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_the_event_file_holds_all_of_it(run: Run) -> None:
     tags = run.events.Tags()
-    assert {"experts/load_p10", "gradient/router", "speed/mfu", "controllers/loss_free_bias_max",
-            "controllers_by_layer/loss_free_bias_min/1"} <= set(tags["scalars"])  # fmt: skip
+    assert {
+        "experts/load_p10",
+        "gradient/router",
+        "speed/mfu",
+        "controllers/loss_free_bias_max",
+        "controllers_by_layer/loss_free_bias_min/1",
+    } <= set(tags["scalars"])
     assert {f"specialisation/{name}" for name in SPECIALISATION} <= set(tags["scalars"])
-    assert {"specialisation/co_activation", "specialisation/layer_information"} <= set(tags["images"])
+    assert {"specialisation/co_activation", "specialisation/layer_information"} <= set(
+        tags["images"]
+    )
     assert "controllers/loss_free_bias/0" in tags["histograms"]
     assert "specialisation/typical_tokens/1/text_summary" in tags["tensors"]
     assert "router/k_p95" not in tags["scalars"], "all tokens have as many experts"
@@ -46,7 +65,13 @@ def test_the_event_file_holds_all_of_it(run: Run) -> None:
 
 def test_the_spread_of_the_number_of_experts_is_told_where_it_differs(start: Start) -> None:
     run = start("router=top_p", "router.select.p=0.3", callbacks=[Utilisation()])
-    assert 1 <= run.scalar("router/k_p5")[-1] < run.scalar("router/k_p95")[-1] <= run.scalar("router/k_max")[-1] <= 8
+    assert (
+        1
+        <= run.scalar("router/k_p5")[-1]
+        < run.scalar("router/k_p95")[-1]
+        <= run.scalar("router/k_max")[-1]
+        <= 8
+    )
 
 
 def test_gradient_norms_add_up_to_that_of_everything(run: Run) -> None:
@@ -75,7 +100,9 @@ def test_a_model_that_does_not_learn_does_not_change_its_routing(start: Start) -
 class Turned(lightning.Callback):
     """Lets every token choose another expert after each validation: expert e becomes e + 1."""
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         for router in pl_module.model.routers():
             weight = router.score.proj.weight.data
             weight.copy_(weight.roll(1, 0))
@@ -118,7 +145,9 @@ def test_the_scalars_of_a_controller_are_those_of_its_biases(run: Run) -> None:
 
 
 class Counted(RoutingCallback):
-    """Counts one by one which domain's tokens go to which expert of each layer in the last validation."""
+    """Counts one by one which domain's tokens go to which expert
+    of each layer in the last validation.
+    """
 
     def __init__(self) -> None:
         self.load = torch.zeros(2, 3, 8)  # layers, domains, experts
@@ -138,14 +167,22 @@ def watch_panels(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[torch.Tenso
     drawn: list[tuple[list[torch.Tensor], list[str]]] = []
     painted = draw.panels
     monkeypatch.setattr(
-        draw, "panels", lambda maps, **more: drawn.append((maps, more["yticklabels"])) or painted(maps, **more)
+        draw,
+        "panels",
+        lambda maps, **more: drawn.append((maps, more["yticklabels"])) or painted(maps, **more),
     )
     return drawn
 
 
 def test_experts_of_one_domain_each_are_drawn_as_a_diagonal(start: Start, monkeypatch) -> None:
     drawn = watch_panels(monkeypatch)
-    planted = ("router=oracle", "experts=coarse", "experts.num_experts=3", "experts.top_k=1", "balance=none")
+    planted = (
+        "router=oracle",
+        "experts=coarse",
+        "experts.num_experts=3",
+        "experts.top_k=1",
+        "balance=none",
+    )
     run = start(*planted, callbacks=[DomainPictures(every=1, top=3.0)])
     maps, names = next(shown for shown in reversed(drawn) if len(shown[1][0]) == 1)
     assert names == ["a", "b", "c"]
@@ -154,9 +191,12 @@ def test_experts_of_one_domain_each_are_drawn_as_a_diagonal(start: Start, monkey
     assert run.scalar("specialisation/domain_information")[-1] > 0.8
 
 
-def test_the_picture_of_domains_shows_the_load_of_each_domain_in_its_row(start: Start, monkeypatch) -> None:
+def test_the_picture_of_domains_shows_the_load_of_each_domain_in_its_row(
+    start: Start, monkeypatch
+) -> None:
     drawn = watch_panels(monkeypatch)
-    counted, pictures = Counted(), DomainPictures(every=1, top=3.0)
+    counted = Counted()
+    pictures = DomainPictures(every=1, top=3.0)
     start(callbacks=[counted, pictures])
     maps, names = next(shown for shown in reversed(drawn) if len(shown[1][0]) == 1)
     assert names == ["a", "b", "c"] and pictures.order is not None
@@ -166,7 +206,8 @@ def test_the_picture_of_domains_shows_the_load_of_each_domain_in_its_row(start: 
 
 
 def test_experts_stand_by_their_domain_and_stay_there() -> None:
-    load = torch.tensor([[[1.0, 9, 0, 5], [8, 0, 1, 5]]])  # (L, domains, E): 1 serves the first domain
+    # (L, domains, E): 1 serves the first domain
+    load = torch.tensor([[[1.0, 9, 0, 5], [8, 0, 1, 5]]])
     assert by_domain(load).tolist() == [[1, 0, 3, 2]]
     first = DomainPictures(every=1, top=3.0)
     first.order = by_domain(load)
@@ -182,7 +223,12 @@ def test_pairs_of_layers_become_a_symmetric_matrix() -> None:
 
 
 def test_the_shares_of_skills_are_told_by_domain(start: Start) -> None:
-    planted = ("router=oracle", "balance=none", "experts=lora_skills", "experts.skills=[one,two,three]")
+    planted = (
+        "router=oracle",
+        "balance=none",
+        "experts=lora_skills",
+        "experts.skills=[one,two,three]",
+    )
     run = start(*planted, "experts.top_k=1", "router.weigh.scale=0.5", callbacks=[SkillShares()])
     for domain, own in zip("abc", ("one", "two", "three"), strict=True):
         for skill in ("one", "two", "three"):

@@ -21,16 +21,23 @@ def test_a_cell_that_does_not_come_out_says_why(cell):
     assert not cell.reproduced, "reproduced: move it to DEEPSEEK"
 
 
-@pytest.mark.parametrize(("name", "ffns"), [("", 2), ("_dense", 1), ("_gshard_x1_5", 3), ("_dense_x16", 16)])
+@pytest.mark.parametrize(
+    ("name", "ffns"), [("", 2), ("_dense", 1), ("_gshard_x1_5", 3), ("_dense_x16", 16)]
+)
 def test_flops_of_the_2b_scale_agree_with_the_formula_of_its_table(name, ffns):
-    layers, dim, length, vocab = 9, 1280, 2048, 8192
+    layers = 9
+    dim = 1280
+    length = 2048
+    vocab = 8192
     ffn = 3 * dim * (8 * dim / 3)
     products = layers * (4 * dim**2 + ffns * ffn) + vocab * dim
     formula = 6 * length * products + 12 * layers * dim * length**2
-    assert counted(f"deepseekmoe_2b{name}")["paper"].flops_per_sequence_train == pytest.approx(formula, rel=1e-3)
+    assert counted(f"deepseekmoe_2b{name}")["paper"].flops_per_sequence_train == pytest.approx(
+        formula, rel=1e-3
+    )
 
 
-def test_all_models_of_the_2b_scale_have_sixteen_times_the_feed_forward_parameters_of_the_dense_one():
+def test_moe_models_of_the_2b_scale_have_16_times_the_dense_ffn_parameters():
     one = counted("deepseekmoe_2b_dense")["real"].ffn_params
     for name in ("", "_hash", "_switch", "_gshard", "_dense_x16"):
         assert counted(f"deepseekmoe_2b{name}")["real"].ffn_params == 16 * one
@@ -50,8 +57,12 @@ def test_combinations_of_experts():
         ("deepseek_v3", 58, 7168, 2048, 256, 8),
     ],
 )
-def test_router_and_expert_parameters_of_v2_and_v3_follow_from_their_tables(name, layers, dim, width, experts, active):
+def test_router_and_expert_parameters_of_v2_and_v3_follow_from_their_tables(
+    name, layers, dim, width, experts, active
+):
     budget = counted(name)["real"]
     assert budget.router_params == layers * dim * experts
     assert budget.expert_params == layers * experts * 3 * dim * width
-    assert budget.total_params - budget.active_params == layers * (experts - active) * 3 * dim * width
+    assert (
+        budget.total_params - budget.active_params == layers * (experts - active) * 3 * dim * width
+    )

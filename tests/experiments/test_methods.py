@@ -6,7 +6,8 @@ from app.config.compose import CONF, composed
 from app.cost.budget import Budget, on_meta
 from app.model.transformer import Transformer
 
-METHODS = {  # router's score, selection, weighing, drop; balance; experts
+# router's score, selection, weighing, drop; balance; experts
+METHODS = {
     "noisy_topk": ("noisy", "top_k", "softmax", "none", ["importance", "smooth_load"], "coarse"),
     "base": ("linear", "base_layer", "sigmoid", "none", [], "coarse"),
     "sinkhorn": ("linear", "sinkhorn", "softmax", "none", [], "coarse"),
@@ -21,12 +22,23 @@ METHODS = {  # router's score, selection, weighing, drop; balance; experts
     "zaya": ("depth_average", "top_k", "softmax", "none", ["pid"], "moepp"),
     "gpt_oss": ("linear", "top_k", "softmax", "none", ["aux"], "coarse"),
     "kimi_k2": ("linear", "top_k", "sigmoid", "none", ["loss_free", "seq_v3"], "deepseek"),
-    "deepseek_v4": ("linear", "top_k", "sqrt_softplus", "none", ["loss_free", "seq_v3"], "deepseek"),
+    "deepseek_v4": (
+        "linear",
+        "top_k",
+        "sqrt_softplus",
+        "none",
+        ["loss_free", "seq_v3"],
+        "deepseek",
+    ),
     "nemotron_h": ("linear", "top_k", "sigmoid", "none", ["loss_free"], "residual"),
 }
-PRINTED = {  # billions of parameters in all, and active, as released or printed
-    "grin": (42, 6.6), "gpt_oss": (117, 5.1), "kimi_k2": (1040, None), "moge": (72, 16),
-}  # fmt: skip
+# billions of parameters in all, and active, as released or printed
+PRINTED = {
+    "grin": (42, 6.6),
+    "gpt_oss": (117, 5.1),
+    "kimi_k2": (1040, None),
+    "moge": (72, 16),
+}
 built: dict[str, Transformer] = {}
 
 
@@ -39,7 +51,8 @@ def build(name: str) -> Transformer:
 @pytest.mark.parametrize("name", METHODS)
 def test_an_experiment_is_its_method(name):
     config = composed([f"experiment=paper/{name}"])
-    router, balance = config["router"], list(config["balance"])
+    router = config["router"]
+    balance = list(config["balance"])
     parts = [router[kind]["name"] for kind in ("score", "select", "weigh", "drop")]
     assert (*parts, balance, config["experts"]["name"]) == METHODS[name]
     assert build(name).routers()
@@ -48,20 +61,30 @@ def test_an_experiment_is_its_method(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_what_could_not_be_read_is_said(name):
     third = (CONF / "experiment" / "paper" / f"{name}.yaml").read_text().splitlines()[2]
-    assert "could not be read" in third or "not published" in third or "released config" in third or "not ours" in third
+    assert (
+        "could not be read" in third
+        or "not published" in third
+        or ("released config") in third
+        or "not ours" in third
+    )
 
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_the_sizes_add_up_to_what_is_printed(name):
     total, active = PRINTED[name]
     budget = Budget.of(build(name), 4096)
-    attention = 0.12 if name == "kimi_k2" else 0.02  # its MLA is smaller than our attention
+    # its MLA is smaller than our attention
+    attention = 0.12 if name == "kimi_k2" else 0.02
     assert budget.total_params == pytest.approx(total * 1e9, rel=attention)
     if active is not None:
         assert budget.active_params == pytest.approx(active * 1e9, rel=0.15)
 
 
-PAPERS = [path for folder in ("paper", "toy") for path in sorted((CONF / "experiment" / folder).glob("*.yaml"))]
+PAPERS = [
+    path
+    for folder in ("paper", "toy")
+    for path in sorted((CONF / "experiment" / folder).glob("*.yaml"))
+]
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)

@@ -1,4 +1,6 @@
-"""The numbers that RMoE, Dynamic MoE, Mixtral, OLMoE and Qwen3 print, from the experiments' YAML alone."""
+"""The numbers that RMoE, Dynamic MoE, Mixtral, OLMoE and Qwen3 print,
+from the experiments' YAML alone.
+"""
 
 import pytest
 
@@ -20,7 +22,10 @@ def test_a_cell_that_does_not_come_out_says_why(cell):
 
 
 def test_the_router_of_rmoe_has_exactly_the_parameters_of_its_table():
-    layers, dim, state, experts = 8, 352, 128, 16
+    layers = 8
+    dim = 352
+    state = 128
+    experts = 16
     gru = 6 * state**2 + 6 * state
     assert layers * dim * state + gru + layers * state * experts == 475_904
     assert counted("rmoe_enwik8_medium")["real"].router_params == 475_904

@@ -30,7 +30,13 @@ def test_a_toy_is_small_enough_to_train_in_minutes(name):
 
 def test_deepseekmoes_toys_have_sixteen_ffns_and_no_dense_layer():
     one = budget("dense").ffn_params
-    for name, active in (("deepseekmoe", 2), ("gshard", 2), ("switch", 1), ("hash", 1), ("dense_x16", 16)):
+    for name, active in (
+        ("deepseekmoe", 2),
+        ("gshard", 2),
+        ("switch", 1),
+        ("hash", 1),
+        ("dense_x16", 16),
+    ):
         assert (budget(name).ffn_params, budget(name).active_ffn_params) == (16 * one, active * one)
     assert len(toy("deepseekmoe").routers()) == toy("deepseekmoe").config.num_layers
     assert (toy("deepseekmoe").num_experts, toy("deepseekmoe").routers()[0].top_k) == (63, 7)
@@ -42,7 +48,8 @@ def test_the_toys_of_one_paper_differ_in_their_router_only():
 
 
 @pytest.mark.parametrize(
-    ("name", "experts", "k"), [("mixtral", 8, 2), ("olmoe", 64, 8), ("qwen3", 128, 8), ("grove", 128, 8)]
+    ("name", "experts", "k"),
+    [("mixtral", 8, 2), ("olmoe", 64, 8), ("qwen3", 128, 8), ("grove", 128, 8)],
 )
 def test_a_toy_has_its_familys_number_of_experts(name, experts, k):
     assert (toy(name).num_experts, toy(name).routers()[0].top_k) == (experts, k)
@@ -53,8 +60,11 @@ def test_deepseek_v3s_toy_has_a_dense_layer_at_the_bottom():
 
 
 def test_every_paper_experiment_is_built_by_some_test():
-    without_cell = {"rmoe_wikitext103", "rmoe_0_91b", "deepseek_v3", *METHODS}  # built by tests of their own
-    training = {f"{name}_training" for name in ("deepseekmoe_2b", "dynamic_moe", "rmoe_enwik8_medium")}
+    # built by tests of their own
+    without_cell = {"rmoe_wikitext103", "rmoe_0_91b", "deepseek_v3", *METHODS}
+    training = {
+        f"{name}_training" for name in ("deepseekmoe_2b", "dynamic_moe", "rmoe_enwik8_medium")
+    }
     tested = {cell.experiment for cell in CELLS + NOT_REPRODUCED} | without_cell | training
     assert {path.stem for path in (FOLDER / "paper").glob("*.yaml")} <= tested
 

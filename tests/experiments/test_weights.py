@@ -18,12 +18,15 @@ def test_an_experiment_has_the_printed_weight_in_our_units(weight):
 
 def test_every_weight_of_a_paper_experiment_is_in_the_table():
     listed = {(weight.experiment, weight.term) for weight in WEIGHTS}
-    unpublished = {("mixtral_8x7b", "aux"), ("moepp", "heterogeneous"), ("seq_top_k", "aux")}  # their files say so
+    # their files say so
+    unpublished = {("mixtral_8x7b", "aux"), ("moepp", "heterogeneous"), ("seq_top_k", "aux")}
     for path in (CONF / "experiment" / "paper").glob("*.yaml"):
         for term, values in composed([f"experiment=paper/{path.stem}"])["balance"].items():
             steered = "weight" not in values
             shared = path.stem.endswith("_training") or path.stem.startswith("rmoe_enwik8_medium_")
-            assert steered or shared or (path.stem, term) in listed | unpublished, f"{path.stem}: {term}"
+            assert steered or shared or (path.stem, term) in listed | unpublished, (
+                f"{path.stem}: {term}"
+            )
 
 
 def test_hugging_faces_loss_is_k_and_ours_one_at_uniform_load():

@@ -11,7 +11,11 @@ from experts.grouped.bmm import bmm_product, bmm_swiglu
 from experts.grouped.grouped_mm import grouped_mm_product, grouped_mm_swiglu
 from experts.grouped.planning import _padded
 
-T, D, E, K, H = 40, 16, 5, 2, 8
+T = 40
+D = 16
+E = 5
+K = 2
+H = 8
 CALL_ROWS = pytest.mark.parametrize("rows_per_product", [0, 100], ids=["unpadded", "padded"])
 
 
@@ -25,7 +29,9 @@ def fixed_k() -> tuple[Tensor, Tensor]:
 
 
 def uneven() -> tuple[Tensor, Tensor]:
-    """Tokens with any number of experts as in expert choice, some without one, some assignments unassigned."""
+    """Tokens with any number of experts as in expert choice, some without one,
+    some assignments unassigned.
+    """
     return torch.randint(0, E + 1, (70,)), torch.randint(0, T - 3, (70,)).sort().values
 
 
@@ -48,16 +54,26 @@ def leaves(num_assignments: int, dtype: torch.dtype = torch.float64) -> list[Ten
 
 
 def layer(
-    expert: Tensor, token: Tensor, x: Tensor, gate: Tensor, w_in: Tensor, w_out: Tensor, rows_per_product: int = 0
+    expert: Tensor,
+    token: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    rows_per_product: int = 0,
 ):
     plan = grouped.plan(expert, token, len(w_in), len(x), rows_per_product)
     y = grouped.swiglu(grouped.dispatch(x, plan), plan.ends, w_in, w_out)
     return grouped.combine(y, gate, plan)
 
 
-def dense(expert: Tensor, token: Tensor, x: Tensor, gate: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
+def dense(
+    expert: Tensor, token: Tensor, x: Tensor, gate: Tensor, w_in: Tensor, w_out: Tensor
+) -> Tensor:
     """Every expert on every token, weighted by a (T, E) matrix."""
-    matrix = gate.new_zeros(len(x), len(w_in) + 1).index_put((token, expert), gate, accumulate=True)[:, :-1]
+    matrix = gate.new_zeros(len(x), len(w_in) + 1).index_put(
+        (token, expert), gate, accumulate=True
+    )[:, :-1]
     hidden, up = torch.einsum("td,edh->eth", x, w_in).chunk(2, -1)
     return torch.einsum("te,etf,efd->td", matrix, functional.silu(hidden) * up, w_out)
 
@@ -80,7 +96,9 @@ def test_output_and_all_gradients_equal_the_dense_definition(case, rows_per_prod
 def test_gradients_equal_finite_differences(rows_per_product):
     expert, token = uneven()
     assert torch.autograd.gradcheck(
-        lambda *inputs: layer(expert, token, *inputs, rows_per_product), leaves(len(expert)), fast_mode=True
+        lambda *inputs: layer(expert, token, *inputs, rows_per_product),
+        leaves(len(expert)),
+        fast_mode=True,
     )
 
 
@@ -89,13 +107,17 @@ def test_gradients_equal_finite_differences(rows_per_product):
 def test_widths_that_grouped_mm_does_not_take_are_padded(dtype, dim, width):
     ends = torch.tensor([7, 7, 20, 31, 33], dtype=torch.int32)
     shapes = ((T, dim), (E, dim, 2 * width), (E, width, dim), (E, dim, width))
-    x, w_in, w_out, weight = (torch.randn(shape, dtype=dtype).div_(2).requires_grad_() for shape in shapes)
+    x, w_in, w_out, weight = (
+        torch.randn(shape, dtype=dtype).div_(2).requires_grad_() for shape in shapes
+    )
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
     for one, two, weights in (
         (bmm_swiglu, grouped_mm_swiglu, [w_in, w_out]),
         (bmm_product, grouped_mm_product, [weight]),
     ):
-        results = [with_gradients(kernel(x, ends, *weights), [x, *weights]) for kernel in (one, two)]
+        results = [
+            with_gradients(kernel(x, ends, *weights), [x, *weights]) for kernel in (one, two)
+        ]
         torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
 
 
@@ -104,7 +126,8 @@ def test_cpu_products_equal_grouped_mm_and_unassigned_rows_are_zero(dtype):
     ends = torch.tensor([7, 7, 20, 31, 33], dtype=torch.int32)  # 7 rows left over
     x, _, w_in, w_out = leaves(0, dtype)
     results = [
-        with_gradients(swiglu(x, ends, w_in, w_out), [x, w_in, w_out]) for swiglu in (bmm_swiglu, grouped_mm_swiglu)
+        with_gradients(swiglu(x, ends, w_in, w_out), [x, w_in, w_out])
+        for swiglu in (bmm_swiglu, grouped_mm_swiglu)
     ]
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
@@ -118,7 +141,9 @@ def test_what_stands_in_unassigned_rows_reaches_no_weight(swiglu):
     x, _, w_in, w_out = leaves(0, torch.bfloat16)
     before = with_gradients(swiglu(x, ends, w_in, w_out), [w_in, w_out])[1:]
     x.data[33:] = torch.nan
-    torch.testing.assert_close(with_gradients(swiglu(x, ends, w_in, w_out), [w_in, w_out])[1:], before, rtol=0, atol=0)
+    torch.testing.assert_close(
+        with_gradients(swiglu(x, ends, w_in, w_out), [w_in, w_out])[1:], before, rtol=0, atol=0
+    )
 
 
 @CALL_ROWS
@@ -127,7 +152,9 @@ def test_bfloat16_stays_close_to_float64(rows_per_product):
     inputs = leaves(len(expert))
     low = [t.detach().bfloat16().requires_grad_() for t in inputs]
     reference = with_gradients(dense(expert, token, *inputs), inputs)
-    for ours, exact in zip(with_gradients(layer(expert, token, *low, rows_per_product), low), reference, strict=True):
+    for ours, exact in zip(
+        with_gradients(layer(expert, token, *low, rows_per_product), low), reference, strict=True
+    ):
         assert (ours - exact).norm() < 0.02 * exact.norm()
 
 
@@ -139,13 +166,17 @@ def test_the_result_is_bitwise_the_same_twice_and_under_deterministic_algorithms
     def run() -> tuple[Tensor, ...]:
         return with_gradients(layer(expert, token, *inputs, rows_per_product), inputs)
 
-    first, second = run(), run()
+    first = run()
+    second = run()
     torch.use_deterministic_algorithms(True)
     try:
         third = run()
     finally:
         torch.use_deterministic_algorithms(False)
-    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, third, strict=True))
+    assert all(
+        torch.equal(a, b) and torch.equal(a, c)
+        for a, b, c in zip(first, second, third, strict=True)
+    )
 
 
 def test_autocast_computes_in_its_dtype_and_gradients_keep_theirs():
@@ -161,7 +192,9 @@ def test_autocast_computes_in_its_dtype_and_gradients_keep_theirs():
 def test_activation_checkpointing_changes_nothing(reentrant):
     expert, token = fixed_k()
     inputs = leaves(len(expert))
-    checkpointed = checkpoint(lambda *leaf: layer(expert, token, *leaf), *inputs, use_reentrant=reentrant)
+    checkpointed = checkpoint(
+        lambda *leaf: layer(expert, token, *leaf), *inputs, use_reentrant=reentrant
+    )
     checkpointed.sum().backward()
     plain = torch.autograd.grad(layer(expert, token, *inputs).sum(), inputs)
     torch.testing.assert_close(tuple(leaf.grad for leaf in inputs), plain)
@@ -183,7 +216,9 @@ def test_the_unassigned_add_nothing_even_when_an_expert_copies_every_row(rows_pe
     plan = grouped.plan(expert, token, E, T, rows_per_product)
     ours = with_gradients(grouped.combine(grouped.dispatch(x, plan), gate, plan), [x, gate])
     kept = gate * (expert < E)
-    reference = with_gradients(torch.zeros_like(x).index_add(0, token, x[token] * kept[:, None]), [x, gate])
+    reference = with_gradients(
+        torch.zeros_like(x).index_add(0, token, x[token] * kept[:, None]), [x, gate]
+    )
     torch.testing.assert_close(ours, reference)
 
 

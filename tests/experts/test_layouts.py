@@ -1,4 +1,6 @@
-"""Every layout against its dense definition y = shared(x) + sum_e gate_e E_e(x), and against its neighbours."""
+"""Every layout against its dense definition y = shared(x) + sum_e gate_e E_e(x),
+and against its neighbours.
+"""
 
 import pytest
 import torch
@@ -11,26 +13,51 @@ from experts import grouped
 from experts.contract import Experts, FeedForward, Stack
 from routers.contract import Context, Routing
 
-B, S, D = 2, 12, 16
+B = 2
+S = 12
+D = 16
 T = B * S
 LAYOUTS = {
     "coarse": {"num_experts": 5, "top_k": 2, "hidden_dim": 8},
     "fine_grained": {"num_experts": 3, "top_k": 1, "hidden_dim": 8, "segments": 2},
     "deepseek": {"num_experts": 3, "top_k": 2, "hidden_dim": 8, "segments": 2, "num_shared": 1},
     "shared_gated": {"num_experts": 5, "top_k": 2, "hidden_dim": 8, "shared_dim": 12},
-    "residual": {"num_experts": 5, "top_k": 1, "hidden_dim": 8, "dense_dim": 12, "coefficient": True},
+    "residual": {
+        "num_experts": 5,
+        "top_k": 1,
+        "hidden_dim": 8,
+        "dense_dim": 12,
+        "coefficient": True,
+    },
     "latent": {"num_experts": 5, "top_k": 2, "hidden_dim": 8, "shrink": 4, "shared_dim": 6},
-    "moepp": {"num_ffn": 3, "num_zero": 1, "num_copy": 1, "num_constant": 2, "top_k": 3, "hidden_dim": 8},
+    "moepp": {
+        "num_ffn": 3,
+        "num_zero": 1,
+        "num_copy": 1,
+        "num_constant": 2,
+        "top_k": 3,
+        "hidden_dim": 8,
+    },
     "longcat": {"num_ffn": 3, "num_identity": 2, "top_k": 2, "hidden_dim": 8},
     "heterogeneous": {"hidden_dims": [8, 4, 12, 4], "top_k": 2},
     "grove": {
-        "num_experts": 6, "top_k": 3, "hidden_dim": 8, "group_size": 2, "adjugate_dim": 4, "adjugate_scale": 0.5
+        "num_experts": 6,
+        "top_k": 3,
+        "hidden_dim": 8,
+        "group_size": 2,
+        "adjugate_dim": 4,
+        "adjugate_scale": 0.5,
     },
     "lora_skills": {
-        "skills": ["a", "b", "c"], "top_k": 2, "hidden_dim": 8, "rank": 2, "scale": 2.0, "linears": "ffn",
-        "level": "layer"
+        "skills": ["a", "b", "c"],
+        "top_k": 2,
+        "hidden_dim": 8,
+        "rank": 2,
+        "scale": 2.0,
+        "linears": "ffn",
+        "level": "layer",
     },
-}  # fmt: skip
+}
 EVERY = pytest.mark.parametrize("name", LAYOUTS)
 
 
@@ -75,7 +102,8 @@ def through_the_layer(layout: Experts, x: Tensor, gates: Tensor) -> Tensor:
 
 def network(module: FeedForward | Stack, x: Tensor, expert: int | None = None) -> Tensor:
     """One SwiGLU network, written out."""
-    w_in, w_out = module.w_in, module.w_out
+    w_in = module.w_in
+    w_out = module.w_out
     w_in = w_in.weight.T if expert is None else w_in[expert]
     w_out = w_out.weight.T if expert is None else w_out[expert]
     gate, up = (x @ w_in).chunk(2, -1)
@@ -133,7 +161,9 @@ def coefficients(layout: Experts, x: Tensor) -> Tensor:
 
 def dense(name: str, layout: Experts, x: Tensor, gates: Tensor) -> Tensor:
     x = x.view(T, D)
-    routed = [gates[:, e : e + 1] * expert_output(name, layout, x, e) for e in range(layout.num_experts)]
+    routed = [
+        gates[:, e : e + 1] * expert_output(name, layout, x, e) for e in range(layout.num_experts)
+    ]
     mixed = coefficients(layout, x)[:, :1] if name == "residual" else 1
     return shared_output(name, layout, x) + mixed * sum(routed)
 
@@ -156,24 +186,30 @@ def test_the_table_above_sets_every_knob(name):
 @EVERY
 def test_the_layer_equals_its_dense_definition_with_all_gradients(name):
     layout = build(name)
-    x, gates = tokens().requires_grad_(), top_gates(layout).requires_grad_()
+    x = tokens().requires_grad_()
+    gates = top_gates(layout).requires_grad_()
     inputs = [x, *layout.parameters()]
-    ours, reference = through_the_layer(layout, x, gates), dense(name, layout, x, gates)
+    ours = through_the_layer(layout, x, gates)
+    reference = dense(name, layout, x, gates)
     torch.testing.assert_close(ours, reference)
     weight = torch.randn_like(ours)
     torch.testing.assert_close(
-        torch.autograd.grad((ours * weight).sum(), inputs), torch.autograd.grad((reference * weight).sum(), inputs)
+        torch.autograd.grad((ours * weight).sum(), inputs),
+        torch.autograd.grad((reference * weight).sum(), inputs),
     )
 
 
 @EVERY
 def test_every_gate_gets_the_gradient_of_the_dense_definition(name):
-    layout, x = build(name), tokens()
+    layout = build(name)
+    x = tokens()
     router = Fixed(top_gates(layout))
     weight = torch.randn(T, D, dtype=torch.float64)
     y = MoE(router, layout)(x, Context(torch.ones(B, S, dtype=torch.bool)))[0].view(T, D)
     dense_gates = router.gates.detach().clone().requires_grad_()
-    (reference,) = torch.autograd.grad((dense(name, layout, x, dense_gates) * weight).sum(), dense_gates)
+    (reference,) = torch.autograd.grad(
+        (dense(name, layout, x, dense_gates) * weight).sum(), dense_gates
+    )
     (ours,) = torch.autograd.grad((y * weight).sum(), router.gates)
     torch.testing.assert_close(ours, reference * (router.gates > 0))
 
@@ -184,7 +220,11 @@ def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(name):
     gates = torch.rand(T, layout.num_experts, dtype=torch.float64) + 0.1  # every expert chosen
     through_the_layer(layout, tokens(), gates).square().sum().backward()
     for key, parameter in layout.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, key
+        assert (
+            parameter.grad is not None
+            and parameter.grad.isfinite().all()
+            and parameter.grad.abs().sum() > 0
+        ), key
 
 
 @EVERY
@@ -198,7 +238,8 @@ def test_an_expert_without_tokens_gets_a_zero_gradient_and_not_none(name):
 
 @EVERY
 def test_dropped_assignments_add_nothing(name):
-    layout, x = build(name), tokens()
+    layout = build(name)
+    x = tokens()
     gates = top_gates(layout)
     half = torch.cat((gates[: T // 2], torch.zeros_like(gates[T // 2 :])))
     router = Fixed(gates)
@@ -215,19 +256,27 @@ def test_dropped_assignments_add_nothing(name):
 
 @EVERY
 def test_bfloat16_stays_close_to_float64(name):
-    layout, x = build(name), tokens()
+    layout = build(name)
+    x = tokens()
     gates = top_gates(layout)
     low = build(name, torch.bfloat16)
     same_weights(low, layout)
     ours = through_the_layer(low, x.bfloat16(), gates.float()).double()
-    assert (ours - dense(name, layout, x, gates)).norm() < 0.02 * dense(name, layout, x, gates).norm()
+    assert (ours - dense(name, layout, x, gates)).norm() < 0.02 * dense(
+        name, layout, x, gates
+    ).norm()
 
 
 @EVERY
 def test_parameters_are_told_exactly(name):
     layout = build(name)
-    own = {key: p.numel() for key, p in layout.named_parameters() if not key.startswith(("common", "down", "up"))}
-    own |= {key: p.numel() for key, p in layout.named_parameters() if ".skills_" in key}  # of skills
+    own = {
+        key: p.numel()
+        for key, p in layout.named_parameters()
+        if not key.startswith(("common", "down", "up"))
+    }
+    # of skills
+    own |= {key: p.numel() for key, p in layout.named_parameters() if ".skills_" in key}
     assert len(layout.expert_params()) == layout.num_experts
     assert sum(layout.expert_params()) == sum(own.values())
     assert layout.active_params(layout.num_experts) == pytest.approx(sum(own.values()))
@@ -245,11 +294,15 @@ def test_parameters_are_told_exactly(name):
     ],
 )
 def test_a_layout_reduces_to_its_neighbour(one, changed, other, same):
-    first, second = build(one, **changed), build(other, **same)
+    first = build(one, **changed)
+    second = build(other, **same)
     same_weights(first, second)
-    x, gates = tokens(), top_gates(first)
+    x = tokens()
+    gates = top_gates(first)
     assert (first.num_experts, first.top_k) == (second.num_experts, second.top_k)
-    torch.testing.assert_close(through_the_layer(first, x, gates), through_the_layer(second, x, gates))
+    torch.testing.assert_close(
+        through_the_layer(first, x, gates), through_the_layer(second, x, gates)
+    )
 
 
 def test_one_expert_for_every_token_is_the_dense_network():
@@ -263,16 +316,21 @@ def test_one_expert_for_every_token_is_the_dense_network():
 
 
 def test_latent_with_identity_projections_is_coarse():
-    latent, coarse = build("latent", shrink=1, shared_dim=0), build("coarse")
+    latent = build("latent", shrink=1, shared_dim=0)
+    coarse = build("coarse")
     latent.down.weight.data = latent.up.weight.data = torch.eye(D, dtype=torch.float64)
     same_weights(latent.routed, coarse.routed)
-    x, gates = tokens(), top_gates(coarse)
-    torch.testing.assert_close(through_the_layer(latent, x, gates), through_the_layer(coarse, x, gates))
+    x = tokens()
+    gates = top_gates(coarse)
+    torch.testing.assert_close(
+        through_the_layer(latent, x, gates), through_the_layer(coarse, x, gates)
+    )
 
 
 def test_grove_computes_an_adjugate_once_for_a_token_that_has_two_experts_of_its_group():
     layout = build("grove")  # groups {0,1} {2,3} {4,5}, adjugates 6 7 8
-    token, expert = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1, 0, 4, 3, 6])
+    token = torch.tensor([0, 0, 0, 1, 1])
+    expert = torch.tensor([1, 0, 4, 3, 6])
     gate = torch.tensor([0.5, 0.25, 0.125, 0.5, 0.25])
     token, expert, gate = layout.assign(token, expert, gate, num_tokens=2)
     unassigned = layout.num_computed
@@ -300,7 +358,10 @@ def test_the_layer_compiles_without_a_graph_break(name):
     def forward(x: Tensor, token: Tensor, expert: Tensor, gate: Tensor) -> Tensor:
         token, expert, gate = layout.assign(token, expert, gate, len(x))
         plan = grouped.plan(expert, token, layout.num_computed, len(x))
-        return layout.leave(grouped.combine(layout(grouped.dispatch(layout.enter(x), plan), plan.ends), gate, plan), x)
+        return layout.leave(
+            grouped.combine(layout(grouped.dispatch(layout.enter(x), plan), plan.ends), gate, plan),
+            x,
+        )
 
     torch.compiler.reset()
     compiled = torch.compile(forward, fullgraph=True, backend="eager")

@@ -1,4 +1,5 @@
-"""Random damage to folders from somebody else: every command ends well or in one line, and nothing is written outside.
+"""Random damage to folders from somebody else: every command ends well or in one line, and nothing
+is written outside.
 
 A dozen cases run in the gate, and hundreds in the slow tests.
 """
@@ -28,7 +29,9 @@ from tests.app.runs.conftest import SMALL, write_text
 from tests.conftest import ROOT
 from tests.support.damage import copy_of, damage, files_of, seal, survived
 
-FEW, MANY, HUB = range(12), range(12, 160), range(12, 212)
+FEW = range(12)
+MANY = range(12, 160)
+HUB = range(12, 212)
 RUN = [
     *SMALL.replace("tokenizer=bytes", "tokenizer=bpe tokenizer.vocab_size=300").split(),
     "logger=[tensorboard,csv]",
@@ -45,7 +48,8 @@ def cases(few: range, many: range) -> list[Any]:
 def train(*overrides: str) -> None:
     """The real train.py in this process."""
     GlobalHydra.instance().clear()
-    before, sys.argv = sys.argv, [str(ROOT / "train.py"), *overrides]
+    before = sys.argv
+    sys.argv = [str(ROOT / "train.py"), *overrides]
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     finally:
@@ -54,8 +58,11 @@ def train(*overrides: str) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with whole runs: of one file a checkpoint, of parts, and a dense one with a skill."""
-    folder, before = tmp_path_factory.mktemp("fuzz"), Path.cwd()
+    """A folder with whole runs: of one file a checkpoint, of parts,
+    and a dense one with a skill.
+    """
+    folder = tmp_path_factory.mktemp("fuzz")
+    before = Path.cwd()
     os.chdir(folder)
     write_text(folder)
     (folder / "originals").mkdir()
@@ -64,7 +71,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         train(*RUN, *more, f"run={name}")
     train(*RUN[:-3], *dense, "run=dense")
     base = Path("runs/dense")
-    words = add_words(base, "one", [word for word in RUN[:-3] if word.startswith(("data", "trainer", "callbacks"))])
+    words = add_words(
+        base,
+        "one",
+        [word for word in RUN[:-3] if word.startswith(("data", "trainer", "callbacks"))],
+    )
     train(*words)
     keep(base, "one", words)
     for name in ("whole", "parts", "dense"):
@@ -74,7 +85,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def outside(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def outside(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """A home directory that must stay empty: planted code would write into it."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
@@ -97,15 +110,22 @@ COMMANDS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("seed", cases(FEW, MANY))
-def test_a_damaged_run_is_one_line(place: Path, outside: None, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "difference", lambda *_, **__: 0.0)  # the process of transformers takes seconds
+def test_a_damaged_run_is_one_line(
+    place: Path, outside: None, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the process of transformers takes seconds
+    monkeypatch.setattr(remote, "difference", lambda *_, **__: 0.0)
     chance = random.Random(seed)
     for name in ("runs/y", "out", "one.ckpt", "one.sha256"):
         shutil.rmtree(name, ignore_errors=True)
         Path(name).unlink(missing_ok=True)
-    run = copy_of(place / "originals" / chance.choice(["whole", "parts"]), place / "runs/x").relative_to(place)
+    run = copy_of(
+        place / "originals" / chance.choice(["whole", "parts"]), place / "runs/x"
+    ).relative_to(place)
     files = files_of(run)
-    file = chance.choice([path for path in files if path.parent == run] if chance.random() < 0.6 else files)
+    file = chance.choice(
+        [path for path in files if path.parent == run] if chance.random() < 0.6 else files
+    )
     what = damage(file, chance)
     if chance.random() < 0.5:
         seal(run)
@@ -120,7 +140,10 @@ def test_a_damaged_skill_is_one_line(place: Path, outside: None, seed: int) -> N
     run = copy_of(place / "originals/dense", place / "runs/x").relative_to(place)
     shutil.rmtree("runs/merged", ignore_errors=True)
     what = damage(run / "skills/one.safetensors", chance)
-    for name, words in {"list": ["list", str(run)], "merge": ["merge", str(run), "run=merged", "one=0.5"]}.items():
+    for name, words in {
+        "list": ["list", str(run)],
+        "merge": ["merge", str(run), "run=merged", "one=0.5"],
+    }.items():
         with survived(f"{name}: {what}"):
             skill.main(words)
 
@@ -156,18 +179,31 @@ def test_a_damaged_study_is_one_line(
     chance = random.Random(seed)
     monkeypatch.chdir(tmp_path)
     conf = shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    study = VALUES | {"contestants": {"top2": [], "fine": ["experts.top_k=1"]}, "common": ["model=nano"]}
+    study = VALUES | {
+        "contestants": {"top2": [], "fine": ["experts.top_k=1"]},
+        "common": ["model=nano"],
+    }
     (conf / "race/mine.yaml").write_text(json.dumps(study))
     monkeypatch.setattr("app.config.compose.CONF", conf)
     race.main(["race=mine", "report=true"])
     results = tmp_path / "results/mine"
     lines = [
-        {"contestant": name, "size": "xs", "lr": lr, "seed": seed, "share": 1.0, "key": f"m{number}", "bpb": 2.0}
+        {
+            "contestant": name,
+            "size": "xs",
+            "lr": lr,
+            "seed": seed,
+            "share": 1.0,
+            "key": f"m{number}",
+            "bpb": 2.0,
+        }
         for number, (name, lr, seed) in enumerate(
             (n, r, s) for n in study["contestants"] for r in study["lr"] for s in (0, 1, 9)
         )
     ]
-    (results / "members.jsonl").write_text("".join(json.dumps(WHOLE | line) + "\n" for line in lines))
+    (results / "members.jsonl").write_text(
+        "".join(json.dumps(WHOLE | line) + "\n" for line in lines)
+    )
     (results / "seconds.json").write_text(json.dumps({"seconds_per_token": {"xs": {"top2": 1.0}}}))
     desk = tmp_path / ".cache/race"
     desk.mkdir(parents=True)

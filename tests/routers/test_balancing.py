@@ -1,4 +1,6 @@
-"""Every method that is meant to balance does so, from a router that favours one expert by 5 logits."""
+"""Every method that is meant to balance does so,
+from a router that favours one expert by 5 logits.
+"""
 
 from typing import Any
 
@@ -11,26 +13,41 @@ from app.registry import find
 from routers.contract import Context, Score, Scored
 from tests.routers import nano
 
-STEPS, LAST, BOUND = 300, 50, 0.5  # MaxVio, averaged over the last 50 steps and the layers, written down before any run
-SEEDS = 3  # the mean over them is compared: one seed alone lies up to 0.15 beside it
+# MaxVio, averaged over the last 50 steps and the layers, written down before any run
+STEPS = 300
+LAST = 50
+BOUND = 0.5
+# the mean over them is compared: one seed alone lies up to 0.15 beside it
+SEEDS = 3
 
-# rates and weights are set for 300 steps of 256 tokens; (balance, its knobs, other parts of the router)
+# rates and weights are set for 300 steps of 256 tokens; (balance, its knobs, other parts of the
+# router)
 SCOPES = ("micro", "sequence", "global")
 LOSSES = {
     **{f"aux-{scope}": ("aux", {"weight": 0.3, "scope": scope}, {}) for scope in SCOPES},
-    **{f"device-{scope}": ("device", {"weight": 0.3, "scope": scope, "num_groups": 8}, {}) for scope in SCOPES},
+    **{
+        f"device-{scope}": ("device", {"weight": 0.3, "scope": scope, "num_groups": 8}, {})
+        for scope in SCOPES
+    },
     "communication": ("communication", {"weight": 0.3, "scope": "sequence", "num_groups": 8}, {}),
     "seq_v3": ("seq_v3", {"weight": 0.3}, {}),
     "importance": ("importance", {"weight": 0.3}, {}),
     "smooth_load": ("smooth_load", {"weight": 0.3}, {"score": "noisy"}),
     "mutual_information": ("mutual_information", {"weight": 0.1}, {}),
-}  # fmt: skip
-# After the collapse softmax scores differ by 0.95 between the favoured expert and the others, but by 0.005 among the
-# others: no one rate of a bias spans both in 300 steps, so the rate-driven controllers steer sigmoid scores. ReMoE's
-# lambda is not here: it controls how many experts a token has, and an expert whose ReLU is off for all tokens stays so.
+}
+# After the collapse softmax scores differ by 0.95 between the favoured expert and the others, but
+# by 0.005 among the
+# others: no one rate of a bias spans both in 300 steps, so the rate-driven controllers steer
+# sigmoid scores. ReMoE's
+# lambda is not here: it controls how many experts a token has, and an expert whose ReLU is off for
+# all tokens stays so.
 CONTROLLERS = {
     "loss_free-sign": ("loss_free", {"rate": 0.003}, {"weigh": "sigmoid"}),
-    "loss_free-proportional": ("loss_free", {"rate": 0.003, "rule": "proportional"}, {"weigh": "sigmoid"}),
+    "loss_free-proportional": (
+        "loss_free",
+        {"rate": 0.003, "rule": "proportional"},
+        {"weigh": "sigmoid"},
+    ),
     "pid": ("pid", {"integral": 0.003, "proportional": 0.003, "memory": 0.5}, {"weigh": "sigmoid"}),
     "momentum_bias": ("momentum_bias", {"rate": 0.003}, {"weigh": "sigmoid"}),
     "quantile": ("quantile", {}, {"weigh": "sigmoid"}),
@@ -57,13 +74,18 @@ class Favoured(Score):
 def train(name: str, knobs: dict[str, Any], parts: dict[str, str], seed: int) -> list[float]:
     """MaxVio of every step, the mean over the layers."""
     values = {key: v for key, v in defaults("balance", name).items() if key != "name"} | knobs
-    net = nano.model({name: find("balance", name)(nano.SIZES, **values)}, seed=seed, **parts).train()
+    net = nano.model(
+        {name: find("balance", name)(nano.SIZES, **values)}, seed=seed, **parts
+    ).train()
     for router in net.routers():
         router.score = Favoured(router.score)
     routing = {p for router in net.routers() for p in router.parameters()}
     others = [p for p in net.parameters() if p not in routing]
-    rate = 0.03 if net.balancer.offset() is None else 0.003  # a loss has to unlearn 5 logits, a controller does not
-    optimizer = torch.optim.Adam([{"params": list(routing), "lr": rate}, {"params": others, "lr": 0.003}])
+    # a loss has to unlearn 5 logits, a controller does not
+    rate = 0.03 if net.balancer.offset() is None else 0.003
+    optimizer = torch.optim.Adam(
+        [{"params": list(routing), "lr": rate}, {"params": others, "lr": 0.003}]
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
     violations = []
     for step in range(STEPS):
@@ -75,7 +97,9 @@ def train(name: str, knobs: dict[str, Any], parts: dict[str, str], seed: int) ->
         schedule.step()
         net.balancer.update(net.balancer.observe(routings), data["valid"].sum())
         load = torch.stack([torch.bincount(r.expert, minlength=9)[:8] for r in routings]).float()
-        violations.append(float((8 * load.amax(1).clamp_min(1) / load.sum(1).clamp_min(1) - 1).mean()))
+        violations.append(
+            float((8 * load.amax(1).clamp_min(1) / load.sum(1).clamp_min(1) - 1).mean())
+        )
     return violations
 
 

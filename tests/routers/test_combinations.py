@@ -1,4 +1,6 @@
-"""Any score with any selection, weighing, drop, balance and layout: trains, or is refused in one line."""
+"""Any score with any selection, weighing, drop, balance and layout:
+trains, or is refused in one line.
+"""
 
 import random
 
@@ -33,7 +35,11 @@ def two_steps(combination: dict[str, str]) -> Tensor:
         data = nano.batch(seed=step, padding=2)
         loss, routings = nano.total_loss(net, data, seed=step)
         loss.backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters() if p.requires_grad)
+        assert all(
+            p.grad is not None and p.grad.isfinite().all()
+            for p in net.parameters()
+            if p.requires_grad
+        )
         optimizer.step()
         optimizer.zero_grad()
         net.balancer.update(net.balancer.observe(routings), data["valid"].sum())
@@ -54,7 +60,9 @@ def test_two_hundred_random_combinations_train_two_steps_or_are_refused_in_one_l
             raise AssertionError(f"{combination}: {error!r}") from error
         else:
             assert loss.isfinite(), combination
-    assert refused <= 50 // 3, "a combination has ten router pairs; at most a tenth of the pairs may be refused"
+    assert refused <= 50 // 3, (
+        "a combination has ten router pairs; at most a tenth of the pairs may be refused"
+    )
 
 
 def test_at_most_a_tenth_of_the_pairs_is_refused_each_with_a_reason_in_one_line():
@@ -63,4 +71,6 @@ def test_at_most_a_tenth_of_the_pairs_is_refused_each_with_a_reason_in_one_line(
     pairs = sum(a * b for i, a in enumerate(sizes) for b in sizes[:i])
     assert len(pairs_refused) <= pairs / 10
     assert all(reason and "\n" not in reason for *_, reason in pairs_refused)
-    assert ("score=linear", "balance=smooth_load") in [(first, second) for first, second, _ in pairs_refused]
+    assert ("score=linear", "balance=smooth_load") in [
+        (first, second) for first, second, _ in pairs_refused
+    ]

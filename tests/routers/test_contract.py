@@ -59,7 +59,10 @@ def test_a_routing_has_the_promised_shapes_types_and_ranges(kind, name, training
     assert routing.logits.shape == routing.scores.shape == (16, 8)
     length = {len(t) for t in (routing.token, routing.expert, routing.gate, routing.kept)}
     assert len(length) == 1
-    assert routing.token.dtype == routing.expert.dtype == torch.int64 and routing.kept.dtype == torch.bool
+    assert (
+        routing.token.dtype == routing.expert.dtype == torch.int64
+        and routing.kept.dtype == torch.bool
+    )
     assert {t.dtype for t in (routing.gate, routing.logits, routing.scores)} == {torch.float32}
     unassigned = routing.expert == 8
     assert routing.expert.min() >= 0 and routing.expert.max() <= 8
@@ -86,7 +89,9 @@ def test_later_tokens_change_nothing_before_them_if_the_part_says_so(kind, name,
         x[:, 9:] = 3 * torch.randn(2, 7, nano.DIM)
         ids = data["tokens"].clone()
         ids[:, 9:] = 5
-        after = served(made(x.flatten(0, 1), context._replace(token_ids=ids.flatten()))).view(2, 16, 8)
+        after = served(made(x.flatten(0, 1), context._replace(token_ids=ids.flatten()))).view(
+            2, 16, 8
+        )
         changed |= not torch.allclose(before[:, :9], after[:, :9], atol=1e-6)
     assert not changed or allowed
     if allowed and kind == "select":
@@ -115,8 +120,10 @@ def test_capacity_by_choice_or_score_is_declared_not_causal_in_training(order):
 def test_forward_touches_no_buffer_and_the_same_seed_gives_the_same_result(kind, name):
     made = nano.router(**{kind: name}).train()
     before = {key: value.clone() for key, value in made.state_dict().items()}
-    x, context = torch.randn(16, nano.DIM), nano.context(made, seed=3)
-    first, second = made(x, context), made(x, context)
+    x = torch.randn(16, nano.DIM)
+    context = nano.context(made, seed=3)
+    first = made(x, context)
+    second = made(x, context)
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
     assert all(torch.equal(before[key], value) for key, value in made.state_dict().items())
@@ -124,7 +131,9 @@ def test_forward_touches_no_buffer_and_the_same_seed_gives_the_same_result(kind,
 
 @part
 def test_what_stands_on_padding_has_no_effect(kind, name):
-    net = nano.model(["aux", "z_loss", "importance", "entropy", "mutual_information"], **{kind: name}).train()
+    net = nano.model(
+        ["aux", "z_loss", "importance", "entropy", "mutual_information"], **{kind: name}
+    ).train()
     data = nano.batch(padding=3)
     other = {**data, "tokens": data["tokens"].where(data["valid"], 7)}
     for a, b in zip(_outcome(net, data), _outcome(net, other), strict=True):
@@ -144,7 +153,10 @@ def test_padding_has_no_effect_on_a_balance_term(name):
 def test_a_balance_term_is_finite_on_nothing_but_padding(name):
     net = with_term(name)
     data = nano.batch()
-    data |= {"valid": torch.zeros_like(data["valid"]), "targets": torch.full_like(data["targets"], -100)}
+    data |= {
+        "valid": torch.zeros_like(data["valid"]),
+        "targets": torch.full_like(data["targets"], -100),
+    }
     nll, routings = net(**data)
     terms = net.balancer.losses(routings, None)
     (nll.sum() + sum(raw for raw, _ in terms.values())).backward()
@@ -170,7 +182,8 @@ def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(kind, name):
 @part
 def test_a_router_computes_in_float32_under_autocast(kind, name):
     made = nano.router(**{kind: name}).train()
-    x, context = torch.randn(16, nano.DIM), nano.context(made)
+    x = torch.randn(16, nano.DIM)
+    context = nano.context(made)
     plain = made(x, context)
     with torch.autocast("cpu", torch.bfloat16):
         cast = made(x, context)
@@ -217,7 +230,8 @@ def test_the_layer_equals_the_dense_definition_with_all_gradients(kind, name):
     leaves = [x, *(p for p in layer.parameters() if p.requires_grad)]
     y, _ = layer(x, context)
     tokens = x.flatten(0, 1)
-    w_in, w_out = layer.experts.routed.w_in, layer.experts.routed.w_out
+    w_in = layer.experts.routed.w_in
+    w_out = layer.experts.routed.w_out
     gate, up = torch.einsum("td,edf->tef", tokens, w_in).chunk(2, -1)
     routing = layer.router(tokens, context)
     gates = served(routing)
@@ -243,7 +257,9 @@ def test_huge_and_equal_logits_stay_finite(kind, name, size):
                 parameter.mul_(size)
     loss, _ = nano.total_loss(net, nano.batch())
     loss.backward()
-    assert loss.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+    assert loss.isfinite() and all(
+        p.grad is None or p.grad.isfinite().all() for p in net.parameters()
+    )
 
 
 @part

@@ -1,4 +1,6 @@
-"""MoE layers with other parts of a router than the rest: what `router.layers` gives to which layer."""
+"""MoE layers with other parts of a router than the rest:
+what `router.layers` gives to which layer.
+"""
 
 from typing import Any
 
@@ -24,10 +26,19 @@ def scores(model: Transformer) -> list[str]:
 
 
 def test_deepseek_v4_hashes_in_its_first_three_moe_layers_and_scores_in_the_others(compose):
-    model = build_model(compose("router=deepseek_v4", "model.num_layers=6", "model.first_dense=1"), 64)
+    model = build_model(
+        compose("router=deepseek_v4", "model.num_layers=6", "model.first_dense=1"), 64
+    )
     assert scores(model) == ["Hash"] * 3 + ["Linear"] * 2
-    assert all(router.weigh.scale == 1.5 for router in model.routers()) and model.routers()[0].score.proj is not None
-    nll, _ = model(*(torch.arange(16).view(2, 8) % 64,) * 2, torch.ones(2, 8, dtype=torch.bool), torch.zeros(2, 8))
+    assert (
+        all(router.weigh.scale == 1.5 for router in model.routers())
+        and model.routers()[0].score.proj is not None
+    )
+    nll, _ = model(
+        *(torch.arange(16).view(2, 8) % 64,) * 2,
+        torch.ones(2, 8, dtype=torch.bool),
+        torch.zeros(2, 8),
+    )
     nll.sum().backward()
     assert all(p.grad is not None for router in model.routers() for p in router.parameters())
 
@@ -39,7 +50,10 @@ def test_layers_are_counted_from_either_end_and_the_later_entry_wins(compose):
     }
     model = build(compose, layers)
     assert scores(model) == ["MLP", "Linear", "Linear", "Linear", "Linear"]
-    assert model.routers()[4].score.proj.bias is not None and model.routers()[3].score.proj.bias is None
+    assert (
+        model.routers()[4].score.proj.bias is not None
+        and model.routers()[3].score.proj.bias is None
+    )
 
 
 def test_a_layer_may_take_another_number_of_experts(compose):
@@ -59,9 +73,20 @@ def test_a_shared_cell_is_found_where_only_a_router_above_has_one(compose):
         ({"a": {"at": [5]}}, r"router\.layers\.a\.at=\[5\]: names none of the 5 MoE layers"),
         ({"a": {"at": ["b"]}}, r"router\.layers\.a\.at=\['b'\]: names none"),
         ({"a": {"score": MLP}}, r"router\.layers\.a: must have the list `at`"),
-        ({"a": {"at": [0], "scores": MLP}}, r"router\.layers\.a\.scores: unknown; did you mean 'score'"),
-        ({"a": {"at": [0], "score": {"name": "mpl"}}}, r"router\.layers\.a\.score=mpl: unknown; did you mean 'mlp'"),
-        ({"a": {"at": [0], "score": MLP | {"hidden_dim": 0}}}, r"router\.layers\.a\.score\.hidden_dim=0"),
+        (
+            {"a": {"at": [0], "scores": MLP}},
+            r"router\.layers\.a\.scores: unknown; did you mean "
+            r"'score'",
+        ),
+        (
+            {"a": {"at": [0], "score": {"name": "mpl"}}},
+            r"router\.layers\.a\.score=mpl: unknown; "
+            r"did you mean 'mlp'",
+        ),
+        (
+            {"a": {"at": [0], "score": MLP | {"hidden_dim": 0}}},
+            r"router\.layers\.a\.score\.hidden_dim=0",
+        ),
         ({"a": {"at": [0], "select": {"name": "expert_choice", "k": 2}}}, "allow_non_causal=true"),
         ({"a": {"at": [1], "select": {"name": "positive"}}}, "add relu_lambda or threshold"),
     ],
@@ -77,7 +102,12 @@ def test_a_score_that_hands_a_state_up_must_be_in_all_layers(compose):
 
 
 def test_a_look_at_later_tokens_is_warned_of_once_for_all_layers(compose, caplog):
-    _warn_of_look_ahead.cache_clear()  # another test may have warned
+    # another test may have warned
+    _warn_of_look_ahead.cache_clear()
     build_model(compose("model.num_layers=3", "router=sinkhorn"), 64)
-    said = [record.message for record in caplog.records if "looks at later tokens" in record.message]
-    assert said == ["router.select.name=sinkhorn: looks at later tokens in training (not in evaluation)"]
+    said = [
+        record.message for record in caplog.records if "looks at later tokens" in record.message
+    ]
+    assert said == [
+        "router.select.name=sinkhorn: looks at later tokens in training (not in evaluation)"
+    ]

@@ -15,11 +15,25 @@ from routers.router import Router
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
-D, E, K, F = 16, 8, 2, 12
+D = 16
+E = 8
+K = 2
+F = 12
 SIZES = Sizes(dim=D, num_experts=E, top_k=K, num_layers=1, vocab_size=8)
-NAMES = {"hidden_size": D, "num_experts_per_tok": K, "moe_intermediate_size": F, "intermediate_size": F}
+NAMES = {
+    "hidden_size": D,
+    "num_experts_per_tok": K,
+    "moe_intermediate_size": F,
+    "intermediate_size": F,
+}
 NAMES |= {"num_attention_heads": 2}
-RESIDUAL = {"name": "residual", "num_experts": E, "hidden_dim": F, "dense_dim": F, "coefficient": False}
+RESIDUAL = {
+    "name": "residual",
+    "num_experts": E,
+    "hidden_dim": F,
+    "dense_dim": F,
+    "coefficient": False,
+}
 
 
 def theirs(folder: str, block: str, config: str, **values: Any) -> nn.Module:
@@ -35,19 +49,42 @@ def theirs(folder: str, block: str, config: str, **values: Any) -> nn.Module:
 
 
 def ours(experts: Experts, weigh: dict[str, Any], select: str = "top_k", **knobs: Any) -> MoE:
-    values = {key: v for key, v in defaults("select", select).items() if key != "name"} | {"k": K} | knobs
+    values = (
+        {key: v for key, v in defaults("select", select).items() if key != "name"}
+        | {"k": K}
+        | knobs
+    )
     name = weigh.pop("name")
     chosen = find("weigh", name)(SIZES, **weigh), find("select", select)(SIZES, **values)
-    return MoE(Router(build_part("score", "linear", SIZES), *chosen, build_part("drop", "none", SIZES), SIZES), experts)
+    return MoE(
+        Router(
+            build_part("score", "linear", SIZES), *chosen, build_part("drop", "none", SIZES), SIZES
+        ),
+        experts,
+    )
 
 
 def coarse() -> Experts:
-    return make("experts", {"name": "coarse", "num_experts": E, "top_k": K, "hidden_dim": F}, D, key="experts")
+    return make(
+        "experts",
+        {"name": "coarse", "num_experts": E, "top_k": K, "hidden_dim": F},
+        D,
+        key="experts",
+    )
 
 
 def deepseek(num_shared: int) -> Experts:
-    values = defaults("experts", "deepseek") | {"segments": 1, "hidden_dim": F, "num_shared": num_shared}
-    return make("experts", values | {"num_experts": E + num_shared, "top_k": K + num_shared}, D, key="experts")
+    values = defaults("experts", "deepseek") | {
+        "segments": 1,
+        "hidden_dim": F,
+        "num_shared": num_shared,
+    }
+    return make(
+        "experts",
+        values | {"num_experts": E + num_shared, "top_k": K + num_shared},
+        D,
+        key="experts",
+    )
 
 
 @torch.no_grad()
@@ -70,7 +107,10 @@ def both(block: nn.Module, layer: MoE, offset: Tensor | float = 0.0, call: Any =
     context = Context(torch.ones(3, 7, dtype=torch.bool), offset=offset)
     weight = torch.linspace(-1, 1, x.numel()).view_as(x)
     results = []
-    sides = ((block.gate.weight, call or block), (layer.router.score.proj.weight, lambda t: layer(t, context)[0]))
+    sides = (
+        (block.gate.weight, call or block),
+        (layer.router.score.proj.weight, lambda t: layer(t, context)[0]),
+    )
     for module, forward in sides:
         inner = x.clone().requires_grad_()
         y = forward(inner)
@@ -100,8 +140,17 @@ def test_softmax_top_k_equals_mixtral_olmoe_and_qwen3(folder, prefix, normalize)
 def test_the_gated_shared_layout_equals_qwen2():
     values = {"shared_expert_intermediate_size": 10, "num_experts": E, "norm_topk_prob": False}
     block = theirs("qwen2_moe", "Qwen2MoeSparseMoeBlock", "Qwen2MoeConfig", **NAMES, **values)
-    gated = {"name": "shared_gated", "num_experts": E, "top_k": K, "hidden_dim": F, "shared_dim": 10}
-    layer = ours(make("experts", gated, D, key="experts"), {"name": "softmax", "normalize": False, "scale": 1.0})
+    gated = {
+        "name": "shared_gated",
+        "num_experts": E,
+        "top_k": K,
+        "hidden_dim": F,
+        "shared_dim": 10,
+    }
+    layer = ours(
+        make("experts", gated, D, key="experts"),
+        {"name": "softmax", "normalize": False, "scale": 1.0},
+    )
     copy(block, layer)
     copy_shared(block.shared_expert, layer.experts.common)
     with torch.no_grad():
@@ -114,7 +163,11 @@ def test_group_limited_softmax_equals_deepseek_v2(method):
     values = {"n_group": 4, "topk_group": 2, "topk_method": method, "routed_scaling_factor": 16.0}
     values |= {"n_routed_experts": E, "n_shared_experts": 2}
     block = theirs("deepseek_v2", "DeepseekV2Moe", "DeepseekV2Config", **NAMES, **values)
-    limit = {"select": "group_limited", "groups": 4, "limit": 2, "score": "max"} if "group" in method else {}
+    limit = (
+        {"select": "group_limited", "groups": 4, "limit": 2, "score": "max"}
+        if "group" in method
+        else {}
+    )
     layer = ours(deepseek(2), {"name": "softmax", "normalize": False, "scale": 16.0}, **limit)
     copy(block, layer)
     copy_shared(block.shared_experts, layer.experts.common)
@@ -137,14 +190,24 @@ def test_sigmoid_with_bias_and_node_limit_equals_deepseek_v3(biased):
 
 def test_top_1_with_capacity_equals_the_switch_router():
     values = {"hidden_size": D, "num_experts": E, "expert_capacity": 2, "router_jitter_noise": 0.0}
-    router = theirs("switch_transformers", "SwitchTransformersTop1Router", "SwitchTransformersConfig", **values)
-    x = torch.randn(1, 10, D)  # one sequence: transformers counts the capacity per sequence
+    router = theirs(
+        "switch_transformers", "SwitchTransformersTop1Router", "SwitchTransformersConfig", **values
+    )
+    # one sequence: transformers counts the capacity per sequence
+    x = torch.randn(1, 10, D)
     mask, gate, logits = router(x)
     sizes = SIZES._replace(top_k=1)
     capacity = find("drop", "capacity")
-    drop = capacity(sizes, factor=1.6, order="position", exempt=0.0, eval=True)  # ceil(1.6 * 10 / 8) = 2 places
+    # ceil(1.6 * 10 / 8) = 2 places
+    drop = capacity(sizes, factor=1.6, order="position", exempt=0.0, eval=True)
     weigh = find("weigh", "softmax")(sizes, normalize=False, scale=1.0)
-    made = Router(build_part("score", "linear", sizes), weigh, find("select", "top_k")(sizes, k=1), drop, sizes).eval()
+    made = Router(
+        build_part("score", "linear", sizes),
+        weigh,
+        find("select", "top_k")(sizes, k=1),
+        drop,
+        sizes,
+    ).eval()
     with torch.no_grad():
         made.score.proj.weight.copy_(router.classifier.weight)
     routing = made(x[0], Context(torch.ones(1, 10, dtype=torch.bool)))

@@ -1,4 +1,6 @@
-"""Random damage to files that somebody else may have written, and the check that a command survives it."""
+"""Random damage to files that somebody else may have written,
+and the check that a command survives it.
+"""
 
 import json
 import random
@@ -58,7 +60,16 @@ GARBAGE = [
 def damage(file: Path, chance: random.Random) -> str:
     """Damage a file in one of many ways; return what was done."""
     text = file.suffix in (".json", ".yaml", ".jsonl")
-    how = chance.choice(["garbage", "cut", "bytes", "missing", "folder", *(["leaf"] * 12 if text else ["bytes"] * 3)])
+    how = chance.choice(
+        [
+            "garbage",
+            "cut",
+            "bytes",
+            "missing",
+            "folder",
+            *(["leaf"] * 12 if text else ["bytes"] * 3),
+        ]
+    )
     data = file.read_bytes()
     if how == "leaf":
         return _change_leaf(file, data, chance)
@@ -93,14 +104,22 @@ def _change_leaf(file: Path, data: bytes, chance: random.Random) -> str:
 
 
 def _places(values: Any) -> Iterator[tuple[Any, Any]]:
-    pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    pairs = (
+        values.items()
+        if isinstance(values, dict)
+        else enumerate(values)
+        if isinstance(values, list)
+        else ()
+    )
     for key, value in list(pairs):
         yield values, key
         yield from _places(value)
 
 
 def seal(run: Path) -> None:
-    """Give every checkpoint of a run the checksum of what it now holds, as somebody who means harm would."""
+    """Give every checkpoint of a run the checksum of what it now holds,
+    as somebody who means harm would.
+    """
     for path in (run / "checkpoints").glob("*.ckpt"):
         if path.exists() and not checksum(path).is_dir():
             checksum(path).write_text(digest(path) + "\n")
@@ -113,10 +132,12 @@ def survived(what: str) -> Iterator[None]:
     try:
         yield
     except (UserError, HydraException, OmegaConfBaseException):
-        pass  # `exit_on_mistake` makes one line of them
+        # `exit_on_mistake` makes one line of them
+        pass
     except SystemExit as end:
         assert end.code in (0, 2, None), f"{what}: exit code {end.code}"
-    except OSError as error:  # reported in one line by `exit_on_mistake`
+    # reported in one line by `exit_on_mistake`
+    except OSError as error:
         assert error.errno in NO_WRITE, f"{what}: {error!r}"
     except BaseException as error:
         raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error

@@ -1,4 +1,5 @@
-"""How many experts does a token need? The trained model with fewer and with more of them, as its router ranks them.
+"""How many experts does a token need? The trained model with fewer and with more of them, as its
+router ranks them.
 
 Dai et al. 2024, arXiv 2401.06066, section 4.5 and figure 5. The router is not trained again.
 """
@@ -16,14 +17,17 @@ from app.training.messages import watched
 
 TITLE = "Fewer and more experts per token"
 READING = (
-    "Where the line is flat to the left of the mark, fewer experts would have done (DeepSeekMoE, figure 5: 4 of its 7 "
+    "Where the line is flat to the left of the mark, fewer experts would have done (DeepSeekMoE, "
+    "figure 5: 4 of its 7 "
     "experts are as good as GShard's two, twice as wide)."
 )
 POINTS = 8
 
 
 def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
-    """Nats per token by the number of experts per token; None where the selection has no such number."""
+    """Nats per token by the number of experts per token;
+    None where the selection has no such number.
+    """
     trained = moe_layers(run.model)[0].router.top_k
     nats = {}
     for k in watched(grid(trained, run.model.num_experts), TITLE):
@@ -43,5 +47,9 @@ def draw(figure: Figure, numbers: dict[str, Any]) -> None:
     axes = figure.subplots()
     axes.plot(numbers["k"], numbers["nats"], marker="o")
     axes.axvline(numbers["trained"], color="0.6", linestyle="--")
-    axes.set(xlabel="experts per token (dashed: as trained)", ylabel="nats per token", xticks=numbers["k"])
+    axes.set(
+        xlabel="experts per token (dashed: as trained)",
+        ylabel="nats per token",
+        xticks=numbers["k"],
+    )
     axes.grid(alpha=0.3)

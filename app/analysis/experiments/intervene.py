@@ -23,7 +23,9 @@ def moe_layers(model: nn.Module) -> list[MoE]:
 
 @contextmanager
 def forbidden(layers: Sequence[MoE], rule: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """The experts that `rule` gives (T, E) bool of logits (T, E) do not exist: choice and gates are of the others."""
+    """The experts that `rule` gives (T, E) bool of logits (T, E) do not exist:
+    choice and gates are of the others.
+    """
 
     def forbid(score: nn.Module, inputs: Any, scored: Scored) -> Scored:
         return scored._replace(logits=scored.logits.masked_fill(rule(scored.logits), -torch.inf))
@@ -36,7 +38,9 @@ def forbidden(layers: Sequence[MoE], rule: Callable[[Tensor], Tensor]) -> Iterat
 
 @contextmanager
 def redirected(layer: MoE, to: Tensor) -> Iterator[None]:
-    """What the router gives to expert e is computed by expert to[e], of to (E,) int64, under the same gate."""
+    """What the router gives to expert e is computed by expert to[e], of to (E,) int64,
+    under the same gate.
+    """
     places = torch.cat((to, torch.tensor([len(to)])))  # E: unassigned
 
     def redirect(router: nn.Module, inputs: Any, routing: Routing) -> Routing:
@@ -65,7 +69,9 @@ def has_shared(run: TrainedRun) -> bool:
 
 
 def with_k(run: TrainedRun, k: int) -> Transformer | None:
-    """The trained model with k experts per token; None where its selection has no such number, or not this one."""
+    """The trained model with k experts per token;
+    None where its selection has no such number, or not this one.
+    """
     router = run.config["router"]
     if "k" not in router["select"]:
         return None

@@ -1,8 +1,10 @@
-"""What do experts specialise on: the word that they read, the word that comes next, the topic, or the domain?
+"""What do experts specialise on: the word that they read, the word that comes next, the topic, or
+the domain?
 
-OLMoE, Muennighoff et al. 2024, arXiv 2409.02060, sections 5.3 and 5.4: of all tokens with one label, the share that
-goes to one expert. Here: to the one that gets most of them, over all labels with at least `FEWEST` tokens, weighted by
-their number. A favourite of few tokens has a large share by chance, so the same is told of labels dealt out anew.
+OLMoE, Muennighoff et al. 2024, arXiv 2409.02060, sections 5.3 and 5.4: of all tokens with one
+label, the share that goes to one expert. Here: to the one that gets most of them, over all labels
+with at least `FEWEST` tokens, weighted by their number. A favourite of few tokens has a large share
+by chance, so the same is told of labels dealt out anew.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,8 @@ from app.runs.read import TrainedRun
 
 TITLE = "What experts specialise on"
 READING = (
-    "The share of the tokens of one label that its favourite expert serves: experts specialise on that whose line is "
+    "The share of the tokens of one label that its favourite expert serves: experts specialise "
+    "on that whose line is "
     "farthest above its dashed one, which is chance (OLMoE, sections 5.3 and 5.4)."
 )
 FEWEST = 16  # tokens of a label
@@ -27,7 +30,9 @@ KINDS = {"word read": "tokens", "word to come": "targets", "topic": "topic", "do
 
 
 def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
-    """By kind of label and layer, of the labels of the text and of the same ones dealt out by chance."""
+    """By kind of label and layer, of the labels of the text and
+    of the same ones dealt out by chance.
+    """
     have, labels = [], {kind: [] for kind in KINDS}  # type: ignore[var-annotated]
     for batch, _, routings in passes(run, batches):
         real = batch["valid"].flatten()
@@ -46,11 +51,14 @@ def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
 
 
 def favourite(have: Tensor, label: Tensor) -> Tensor:
-    """The weighted mean over labels (T,) of the share at their favourite expert (L,), of have (L, T, E)."""
+    """The weighted mean over labels (T,) of the share at their favourite expert (L,),
+    of have (L, T, E).
+    """
     known = label >= 0
     ids, which, times = label[known].unique(return_inverse=True, return_counts=True)
     enough = times >= min(FEWEST, int(times.max()))
-    at = have.new_zeros(len(have), len(ids), have.size(-1)).index_add_(1, which, have[:, known])  # (L, U, E)
+    # (L, U, E)
+    at = have.new_zeros(len(have), len(ids), have.size(-1)).index_add_(1, which, have[:, known])
     return at.amax(-1)[:, enough].sum(1) / times[enough].sum()
 
 
@@ -61,6 +69,11 @@ def draw(figure: Figure, numbers: dict[str, Any]) -> None:
         (line,) = axes.plot(shares, marker="o", label=kind)
         axes.plot(numbers["chance"][kind], color=line.get_color(), linestyle="--")
     layers = range(len(next(iter(numbers["shares"].values()))))
-    axes.set(xlabel="layer (dashed: by chance)", ylabel="share at the favourite expert", ylim=(0, 1), xticks=layers)
+    axes.set(
+        xlabel="layer (dashed: by chance)",
+        ylabel="share at the favourite expert",
+        ylim=(0, 1),
+        xticks=layers,
+    )
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)

@@ -1,7 +1,9 @@
-"""How replaceable are the best experts of a token? They are masked, and the next ones work in their place.
+"""How replaceable are the best experts of a token? They are masked, and the next ones work in their
+place.
 
-Dai et al. 2024, arXiv 2401.06066, section 4.5 and figure 4: 0 to 4 sixteenths of the routed experts, those with the
-highest probability, are masked for each token, in all layers. The gates are those of a router without them.
+Dai et al. 2024, arXiv 2401.06066, section 4.5 and figure 4: 0 to 4 sixteenths of the routed
+experts, those with the highest probability, are masked for each token, in all layers. The gates are
+those of a router without them.
 """
 
 from collections.abc import Sequence
@@ -19,16 +21,20 @@ from app.training.messages import watched
 
 TITLE = "Without the best experts of every token"
 READING = (
-    "The steeper the loss rises, the less can other experts replace the best ones of a token (DeepSeekMoE, figure 4: "
+    "The steeper the loss rises, the less can other experts replace the best ones of a token "
+    "(DeepSeekMoE, figure 4: "
     "fine-grained experts with a shared one rise the steepest)."
 )
 SIXTEENTHS = 4
 
 
 def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
-    """Nats per token by the number of masked experts; None where no further one is left to choose."""
+    """Nats per token by the number of masked experts;
+    None where no further one is left to choose.
+    """
     layers = moe_layers(run.model)
-    num_experts, most = run.model.num_experts, max(layer.router.top_k for layer in layers)
+    num_experts = run.model.num_experts
+    most = max(layer.router.top_k for layer in layers)
     counts = sorted({-(-num_experts * part // 16) for part in range(SIXTEENTHS + 1)})
     counts = [count for count in counts if count + most <= num_experts]
     nats = []
@@ -40,12 +46,18 @@ def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
 
 def best(logits: Tensor, count: int) -> Tensor:
     """The `count` largest of every row of logits (T, E): (T, E) bool."""
-    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, logits.topk(count, -1).indices, True)
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(
+        -1, logits.topk(count, -1).indices, True
+    )
 
 
 def draw(figure: Figure, numbers: dict[str, Any]) -> None:
     """A line over the number of masked experts."""
     axes = figure.subplots()
     axes.plot(numbers["masked"], numbers["nats"], marker="o")
-    axes.set(xlabel=f"masked experts of {numbers['num_experts']}", ylabel="nats per token", xticks=numbers["masked"])
+    axes.set(
+        xlabel=f"masked experts of {numbers['num_experts']}",
+        ylabel="nats per token",
+        xticks=numbers["masked"],
+    )
     axes.grid(alpha=0.3)

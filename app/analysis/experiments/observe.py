@@ -11,7 +11,9 @@ from routers.contract import Routing
 
 
 @torch.no_grad()
-def passes(run: TrainedRun, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor, list[Routing]]]:
+def passes(
+    run: TrainedRun, batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, Tensor, list[Routing]]]:
     """Each batch with the nats of its targets (B, S) and a routing for each MoE layer."""
     for batch in batches:
         inputs = (batch["tokens"], batch["targets"], batch["valid"], batch["document"])

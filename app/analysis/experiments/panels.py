@@ -10,7 +10,9 @@ ACROSS = 4  # layers beside each other
 
 
 def maps(figure: Figure, values: Tensor, rows: Sequence[str], ylabel: str, unit: str) -> None:
-    """Values (L, R, E) from 0 up, small ones told apart (colours by the square root); NaN stays empty."""
+    """Values (L, R, E) from 0 up, small ones told apart (colours by the square root);
+    NaN stays empty.
+    """
     across = min(ACROSS, len(values))
     down = -(-len(values) // across)
     figure.set_size_inches(9, 1.5 + 2.5 * down)
@@ -22,5 +24,7 @@ def maps(figure: Figure, values: Tensor, rows: Sequence[str], ylabel: str, unit:
         image = axes.imshow(cells.numpy(), aspect="auto", interpolation="nearest", norm=norm)
         axes.set(title=f"layer {layer}", xlabel="expert", ylabel="" if layer % across else ylabel)
         if rows:
-            axes.set_yticks(range(len(rows)), [] if layer % across else [name[:16] for name in rows])
+            axes.set_yticks(
+                range(len(rows)), [] if layer % across else [name[:16] for name in rows]
+            )
     figure.colorbar(image, ax=all_axes, label=unit)

@@ -1,4 +1,6 @@
-"""Do two experts know the same? Two of a layer exchange their tokens, under the gates that the router gave them."""
+"""Do two experts know the same? Two of a layer exchange their tokens,
+under the gates that the router gave them.
+"""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -19,20 +21,32 @@ from app.training.messages import watched
 
 TITLE = "Two experts exchanged"
 READING = (
-    "Nats per token lost when two experts do each other's work: a cell without colour is a pair that knows the same, "
-    "of which one is redundant. Where there are many experts only the pairs of the most similar weights are tried."
+    "Nats per token lost when two experts do each other's work: a cell without colour is a pair "
+    "that knows the same, "
+    "of which one is redundant. Where there are many experts only the pairs of the most similar "
+    "weights are tried."
 )
-PAIRS = 32  # of a layer that are tried
+# of a layer that are tried
+PAIRS = 32
 
 
 def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
-    """The rise in nats of each exchange (L, E, E), None where it was not tried; None with one expert."""
-    layers, num_experts = moe_layers(run.model), run.model.num_experts
+    """The rise in nats of each exchange (L, E, E), None where it was not tried;
+    None with one expert.
+    """
+    layers = moe_layers(run.model)
+    num_experts = run.model.num_experts
     if num_experts < 2:
         return None
     before = evaluate(run.model, batches, run.text.domains)["nats"]
-    rise: list[list[list[float | None]]] = [[[None] * num_experts for _ in range(num_experts)] for _ in layers]
-    tried = [(place, *pair) for place, layer in enumerate(layers) for pair in most_similar(layer, num_experts)]
+    rise: list[list[list[float | None]]] = [
+        [[None] * num_experts for _ in range(num_experts)] for _ in layers
+    ]
+    tried = [
+        (place, *pair)
+        for place, layer in enumerate(layers)
+        for pair in most_similar(layer, num_experts)
+    ]
     for place, one, other in watched(tried, TITLE):
         with redirected(layers[place], exchange(one, other, num_experts)):
             after = evaluate(run.model, batches, run.text.domains)["nats"]
@@ -41,8 +55,11 @@ def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
 
 
 def most_similar(layer: MoE, num_experts: int) -> list[tuple[int, int]]:
-    """Pairs of experts, those of the most similar weights first where these compare; at most `PAIRS`."""
-    similar, pairs = weight_similarities(layer.experts), list(combinations(range(num_experts), 2))
+    """Pairs of experts, those of the most similar weights first where these compare;
+    at most `PAIRS`.
+    """
+    similar = weight_similarities(layer.experts)
+    pairs = list(combinations(range(num_experts), 2))
     if similar is not None and len(similar) == num_experts:
         pairs.sort(key=lambda pair: -float(similar[pair]))
     return pairs[:PAIRS]
@@ -57,5 +74,8 @@ def exchange(one: int, other: int, num_experts: int) -> Tensor:
 
 def draw(figure: Figure, numbers: dict[str, Any]) -> None:
     """A map of expert and expert for each layer."""
-    rise = [[[torch.nan if cell is None else cell for cell in row] for row in layer] for layer in numbers["rise"]]
+    rise = [
+        [[torch.nan if cell is None else cell for cell in row] for row in layer]
+        for layer in numbers["rise"]
+    ]
     maps(figure, torch.tensor(rise), [], "expert", "nats per token more")

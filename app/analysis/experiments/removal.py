@@ -1,4 +1,6 @@
-"""What is lost with each expert? Each of them is taken away in turn, in one layer, and the others work in its place."""
+"""What is lost with each expert? Each of them is taken away in turn, in one layer,
+and the others work in its place.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,14 +20,18 @@ from app.training.messages import watched
 
 TITLE = "Without one expert"
 READING = (
-    "Bits per byte that each domain loses with an expert: a column that is dark in one row is the specialist of that "
+    "Bits per byte that each domain loses with an expert: a column that is dark in one row is "
+    "the specialist of that "
     "domain, a column without colour is an expert that nobody would miss."
 )
 
 
 def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
-    """The rise in bits per byte (L, E, domains) of those that the batches have; None with one expert."""
-    layers, num_experts = moe_layers(run.model), run.model.num_experts
+    """The rise in bits per byte (L, E, domains) of those that the batches have;
+    None with one expert.
+    """
+    layers = moe_layers(run.model)
+    num_experts = run.model.num_experts
     if num_experts < 2:
         return None
     before = _by_domain(run, batches)
@@ -49,7 +55,9 @@ def only(expert: int, logits: Tensor) -> Tensor:
 
 def _by_domain(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, float]:
     found = evaluate(run.model, batches, run.text.domains)
-    return {domain: found[f"bpb_{domain}"] for domain in run.text.domains if f"bpb_{domain}" in found}
+    return {
+        domain: found[f"bpb_{domain}"] for domain in run.text.domains if f"bpb_{domain}" in found
+    }
 
 
 def draw(figure: Figure, numbers: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""When have the routers made up their minds? The share of the final choices that an earlier checkpoint makes as well.
+"""When have the routers made up their minds? The share of the final choices that an earlier
+checkpoint makes as well.
 
 Router saturation of OLMoE: Muennighoff et al. 2024, arXiv 2409.02060, section 5.1.
 """
@@ -20,14 +21,16 @@ from app.training.messages import watched
 
 TITLE = "How early the routers decide"
 READING = (
-    "A line near 1 at an early step belongs to a layer whose routing is settled, near k/E to one that still chooses "
+    "A line near 1 at an early step belongs to a layer whose routing is settled, near k/E to one "
+    "that still chooses "
     "anew (OLMoE, section 5.1; more checkpoints give more points: trainer.keep_checkpoints)."
 )
 
 
 def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
     """By step and layer, of the checkpoints that are left; None where this is the only one."""
-    final = [torch.stack(list(map(chosen, routings))) for _, _, routings in passes(run, batches)]  # (L, T, E)
+    # (L, T, E)
+    final = [torch.stack(list(map(chosen, routings))) for _, _, routings in passes(run, batches)]
     shares = {}
     for path in watched(_before(run), TITLE):
         try:
@@ -45,10 +48,12 @@ def _before(run: TrainedRun) -> list[Any]:
 
 
 def _shared(run: TrainedRun, batches: Sequence[Batch], final: list[Tensor]) -> list[float]:
-    same, all_ = torch.zeros(()), torch.zeros(())
+    same = torch.zeros(())
+    all_ = torch.zeros(())
     for (_, _, routings), last in zip(passes(run, batches), final, strict=True):
         own = torch.stack(list(map(chosen, routings)))
-        same, all_ = same + (own & last).sum((1, 2)), all_ + last.sum((1, 2))
+        same = same + (own & last).sum((1, 2))
+        all_ = all_ + last.sum((1, 2))
     return [float(share) for share in same / all_.clamp_min(1)]
 
 
@@ -57,6 +62,8 @@ def draw(figure: Figure, numbers: dict[str, Any]) -> None:
     axes = figure.subplots()
     for layer, column in enumerate(zip(*numbers["saturation"], strict=True)):
         axes.plot(numbers["steps"], column, marker="o", label=f"layer {layer}")
-    axes.set(xlabel="step", ylabel="share of the final choices", ylim=(0, 1), xticks=numbers["steps"])
+    axes.set(
+        xlabel="step", ylabel="share of the final choices", ylim=(0, 1), xticks=numbers["steps"]
+    )
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)

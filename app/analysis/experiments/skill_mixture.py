@@ -1,7 +1,8 @@
-"""Which skills does a mixture take, on which text, token by token and over depth? Of layouts whose experts have names.
+"""Which skills does a mixture take, on which text, token by token and over depth? Of layouts whose
+experts have names.
 
-The alpha of PSEC (Liu et al. 2025, arXiv 2502.05932, section 4): one for all layers with the score `context`, one for
-each layer where every layer has a router of its own.
+The alpha of PSEC (Liu et al. 2025, arXiv 2502.05932, section 4): one for all layers with the score
+`context`, one for each layer where every layer has a router of its own.
 """
 
 from collections.abc import Sequence
@@ -19,15 +20,21 @@ from routers.assignments import gates
 
 TITLE = "What the mixture takes of each skill"
 READING = (
-    "Above: the mean share of each skill in each layer, of the text of one domain, and how far its tokens lie from it "
-    "(one standard deviation). Where the order of the skills changes between domains the router tells them apart; flat "
-    "lines are one mixture for all layers. Below: the shares of the first tokens of a row, mean over the layers."
+    "Above: the mean share of each skill in each layer, of the text of one domain, and how far "
+    "its tokens lie from it "
+    "(one standard deviation). Where the order of the skills changes between domains the router "
+    "tells them apart; flat "
+    "lines are one mixture for all layers. Below: the shares of the first tokens of a row, mean "
+    "over the layers."
 )
-TOKENS = 64  # of a row that are drawn
+# of a row that are drawn
+TOKENS = 64
 
 
 def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
-    """Mean and spread over tokens (domains, L, k), and the tokens of one row each (T, k); None without named skills."""
+    """Mean and spread over tokens (domains, L, k), and the tokens of one row each (T, k);
+    None without named skills.
+    """
     skills = names_of(run.model)
     if not skills:
         return None
@@ -35,7 +42,8 @@ def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
     rows: dict[str, list[list[float]]] = {}
     for batch, _, routings in passes(run, batches):
         alpha = torch.stack([gates(routing) for routing in routings])  # (L, T, k)
-        domain, real = run.text.domains[int(batch["domain"][0, 0])], batch["valid"].flatten()
+        domain = run.text.domains[int(batch["domain"][0, 0])]
+        real = batch["valid"].flatten()
         alphas.setdefault(domain, []).append(alpha[:, real])
         rows.setdefault(domain, alpha[:, : int(batch["valid"][0].sum())].mean(0)[:TOKENS].tolist())
     whole = {domain: torch.cat(parts, 1).double() for domain, parts in alphas.items()}
@@ -52,13 +60,21 @@ def draw(figure: Figure, numbers: dict[str, Any]) -> None:
     """A column for each domain: over the layers, and over the tokens of a row."""
     figure.set_size_inches(3 * max(2, len(numbers["domains"])), 5)
     depth, tokens = figure.subplots(2, len(numbers["domains"]), sharey="row", squeeze=False)
-    each = zip(numbers["domains"], numbers["mean"], numbers["spread"], numbers["tokens"], strict=True)
+    each = zip(
+        numbers["domains"], numbers["mean"], numbers["spread"], numbers["tokens"], strict=True
+    )
     for above, below, (domain, mean, spread, row) in zip(depth, tokens, each, strict=True):
         for place, skill in enumerate(numbers["skills"]):
             centre, wide = ([layer[place] for layer in values] for values in (mean, spread))
-            beside = 0.1 * (place - (len(numbers["skills"]) - 1) / 2)  # so that no bar hides another
+            # so that no bar hides another
+            beside = 0.1 * (place - (len(numbers["skills"]) - 1) / 2)
             above.errorbar(
-                [layer + beside for layer in range(len(centre))], centre, wide, marker="o", capsize=3, label=skill
+                [layer + beside for layer in range(len(centre))],
+                centre,
+                wide,
+                marker="o",
+                capsize=3,
+                label=skill,
             )
             below.plot([alpha[place] for alpha in row])
         above.set(title=domain, xlabel="layer", xticks=range(len(mean)))

@@ -1,4 +1,6 @@
-"""All experiments on the experts of a trained run, on its held-out text; each changes one thing and trains nothing."""
+"""All experiments on the experts of a trained run, on its held-out text;
+each changes one thing and trains nothing.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -28,7 +30,8 @@ class Experiment(Protocol):
     """What a file here offers."""
 
     TITLE: str
-    READING: str  # how to read the picture, and which figure of a paper it answers
+    # how to read the picture, and which figure of a paper it answers
+    READING: str
 
     def measure(self, run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
         """Its numbers, as JSON has them; None where a run like this cannot be asked."""
@@ -53,7 +56,9 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def conducted(run: TrainedRun, rows: int) -> dict[str, dict[str, Any]]:
-    """The numbers of all that can be asked of a run, by name, on `rows` held-out rows of every domain."""
+    """The numbers of all that can be asked of a run, by name,
+    on `rows` held-out rows of every domain.
+    """
     batches = list(run.text.held_out(rows, BATCH))
     found = {name: experiment.measure(run, batches) for name, experiment in EXPERIMENTS.items()}
     return {name: numbers for name, numbers in found.items() if numbers is not None}

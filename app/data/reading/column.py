@@ -1,4 +1,6 @@
-"""The text of a row, and the count of the rows that have none: told when some have it, an error when none has."""
+"""The text of a row, and the count of the rows that have none:
+told when some have it, an error when none has.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,7 +9,8 @@ from typing import Any
 
 from app.registry import UserError
 
-ENOUGH = 10_000  # rows without one text among them: no more are read
+# rows without one text among them: no more are read
+ENOUGH = 10_000
 CHATS = ("messages", "conversations", "conversation")
 ABSENT = object()
 
@@ -22,7 +25,9 @@ class TextColumn:
     """
 
     def __init__(self, key: str, what: str, blank_lines: bool) -> None:
-        self._key, self._what, self._blank_lines = key, what, blank_lines
+        self._key = key
+        self._what = what
+        self._blank_lines = blank_lines
         self._seen = 0
         self._without: Counter[str] = Counter()
         self._first = ""  # row without text
@@ -57,7 +62,8 @@ class TextColumn:
         if not self._without:
             return ""
         return (
-            f"{self._what}: {self._without.total():,} of {self._seen:,} rows without text are left out "
+            f"{self._what}: {self._without.total():,} of {self._seen:,} rows without text are "
+            "left out "
             f"({self._reasons()}), first: {self._first}"
         )
 
@@ -78,8 +84,13 @@ class TextColumn:
             return
         rows = f"none of {self._seen:,} rows has text"
         if self._example:
-            raise UserError(f"data.text_key={self._key}: {rows} under this key, first: {self._first}; {self._other()}")
-        raise UserError(f"{self._what}: {rows} ({self._reasons() or 'it is empty'}); give a file with text")
+            raise UserError(
+                f"data.text_key={self._key}: {rows} under this key, first: "
+                f"{self._first}; {self._other()}"
+            )
+        raise UserError(
+            f"{self._what}: {rows} ({self._reasons() or 'it is empty'}); give a file with text"
+        )
 
     def _reasons(self) -> str:
         return ", ".join(f"{number:,} {reason}" for reason, number in self._without.most_common())
@@ -87,10 +98,21 @@ class TextColumn:
     def _other(self) -> str:
         """The way out, by what the row has instead."""
         keys = list(_texts(self._example))
-        chats = [key for key in CHATS if isinstance(self._example, dict) and isinstance(self._example.get(key), list)]
+        chats = [
+            key
+            for key in CHATS
+            if isinstance(self._example, dict) and isinstance(self._example.get(key), list)
+        ]
         if chats:
-            return f"its rows are chats ({chats[0]}): join the turns of each to one text, as docs/data.md shows"
-        return f"set data.text_key to one of {', '.join(keys)}" if keys else "no other column holds text, either"
+            return (
+                f"its rows are chats ({chats[0]}): join the turns of each to one text, as "
+                "docs/data.md shows"
+            )
+        return (
+            f"set data.text_key to one of {', '.join(keys)}"
+            if keys
+            else ("no other column holds text, either")
+        )
 
 
 def _inside(row: Any, key: str) -> Any:

@@ -13,9 +13,12 @@ from typing import Any, BinaryIO, cast
 from app.data.reading.paths import kind_of
 from app.registry import UserError
 
-MOST = 1 << 30  # bytes: what unpacks to more than this and
-RATIO = 200  # times its own size is no text
-LARGEST = 1 << 28  # bytes or characters of one document
+# bytes: what unpacks to more than this and
+MOST = 1 << 30
+# times its own size is no text
+RATIO = 200
+# bytes or characters of one document
+LARGEST = 1 << 28
 
 
 def _zstd(raw: BinaryIO) -> Any:
@@ -24,7 +27,12 @@ def _zstd(raw: BinaryIO) -> Any:
     return pyarrow.CompressedInputStream(raw, "zstd")
 
 
-UNPACK: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".zst": _zstd, ".bz2": bz2.open, ".xz": lzma.open}
+UNPACK: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".zst": _zstd,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
 
 
 def wrong(path: Path, what: str, cure: str) -> UserError:
@@ -37,7 +45,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """The unpacked bytes of a file.
 
     Raises:
-        UserError: it cannot be read, is damaged, or unpacks to far more than a text does; also later, while it is read.
+        UserError: it cannot be read, is damaged, or unpacks to far more than a text does; also
+            later, while it is read.
     """
     packing = kind_of(path)[1]
     try:
@@ -47,14 +56,20 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         if getattr(error, "errno", None):
             raise wrong(path, f"cannot be read ({error.strerror})", "make it readable") from error  # type: ignore[union-attr]
-        raise wrong(path, f"not a whole {packing} file ({error})", "pack it anew, or give another file") from error
+        raise wrong(
+            path, f"not a whole {packing} file ({error})", "pack it anew, or give another file"
+        ) from error
 
 
 class _Measured(io.RawIOBase):
-    """Hands bytes on, and stops where a file unpacks to what can only be meant to fill the memory."""
+    """Hands bytes on, and stops where a file unpacks to what can
+    only be meant to fill the memory.
+    """
 
     def __init__(self, path: Path, inner: BinaryIO) -> None:
-        self._path, self._inner, self._size = path, inner, 0
+        self._path = path
+        self._inner = inner
+        self._size = 0
         self._limit = max(MOST, RATIO * path.stat().st_size)
 
     def readable(self) -> bool:
@@ -65,5 +80,9 @@ class _Measured(io.RawIOBase):
         buffer[: len(data)] = data
         self._size += len(data)
         if self._size > self._limit:
-            raise wrong(self._path, f"unpacks to over {RATIO} times its size", "unpack it, and look at what it is")
+            raise wrong(
+                self._path,
+                f"unpacks to over {RATIO} times its size",
+                "unpack it, and look at what it is",
+            )
         return len(data)

@@ -1,4 +1,6 @@
-"""Which files a path names: what exists is meant as it is written; only what does not may be a pattern or `~`."""
+"""Which files a path names: what exists is meant as it is written;
+only what does not may be a pattern or `~`.
+"""
 
 import glob
 import os
@@ -34,11 +36,14 @@ def home(path: str, key: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{key}={path}: no home folder is known here; write the path out, or set HOME") from error
+        raise UserError(
+            f"{key}={path}: no home folder is known here; write the path out, or set HOME"
+        ) from error
 
 
 def files_of(path: str) -> tuple[list[Path], str]:
-    """The files that are read, sorted, and what is to be said of those in a folder or a pattern that are not.
+    """The files that are read, sorted, and what is to be said of those in a folder or a pattern
+    that are not.
 
     Raises:
         UserError: there is none, or a folder cannot be read.
@@ -47,13 +52,19 @@ def files_of(path: str) -> tuple[list[Path], str]:
     if root.is_file():
         return [_readable(root)], ""
     if not root.is_dir() and not glob.has_magic(path):
-        raise UserError(f"data.path={path}: no such file or folder; give a FILE, FOLDER or 'GLOB' of text")
+        raise UserError(
+            f"data.path={path}: no such file or folder; give a FILE, FOLDER or 'GLOB' of text"
+        )
     found = sorted(_inside(root) if root.is_dir() else _matching(root))
     files = [file for file in found if file.is_file() and kind_of(file)[0] in (*TEXT, *ROWS)]
     others = _kinds(set(found) - set(files))
     if not files:
-        raise UserError(f"data.path={path}: no text in it{others}; the kinds that are read: {KINDS}")
-    return files, f"data.path={path}: passed over {len(found) - len(files):,} files{others}" if others else ""
+        raise UserError(
+            f"data.path={path}: no text in it{others}; the kinds that are read: {KINDS}"
+        )
+    return files, (
+        f"data.path={path}: passed over {len(found) - len(files):,} files{others}"
+    ) if others else ""
 
 
 def _readable(file: Path) -> Path:
@@ -61,7 +72,8 @@ def _readable(file: Path) -> Path:
     if kind not in (*TEXT, *ROWS):
         what = f"files of kind {kind}{packing} are" if kind else "a file without a kind is"
         raise UserError(
-            f"data.path={file}: {what} not read; if it is plain text, name it {file.name.removesuffix(packing)}.txt"
+            f"data.path={file}: {what} not read; if it is plain text, name it "
+            f"{file.name.removesuffix(packing)}.txt"
             f"{packing}; the kinds that are read: {KINDS}"
         )
     return file
@@ -69,8 +81,15 @@ def _readable(file: Path) -> Path:
 
 def _kinds(files: Iterable[Path]) -> str:
     """How many there are of each kind."""
-    kinds = Counter("broken links" if not file.exists() else kind_of(file)[0] or "without a kind" for file in files)
-    return f" ({', '.join(f'{number:,} {kind}' for kind, number in sorted(kinds.items()))})" if kinds else ""
+    kinds = Counter(
+        "broken links" if not file.exists() else kind_of(file)[0] or "without a kind"
+        for file in files
+    )
+    return (
+        (f" ({', '.join(f'{number:,} {kind}' for kind, number in sorted(kinds.items()))})")
+        if kinds
+        else ""
+    )
 
 
 def _matching(pattern: Path) -> Iterator[Path]:
@@ -78,7 +97,8 @@ def _matching(pattern: Path) -> Iterator[Path]:
     if "**" not in pattern.parts:
         return (path for path in map(Path, glob.glob(str(pattern))) if not path.is_dir())  # noqa: PTH207  takes any path
     fixed = list(takewhile(lambda part: not glob.has_magic(part), pattern.parts))
-    base, rest = Path(*fixed), pattern.parts[len(fixed) :]
+    base = Path(*fixed)
+    rest = pattern.parts[len(fixed) :]
     return (file for file in _inside(base) if _matches(file.relative_to(base).parts, rest))
 
 
@@ -94,7 +114,9 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 def _inside(folder: Path) -> Iterator[Path]:
     """All files below a folder that are not hidden."""
     for inner, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
-        folders[:] = [name for name in folders if _is_data(name) and not _leads_back(Path(inner, name))]
+        folders[:] = [
+            name for name in folders if _is_data(name) and not _leads_back(Path(inner, name))
+        ]
         yield from (Path(inner, name) for name in names if _is_data(name))
 
 
@@ -108,4 +130,6 @@ def _is_data(name: str) -> bool:
 
 
 def _unreadable(error: OSError) -> None:
-    raise UserError(f"data.path={error.filename}: cannot be read ({error.strerror}); make it readable") from error
+    raise UserError(
+        f"data.path={error.filename}: cannot be read ({error.strerror}); make it readable"
+    ) from error

@@ -1,4 +1,6 @@
-"""The rows of a file of any kind, one at a time; a type is never guessed and nothing but the text's column is kept."""
+"""The rows of a file of any kind, one at a time;
+a type is never guessed and nothing but the text's column is kept.
+"""
 
 import csv
 import io
@@ -15,10 +17,13 @@ from app.data.reading.packing import LARGEST, opened, wrong
 from app.data.reading.paths import kind_of
 from app.data.sources import first_line
 
-Numbered = tuple[int, Any]  # the line, or the row of a .json array or .parquet, from 1 on; what stands there
-DECODER = json.JSONDecoder(parse_int=float)  # a number of 5,000 digits in another column is none of our business
+# the line, or the row of a .json array or .parquet, from 1 on; what stands there
+Numbered = tuple[int, Any]
+# a number of 5,000 digits in another column is none of our business
+DECODER = json.JSONDecoder(parse_int=float)
 BETWEEN = re.compile(r"[\s,]*")
-BATCH = 256  # rows of a .parquet that are in memory at once
+# rows of a .parquet that are in memory at once
+BATCH = 256
 CURE = "mend or remove it"
 
 
@@ -46,7 +51,9 @@ def lines(path: Path, stream: BinaryIO) -> Iterator[tuple[int, str]]:
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise wrong(path, f"line {number:,} is not UTF-8 ({_byte(error)})", "convert it to UTF-8") from error
+            raise wrong(
+                path, f"line {number:,} is not UTF-8 ({_byte(error)})", "convert it to UTF-8"
+            ) from error
         yield number, text
 
 
@@ -73,7 +80,9 @@ def _why(error: json.JSONDecodeError | RecursionError) -> str:
 def _json(path: Path, stream: BinaryIO, key: str) -> Iterator[Numbered]:
     """The items of an array, or values one after the other."""
     text = io.TextIOWrapper(stream, "utf-8-sig")
-    buffer, place, number = _more(path, text, ""), 0, 0
+    buffer = _more(path, text, "")
+    place = 0
+    number = 0
     start = buffer.lstrip()
     buffer = start.removeprefix("[")
     closing = "]" if start.startswith("[") else ""
@@ -83,7 +92,8 @@ def _json(path: Path, stream: BinaryIO, key: str) -> Iterator[Numbered]:
             value, end = DECODER.raw_decode(buffer, place)
         except (json.JSONDecodeError, RecursionError) as error:
             rest = buffer[place:]
-            buffer, place = _more(path, text, rest), 0
+            buffer = _more(path, text, rest)
+            place = 0
             if len(buffer) > LARGEST:
                 what = f"row {number + 1:,} is longer than {LARGEST >> 20} MB, or no JSON"
                 raise wrong(path, what, "cut or mend it") from error
@@ -92,12 +102,15 @@ def _json(path: Path, stream: BinaryIO, key: str) -> Iterator[Numbered]:
                     return
                 raise wrong(path, f"row {number + 1:,} {_why(error)}", CURE) from error
         else:
-            number, place = number + 1, end
+            number = number + 1
+            place = end
             yield number, value
 
 
 def _more(path: Path, text: TextIO, rest: str) -> str:
-    """What was left, and as much again out of the file, so that a long row is not begun too often."""
+    """What was left, and as much again out of the file,
+    so that a long row is not begun too often.
+    """
     try:
         return rest + text.read(max(1 << 20, len(rest)))
     except UnicodeDecodeError as error:
@@ -105,17 +118,22 @@ def _more(path: Path, text: TextIO, rest: str) -> str:
 
 
 def _separated(mark: str) -> Callable[[Path, BinaryIO, str], Iterator[Numbered]]:
-    """Of .csv and .tsv: the first row names the columns; a text may hold the mark or line ends inside of quotes."""
+    """Of .csv and .tsv: the first row names the columns;
+    a text may hold the mark or line ends inside of quotes.
+    """
 
     def read(path: Path, stream: BinaryIO, key: str) -> Iterator[Numbered]:
         csv.field_size_limit(LARGEST)
         table = csv.reader((line for _, line in lines(path, stream)), delimiter=mark, strict=True)
         try:
             header = next(table, [])
-            start = table.line_num + 1  # a row may have several lines
+            # a row may have several lines
+            start = table.line_num + 1
             for values in table:
                 if len(values) > len(header):
-                    what = f"line {start:,} has {len(values)} columns and the first line {len(header)}"
+                    what = (
+                        f"line {start:,} has {len(values)} columns and the first line {len(header)}"
+                    )
                     raise wrong(path, what, 'put a text that holds the separator in "quotes"')
                 if values:
                     yield start, dict(zip(header, values, strict=False))
@@ -141,7 +159,9 @@ def _parquet(path: Path, stream: BinaryIO, key: str) -> Iterator[Numbered]:
                     number += 1
                     yield number, row
         except (ArrowException, OSError) as error:
-            raise wrong(path, f"not readable as .parquet ({first_line(error)})", "give another file") from error
+            raise wrong(
+                path, f"not readable as .parquet ({first_line(error)})", "give another file"
+            ) from error
 
 
 @contextmanager

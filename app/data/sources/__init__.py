@@ -1,4 +1,6 @@
-"""Where text comes from: a source names its domains and yields its documents, each already in a split."""
+"""Where text comes from: a source names its domains and yields its documents,
+each already in a split.
+"""
 
 import hashlib
 import logging
@@ -14,7 +16,8 @@ from app.registry import unknown
 log = logging.getLogger(__name__)
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-HELD_OUT = 0.03  # the share of the documents that each of val and test gets
+# the share of the documents that each of val and test gets
+HELD_OUT = 0.03
 
 
 class Document(NamedTuple):
@@ -28,7 +31,9 @@ class Document(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """The share of each domain, any scale, until this part of the steps; None: proportional to its size."""
+    """The share of each domain, any scale, until this part of the steps; None:
+    proportional to its size.
+    """
 
     until: float
     weights: Sequence[float] | None
@@ -40,7 +45,8 @@ BY_SIZE = (Phase(1.0, None),)
 class Source(Protocol):
     """What a class registered under the kind `data` offers; building it reads no text."""
 
-    raw: bool  # documents are bytes, without a separator behind them: only tokenizer=bytes reads them
+    # documents are bytes, without a separator behind them: only tokenizer=bytes reads them
+    raw: bool
 
     @property
     def domains(self) -> Sequence[str]:
@@ -48,11 +54,15 @@ class Source(Protocol):
 
     @property
     def phases(self) -> Sequence[Phase]:
-        """The shares of the domains in the training rows, one phase after the other; the last one ends at 1."""
+        """The shares of the domains in the training rows, one phase after the other;
+        the last one ends at 1.
+        """
 
     @property
     def pinned(self) -> Mapping[str, Any]:
-        """Values of its knobs that a run keeps, so that it goes on with the same text; after the text was read."""
+        """Values of its knobs that a run keeps, so that it goes on with the same text;
+        after the text was read.
+        """
 
     def fingerprint(self) -> str:
         """Changes whenever `documents` would; cheap."""
@@ -81,7 +91,9 @@ def require_shares(knob: str, shares: Mapping[str, float], known: Iterable[str])
 
 
 class Once:
-    """Tells each line once and by the first process only, though a tokenizer that learns reads the text twice."""
+    """Tells each line once and by the first process only,
+    though a tokenizer that learns reads the text twice.
+    """
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -98,14 +110,16 @@ def first_line(error: Exception) -> str:
 
 
 def split_of(document_id: str) -> Split:
-    """Assigns a document to a split by a hash of its id: the same on every machine, and when others come or go."""
+    """Assigns a document to a split by a hash of its id:
+    the same on every machine, and when others come or go.
+    """
     place = int.from_bytes(hashlib.sha256(os.fsencode(document_id)).digest()[:8]) / 2**64
     return "val" if place < HELD_OUT else "test" if place < 2 * HELD_OUT else "train"
 
 
 def in_order(text: TextIO, total: int, most: int) -> Iterator[tuple[Split, str]]:
-    """Cuts a text of `total` characters into its first 94 %, the next 3 % and the last 3 %, each in parts of about
-    `most`, all of them at line ends where there are some.
+    """Cuts a text of `total` characters into its first 94 %, the next 3 % and the last 3 %, each in
+    parts of about `most`, all of them at line ends where there are some.
     """
     done = 0
     for split, share in zip(SPLITS, (1 - 2 * HELD_OUT, 1 - HELD_OUT, 1.0), strict=True):
@@ -117,11 +131,17 @@ def in_order(text: TextIO, total: int, most: int) -> Iterator[tuple[Split, str]]
 
 
 def chunks(text: str, size: int) -> Iterator[str]:
-    """Cuts a text at line ends into equal parts of about `size` characters; one shorter than 1.5 parts stays whole."""
+    """Cuts a text at line ends into equal parts of about `size` characters;
+    one shorter than 1.5 parts stays whole.
+    """
     count = max(1, round(len(text) / size))
     start = 0
     for part in range(1, count + 1):
-        stop = len(text) if part == count else text.find("\n", ceil(len(text) * part / count)) + 1 or len(text)
+        stop = (
+            len(text)
+            if part == count
+            else text.find("\n", ceil(len(text) * part / count)) + 1 or len(text)
+        )
         if stop > start:
             yield text[start:stop]
         start = max(start, stop)

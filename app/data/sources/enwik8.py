@@ -1,4 +1,6 @@
-"""The byte-level benchmarks enwik8 and text8 (Mahoney 2006): bytes 90M / 5M / 5M, measured in bits per character."""
+"""The byte-level benchmarks enwik8 and text8 (Mahoney 2006):
+bytes 90M / 5M / 5M, measured in bits per character.
+"""
 
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
@@ -44,7 +46,8 @@ class Enwik8:
             data = stream.read(sum(self._sizes))
         if len(data) < sum(self._sizes):
             raise UserError(
-                f"data.path={self._path}: has {len(data):,} of {sum(self._sizes):,} bytes; give the whole file "
+                f"data.path={self._path}: has {len(data):,} of {sum(self._sizes):,} bytes; give "
+                "the whole file "
                 "or set data.sizes=[TRAIN,VAL,TEST]"
             )
         ends = list(accumulate(self._sizes, initial=0))
@@ -53,7 +56,11 @@ class Enwik8:
 
     def _file(self) -> Path:
         if not self._named:
-            raise UserError("data.path=null: data=enwik8 needs the unpacked file; set data.path=FILE")
+            raise UserError(
+                "data.path=null: data=enwik8 needs the unpacked file; set data.path=FILE"
+            )
         if not self._path.is_file():
-            raise UserError(f"data.path={self._path}: no such file; set data.path to the unpacked enwik8")
+            raise UserError(
+                f"data.path={self._path}: no such file; set data.path to the unpacked enwik8"
+            )
         return self._path

@@ -15,18 +15,28 @@ from app.data.reading.paths import home
 from app.data.sources import BY_SIZE, SPLITS, Document, Once, Split, first_line, in_order, split_of
 from app.registry import UserError, register, unknown
 
-OWN: dict[str, Split] = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
-PATIENCE = 4  # seconds for the Hub's first answer
-SHUFFLE_SEED = 0  # the text is the same for runs of any seed
+OWN: dict[str, Split] = {
+    "train": "train",
+    "validation": "val",
+    "valid": "val",
+    "val": "val",
+    "test": "test",
+}
+# seconds for the Hub's first answer
+PATIENCE = 4
+# the text is the same for runs of any seed
+SHUFFLE_SEED = 0
 log = logging.getLogger(__name__)
 AT_HOME = "use data=text data.path=FILE"
 
 
 @register("data")
 class Hub:
-    """Reads a data set with its own splits; a missing one is taken out of its training split by hash.
+    """Reads a data set with its own splits; a missing one is taken out of its training split by
+    hash.
 
-    A run keeps the revision that it has read, and goes on with that one whatever becomes of the set.
+    A run keeps the revision that it has read, and goes on with that one whatever becomes of the
+    set.
 
     Args:
         name: OWNER/NAME on the Hub, or a folder.
@@ -36,8 +46,8 @@ class Hub:
         text_key: the column that holds the text; a.b lies inside of a.
         join_rows: whether the rows are the lines of one running text.
         streaming: whether it is read over the network without a copy on disk.
-        shuffle_buffer: rows out of which the next one is drawn, from shards in a random order; at least 1, or null: the
-            rows as they come.
+        shuffle_buffer: rows out of which the next one is drawn, from shards in a random order; at
+            least 1, or null: the rows as they come.
         max_bytes: of text taken from each split of the set; at least 1, or null: all.
 
     Raises:
@@ -69,10 +79,18 @@ class Hub:
         if splits is not None and "train" not in splits:
             raise ValueError(f"splits={splits}: must name the split to train on, as train")
         if join_rows and shuffle_buffer:
-            raise ValueError(f"shuffle_buffer={shuffle_buffer}: the rows are lines of one text; set it to null")
-        self._name, self._config, self._revision, self._splits = name, config, revision, splits
-        self._text_key, self._join_rows, self._streaming = text_key, join_rows, streaming
-        self._shuffle_buffer, self._max_bytes = shuffle_buffer, max_bytes
+            raise ValueError(
+                f"shuffle_buffer={shuffle_buffer}: the rows are lines of one text; set it to null"
+            )
+        self._name = name
+        self._config = config
+        self._revision = revision
+        self._splits = splits
+        self._text_key = text_key
+        self._join_rows = join_rows
+        self._streaming = streaming
+        self._shuffle_buffer = shuffle_buffer
+        self._max_bytes = max_bytes
         self._tell = Once()
 
     @property
@@ -84,8 +102,19 @@ class Hub:
         return {} if self._folder else {"revision": self._commit}
 
     def fingerprint(self) -> str:
-        files = [(str(p), p.stat().st_mtime_ns) for p in sorted(self._folder.rglob("*"))] if self._folder else None
-        what = [self._name, self._config, files or self._commit, self._splits, self._text_key, self._join_rows]
+        files = (
+            [(str(p), p.stat().st_mtime_ns) for p in sorted(self._folder.rglob("*"))]
+            if self._folder
+            else None
+        )
+        what = [
+            self._name,
+            self._config,
+            files or self._commit,
+            self._splits,
+            self._text_key,
+            self._join_rows,
+        ]
         return f"hub {[*what, self._streaming, self._shuffle_buffer, self._max_bytes]}"
 
     def documents(self) -> Iterator[Document]:
@@ -107,9 +136,13 @@ class Hub:
             for ours, theirs in self._splits.items():
                 if theirs not in found:
                     raise UserError(unknown(f"data.splits.{ours}={theirs}", theirs, found))
-            splits = {split: found[self._splits[split]] for split in SPLITS if split in self._splits}
+            splits = {
+                split: found[self._splits[split]] for split in SPLITS if split in self._splits
+            }
         if "train" not in splits:
-            raise UserError(f"data.splits=null: the set has no split 'train' but {', '.join(found)}; name them")
+            raise UserError(
+                f"data.splits=null: the set has no split 'train' but {', '.join(found)}; name them"
+            )
         return splits
 
     def _single(self, split: Split, texts: Iterator[str], own: set[Split]) -> Iterator[Document]:
@@ -138,7 +171,8 @@ class Hub:
     def _rows(self, rows: Any) -> Iterator[dict[str, Any]]:
         try:
             yield from self._shuffled(rows)
-        except Exception as error:  # the network goes away, a shard is damaged: each has its own error
+        # the network goes away, a shard is damaged: each has its own error
+        except Exception as error:
             raise self._unreadable(error) from error
 
     def _shuffled(self, rows: Any) -> Any:
@@ -168,17 +202,24 @@ class Hub:
 
         try:
             api = huggingface_hub.HfApi()
-            return str(api.dataset_info(str(self._name), revision=self._revision, timeout=PATIENCE).sha)
+            return str(
+                api.dataset_info(str(self._name), revision=self._revision, timeout=PATIENCE).sha
+            )
         except RevisionNotFoundError as error:
-            raise UserError(f"data.revision={self._revision}: {self._name} has none such; null: the newest") from error
+            raise UserError(
+                f"data.revision={self._revision}: {self._name} has none such; null: the newest"
+            ) from error
         except RepositoryNotFoundError as error:
             raise UserError(
-                f"data.name={self._name}: no such data set, or not for you; check the name, set HF_TOKEN, or {AT_HOME}"
+                f"data.name={self._name}: no such data set, or not for you; check the name, set "
+                f"HF_TOKEN, or {AT_HOME}"
             ) from error
         except Exception as error:
             raise UserError(
-                f"data.name={self._name}: the Hub cannot be reached ({first_line(error)}); check the network, set "
-                f"data.revision to that in the config.yaml of an earlier run, whose cache is used then, or {AT_HOME}"
+                f"data.name={self._name}: the Hub cannot be reached ({first_line(error)}); check "
+                "the network, set "
+                "data.revision to that in the config.yaml of an earlier run, whose cache is "
+                f"used then, or {AT_HOME}"
             ) from error
 
     def _read(self) -> Mapping[str, Any]:
@@ -190,7 +231,8 @@ class Hub:
         for library in ("datasets", "huggingface_hub"):
             logging.getLogger(library).setLevel(logging.CRITICAL)
         if self._folder is None and not huggingface_hub.constants.HF_HUB_OFFLINE:
-            self._ask()  # the library itself tries for minutes
+            # the library itself tries for minutes
+            self._ask()
         where, revision = (str(self._folder), None) if self._folder else (self._name, self._commit)
         try:
             builder = datasets.load_dataset_builder(where, self._config, revision=revision)
@@ -201,7 +243,8 @@ class Hub:
                 )
         except UserError:
             raise
-        except Exception as error:  # wrong config, gated, no space: each has its own error
+        # wrong config, gated, no space: each has its own error
+        except Exception as error:
             raise self._unreadable(error) from error
 
     def _size(self, download: int | None) -> str:
@@ -209,25 +252,37 @@ class Hub:
         if self._folder is not None:
             return f"data.name={self._name}: reads the folder"
         if self._streaming:
-            amount = "all of it" if self._max_bytes is None else f"{self._max_bytes / 1e6:,.0f} MB of text a split"
+            amount = (
+                "all of it"
+                if self._max_bytes is None
+                else (f"{self._max_bytes / 1e6:,.0f} MB of text a split")
+            )
         else:
-            amount = "all of it, of unknown size" if download is None else f"{download / 1e6:,.0f} MB"
+            amount = (
+                "all of it, of unknown size" if download is None else f"{download / 1e6:,.0f} MB"
+            )
         return f"data.name={self._name}: reads {amount} from the Hub"
 
     def _columns(self, builder: Any) -> dict[str, list[str]]:
-        """Out of Parquet only the column of the text is read, so the others may change from shard to shard."""
+        """Out of Parquet only the column of the text is read,
+        so the others may change from shard to shard.
+        """
         if not hasattr(builder.config, "columns"):
             return {}
         names = next(iter(builder.as_streaming_dataset().values())).column_names or ()
         top = self._text_key if self._text_key in names else self._text_key.partition(".")[0]
         if top not in names:
             known = ", ".join(names)
-            raise UserError(f"data.text_key={self._text_key}: no such column; set data.text_key to one of {known}")
+            raise UserError(
+                f"data.text_key={self._text_key}: no such column; set data.text_key "
+                f"to one of {known}"
+            )
         return {"columns": [top]}
 
     def _unreadable(self, error: Exception) -> UserError:
         cause: BaseException = error
-        while cause.__cause__ is not None:  # "an error occurred" because of one that says which
+        # "an error occurred" because of one that says which
+        while cause.__cause__ is not None:
             cause = cause.__cause__
         why = " ".join(str(cause).split())[:200] or type(cause).__name__
         on_disk = isinstance(cause, OSError) and cause.filename is not None

@@ -1,4 +1,6 @@
-"""Several sources in one text, each a domain of its own, in shares that may change towards the end."""
+"""Several sources in one text, each a domain of its own,
+in shares that may change towards the end.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +15,8 @@ from app.registry import UserError, check, find, register
 class Mix:
     """Reads one source after the other; a source of several domains keeps them, as NAME_DOMAIN.
 
-    The second weights are those of an annealing phase: better text at the end, where the learning rate is low.
+    The second weights are those of an annealing phase: better text at the end, where the learning
+    rate is low.
 
     Args:
         sources: the config of each source by its name, with all of its keys.
@@ -36,10 +39,13 @@ class Mix:
         final_weights: dict[str, float] | None,
     ) -> None:
         if (until is None) != (final_weights is None):
-            raise ValueError(f"until={until}: goes with final_weights={final_weights}; set both, or none")
+            raise ValueError(
+                f"until={until}: goes with final_weights={final_weights}; set both, or none"
+            )
         if until is not None and not 0 < until < 1:
             raise ValueError(f"until={until}: must be above 0 and below 1, a part of the steps")
-        sources = sources or {}  # told where the text is read, as for every source without one
+        # told where the text is read, as for every source without one
+        sources = sources or {}
         for name in sources:
             if not re.fullmatch(r"\w+", name):
                 raise ValueError(f"sources.{name}: a name must be of letters, digits and _")
@@ -57,11 +63,18 @@ class Mix:
     @property
     def phases(self) -> Sequence[Phase]:
         ends = [1.0] if self._until is None else [self._until, 1.0]
-        return [Phase(end, self._spread(shares)) for end, shares in zip(ends, self._shares, strict=True)]
+        return [
+            Phase(end, self._spread(shares)) for end, shares in zip(ends, self._shares, strict=True)
+        ]
 
     @property
     def pinned(self) -> Mapping[str, Any]:
-        return {"sources": {name: {**config, **self._sources[name].pinned} for name, config in self._configs.items()}}
+        return {
+            "sources": {
+                name: {**config, **self._sources[name].pinned}
+                for name, config in self._configs.items()
+            }
+        }
 
     def fingerprint(self) -> str:
         self._require_divisible_shares()
@@ -76,7 +89,9 @@ class Mix:
             domains = dict(zip(source.domains, self._domains[name], strict=True))
             with _named(name):
                 for document in source.documents():
-                    yield document._replace(id=f"{name}/{document.id}", domain=domains[document.domain])
+                    yield document._replace(
+                        id=f"{name}/{document.id}", domain=domains[document.domain]
+                    )
 
     @property
     def _domains(self) -> dict[str, list[str]]:
@@ -87,7 +102,9 @@ class Mix:
                 "set 'data.sources={books:{path:books/},web:{data:fineweb_edu}}'"
             )
         return {
-            name: [name] if len(source.domains) == 1 else [f"{name}_{domain}" for domain in source.domains]
+            name: [name]
+            if len(source.domains) == 1
+            else [f"{name}_{domain}" for domain in source.domains]
             for name, source in self._sources.items()
         }
 
@@ -104,10 +121,15 @@ class Mix:
     def _require_divisible_shares(self) -> None:
         for name, source in self._sources.items():
             if len(source.phases) > 1:
-                raise UserError(f"data.sources.{name}.until: the phases are those of the whole; set it to null")
+                raise UserError(
+                    f"data.sources.{name}.until: the phases are those of the whole; set it to null"
+                )
             by_size = source.phases[0].weights is None and len(source.domains) > 1
             if by_size and self._shares != [None]:
-                raise UserError(f"data.sources.{name}: its domains have shares by size; give it weights of its own")
+                raise UserError(
+                    f"data.sources.{name}: its domains have shares by size; give it "
+                    "weights of its own"
+                )
 
 
 def _source(name: str, config: Mapping[str, Any]) -> Source:
@@ -118,7 +140,9 @@ def _source(name: str, config: Mapping[str, Any]) -> Source:
     except ValueError as error:
         raise UserError(f"data.sources.{name}.{error}") from error
     if source.raw:
-        raise UserError(f"data.sources.{name}.source={config['source']}: is counted in bytes; a mix has tokens")
+        raise UserError(
+            f"data.sources.{name}.source={config['source']}: is counted in bytes; a mix has tokens"
+        )
     return source
 
 
@@ -128,10 +152,14 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(re.sub(r"^data\.(?!sources)", f"data.sources.{name}.", str(error))) from error
+        raise UserError(
+            re.sub(r"^data\.(?!sources)", f"data.sources.{name}.", str(error))
+        ) from error
 
 
-def _checked(knob: str, shares: Mapping[str, float] | None, sources: Mapping[str, Any]) -> Mapping[str, float] | None:
+def _checked(
+    knob: str, shares: Mapping[str, float] | None, sources: Mapping[str, Any]
+) -> Mapping[str, float] | None:
     """The share of every source."""
     if shares is None:
         return None

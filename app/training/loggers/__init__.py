@@ -1,6 +1,8 @@
-"""Where curves, pictures and text of a run go: one file a logger, each of which makes Lightning's own.
+"""Where curves, pictures and text of a run go: one file a logger, each of which makes Lightning's
+own.
 
-A run that goes on after a kill has logged beyond its checkpoint; `open` is told the step from which it logs again.
+A run that goes on after a kill has logged beyond its checkpoint; `open` is told the step from which
+it logs again.
 """
 
 from collections.abc import Iterable
@@ -14,7 +16,9 @@ class LoggerPart(Protocol):
     """What a class registered under the kind `logger` offers."""
 
     def open(self, folder: Path, step: int) -> Logger:
-        """Logs into the folder of the run from a step on, without what was logged at and after it."""
+        """Logs into the folder of the run from a step on,
+        without what was logged at and after it.
+        """
 
 
 def flush(loggers: Iterable[Logger]) -> None:

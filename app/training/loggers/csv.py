@@ -1,4 +1,6 @@
-"""Comma-separated values: `csv/metrics.csv` in the folder of the run, one row a point in time; scalars only."""
+"""Comma-separated values: `csv/metrics.csv` in the folder of the run, one row a point in time;
+scalars only.
+"""
 
 import csv
 import io
@@ -39,14 +41,17 @@ class _GoesOn(ExperimentWriter):
 
 def _is_before(row: dict[str, str], step: int) -> bool:
     """Whether a row is whole and from before a step."""
-    if None in row or None in row.values():  # too many values, or too few
+    # too many values, or too few
+    if None in row or None in row.values():
         return False
     number = row.get("step", "")
     return number.isascii() and number.isdigit() and len(number) < 20 and int(number) < step
 
 
 def _cut_back(path: Path, step: int) -> list[str]:
-    """Drops the rows from a step on, and one that was not written to its end; returns the columns."""
+    """Drops the rows from a step on, and one that was not written to its end;
+    returns the columns.
+    """
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         table = csv.DictReader(file)
         try:

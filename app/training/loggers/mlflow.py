@@ -9,7 +9,8 @@ from app.registry import UserError, register
 from app.training.files import write_whole
 from app.training.messages import is_first_rank
 
-ID = "mlflow_id"  # file in the folder of a run
+# file in the folder of a run
+ID = "mlflow_id"
 
 
 @register("logger")
@@ -26,8 +27,11 @@ class MlFlow:
 
     def __init__(self, *, experiment: str, tracking_uri: str | None) -> None:
         if find_spec("mlflow") is None:
-            raise UserError("logger=mlflow: not installed; pip install mlflow, or use logger=tensorboard")
-        self.experiment, self.tracking_uri = experiment, tracking_uri
+            raise UserError(
+                "logger=mlflow: not installed; pip install mlflow, or use logger=tensorboard"
+            )
+        self.experiment = experiment
+        self.tracking_uri = tracking_uri
 
     def open(self, folder: Path, step: int) -> MLFlowLogger:
         uri = self.tracking_uri or f"sqlite:///{folder.absolute()}/mlflow.db"
@@ -35,5 +39,6 @@ class MlFlow:
         known = path.read_text(encoding="utf-8") if path.exists() else None
         logger = MLFlowLogger(self.experiment, run_name=folder.name, tracking_uri=uri, run_id=known)
         if known is None and is_first_rank():
-            write_whole(path, str(logger.run_id))  # a run name is not unique
+            # a run name is not unique
+            write_whole(path, str(logger.run_id))
         return logger

@@ -10,12 +10,14 @@ from app.registry import UserError, register
 from app.training.files import write_whole
 from app.training.messages import is_first_rank
 
-ID = "wandb_id"  # file in the folder of a run
+# file in the folder of a run
+ID = "wandb_id"
 
 
 @register("logger")
 class Wandb:
-    """Sends scalars to Weights & Biases, under the name of the run; a run that goes on is the same run there.
+    """Sends scalars to Weights & Biases, under the name of the run; a run that goes on is the same
+    run there.
 
     Args:
         project: where the runs lie.
@@ -28,10 +30,18 @@ class Wandb:
         UserError: its package is not installed.
     """
 
-    def __init__(self, *, project: str, entity: str | None, group: str | None, tags: list[str], offline: bool) -> None:
+    def __init__(
+        self, *, project: str, entity: str | None, group: str | None, tags: list[str], offline: bool
+    ) -> None:
         if find_spec("wandb") is None:
-            raise UserError("logger=wandb: not installed; pip install wandb, or use logger=tensorboard")
-        self.project, self.entity, self.group, self.tags, self.offline = project, entity, group, tags, offline
+            raise UserError(
+                "logger=wandb: not installed; pip install wandb, or use logger=tensorboard"
+            )
+        self.project = project
+        self.entity = entity
+        self.group = group
+        self.tags = tags
+        self.offline = offline
 
     def open(self, folder: Path, step: int) -> WandbLogger:
         return WandbLogger(
@@ -48,9 +58,11 @@ class Wandb:
 
 
 def run_id(folder: Path) -> str:
-    """Return the Weights & Biases id of a run: random for a new run, and the saved id when the run resumes.
+    """Return the Weights & Biases id of a run: random for a new run, and the saved id when the run
+    resumes.
 
-    Weights & Biases never frees an id, not even that of a deleted run, so the folder name cannot serve as the id.
+    Weights & Biases never frees an id, not even that of a deleted run, so the folder name cannot
+    serve as the id.
     """
     path = folder / ID
     if not is_first_rank():

@@ -1,4 +1,6 @@
-"""Linear warm-up, then half a cosine down to a final share (Loshchilov & Hutter 2016, arXiv 1608.03983, eq. 5)."""
+"""Linear warm-up, then half a cosine down to a final share (Loshchilov & Hutter 2016,
+arXiv 1608.03983, eq. 5).
+"""
 
 import math
 
@@ -22,7 +24,9 @@ class Cosine:
         require("warmup_steps", warmup_steps, warmup_steps >= 0, "must be at least 0")
         require("total_steps", total_steps, total_steps >= 1, "must be at least 1")
         require("final", final, 0 <= final <= 1, "must be in 0..1")
-        self.warmup_steps, self.total_steps, self.final = warmup_steps, total_steps, final
+        self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+        self.final = final
 
     def __call__(self, step: int) -> float:
         """Factor on the peak rate at step 0, 1, ..."""

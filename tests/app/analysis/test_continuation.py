@@ -1,4 +1,6 @@
-"""Text after other text: spaces and letters stand where the whole has them, in every kind of tokenizer."""
+"""Text after other text: spaces and letters stand where the whole has them,
+in every kind of tokenizer.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ TEXT = "the lowest towers show newer flowers to the lower town, naïve 日本 an
 
 def built(model: Any, trainer: Any, before: Any, decoder: Any) -> Tokenizer:
     tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer, tokenizer.decoder = before, decoder
+    tokenizer.pre_tokenizer = before
+    tokenizer.decoder = decoder
     tokenizer.train_from_iterator([TEXT], trainer)
     return tokenizer
 
@@ -25,7 +28,10 @@ def built(model: Any, trainer: Any, before: Any, decoder: Any) -> Tokenizer:
 def word_piece() -> Tokenizer:
     trainer = trainers.WordPieceTrainer(vocab_size=60, special_tokens=["[UNK]"])
     return built(
-        models.WordPiece(unk_token="[UNK]"), trainer, pre_tokenizers.Whitespace(), decoders.WordPiece(cleanup=False)
+        models.WordPiece(unk_token="[UNK]"),
+        trainer,
+        pre_tokenizers.Whitespace(),
+        decoders.WordPiece(cleanup=False),
     )
 
 
@@ -36,15 +42,29 @@ def metaspace() -> Tokenizer:
 
 def end_of_word() -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=60, end_of_word_suffix="</w>")
-    return built(models.BPE(end_of_word_suffix="</w>"), trainer, pre_tokenizers.Whitespace(), decoders.BPEDecoder())
+    return built(
+        models.BPE(end_of_word_suffix="</w>"),
+        trainer,
+        pre_tokenizers.Whitespace(),
+        decoders.BPEDecoder(),
+    )
 
 
 def byte_level() -> Tokenizer:
-    trainer = trainers.BpeTrainer(vocab_size=270, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    return built(models.BPE(), trainer, pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel())
+    trainer = trainers.BpeTrainer(
+        vocab_size=270, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    return built(
+        models.BPE(),
+        trainer,
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
 
 
-@pytest.fixture(params=[Bytes, word_piece, metaspace, end_of_word, byte_level], ids=lambda build: build.__name__)
+@pytest.fixture(
+    params=[Bytes, word_piece, metaspace, end_of_word, byte_level], ids=lambda build: build.__name__
+)
 def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     made = request.param()
     if isinstance(made, Bytes):
@@ -74,17 +94,22 @@ def test_a_model_continues_a_prompt_with_the_spaces_of_the_text(tokenizer: Any) 
             return []
 
         def logits_of_next(self, tokens: Any, valid: Any, past: Any) -> torch.Tensor:
-            following = ids[past.valid.size(1) - 1]  # a separator stands before the prompt
+            # a separator stands before the prompt
+            following = ids[past.valid.size(1) - 1]
             return torch.nn.functional.one_hot(torch.tensor([following]), tokenizer.vocab_size)
 
     prompt = "the lowest"
     number = len(ids) - len(tokenizer.encode([prompt])[0].ids)
-    *_, (rest,) = written(Model(), tokenizer, [prompt], GREEDY, num_tokens=number, window=999, seed=0)  # type: ignore[arg-type]
+    *_, (rest,) = written(
+        Model(), tokenizer, [prompt], GREEDY, num_tokens=number, window=999, seed=0
+    )  # type: ignore[arg-type]
     assert prompt + rest == tokenizer.decode(ids)
 
 
 def test_the_reports_tokens_read_as_the_text(tokenizer: Any) -> None:
     ids = tokenizer.encode(["the lowest towers show newer flowers"])[0].ids.tolist()
-    shown = [_spelled(tokenizer, [tokenizer.separator, *ids], place) for place in range(len(ids) + 1)]
+    shown = [
+        _spelled(tokenizer, [tokenizer.separator, *ids], place) for place in range(len(ids) + 1)
+    ]
     assert shown[0] == "¶"
     assert "".join(shown[1:]) == tokenizer.decode(ids)

@@ -26,9 +26,13 @@ def test_who_has_more_experts_has_some_without_a_partner() -> None:
 
 def test_a_pair_is_found_for_the_good_of_all() -> None:
     """Expert 0 shares three tokens with both others; 1 shares two with the first alone."""
-    (partner,) = paired([sample([0, 0, 0, 0, 0, 0, 1, 1])], [sample([0, 0, 0, 1, 1, 1, 0, 0])], (10, 10))
+    (partner,) = paired(
+        [sample([0, 0, 0, 0, 0, 0, 1, 1])], [sample([0, 0, 0, 1, 1, 1, 0, 0])], (10, 10)
+    )
     assert partner[:2] == [1, 0]
 
 
 def test_the_same_text_has_the_same_tokens() -> None:
-    assert same_text([sample([1, 2])], [sample([3, 4])]) and not same_text([sample([1])], [sample([1, 2])])
+    assert same_text([sample([1, 2])], [sample([3, 4])]) and not same_text(
+        [sample([1])], [sample([1, 2])]
+    )

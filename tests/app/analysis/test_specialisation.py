@@ -30,8 +30,11 @@ def test_experts_that_serve_one_domain_each_show_a_diagonal() -> None:
     assert table.tolist() == [[2, 0, 0], [0, 2, 0], [0, 0, 1]]
 
 
-def test_mutual_information_is_the_entropy_for_equal_labels_and_nothing_for_independent_ones() -> None:
-    equal, independent = 3 * torch.eye(4), torch.outer(torch.tensor([1.0, 2, 3]), torch.tensor([4.0, 0, 1]))
+def test_mutual_information_is_the_entropy_for_equal_labels_and_nothing_for_independent_ones() -> (
+    None
+):
+    equal = 3 * torch.eye(4)
+    independent = torch.outer(torch.tensor([1.0, 2, 3]), torch.tensor([4.0, 0, 1]))
     assert mutual_information(equal).item() == pytest.approx(math.log(4))
     assert mutual_information(independent).item() == pytest.approx(0, abs=1e-12)
 
@@ -43,7 +46,9 @@ def test_co_activation_counts_the_tokens_that_have_both() -> None:
 
 def test_experts_per_token_and_their_percentiles() -> None:
     valid = torch.tensor([[True] * 4 + [False]])
-    counts = tokens_by_k(route(torch.tensor([[0, 1], [0, -1], [2, 1], [1, 0], [-1, -1]]), 3, valid=valid))
+    counts = tokens_by_k(
+        route(torch.tensor([[0, 1], [0, -1], [2, 1], [1, 0], [-1, -1]]), 3, valid=valid)
+    )
     assert counts.tolist() == [0, 1, 3, 0]
     assert [quantile_of_counts(counts, q).item() for q in (0.05, 0.25, 0.5, 1.0)] == [1, 1, 2, 2]
 
@@ -70,15 +75,21 @@ def test_a_layer_that_permutes_the_choice_of_another_tells_all_of_it() -> None:
 
 def test_rmoe_information_equals_its_definition_in_numpy() -> None:
     torch.manual_seed(0)
-    low, high = (route(torch.zeros(20, 1, dtype=torch.int64), 16, 4 * torch.randn(20, 16)) for _ in range(2))
-    assert rmoe_information(low, high).item() == pytest.approx(_definition(low.scores, high.scores), rel=1e-9)
+    low, high = (
+        route(torch.zeros(20, 1, dtype=torch.int64), 16, 4 * torch.randn(20, 16)) for _ in range(2)
+    )
+    assert rmoe_information(low, high).item() == pytest.approx(
+        _definition(low.scores, high.scores), rel=1e-9
+    )
 
 
 def _definition(low: Tensor, high: Tensor) -> float:
     """sklearn.metrics.mutual_info_score of the digitised probabilities of every token, summed."""
-    bins, total = np.linspace(0, 1, 100), 0.0
+    bins = np.linspace(0, 1, 100)
+    total = 0.0
     for one, other in zip(low.numpy(), high.numpy(), strict=True):
-        a, b = np.digitize(one, bins), np.digitize(other, bins)
+        a = np.digitize(one, bins)
+        b = np.digitize(other, bins)
         for x in set(a):
             for y in set(b):
                 p = ((a == x) & (b == y)).mean()
@@ -105,7 +116,10 @@ def test_similarity_is_the_papers_figure_rescaled() -> None:
     for weight in stack.parameters():
         torch.nn.init.normal_(weight)
     gate, up = stack.w_in.detach().numpy().reshape(16, 8, 2, 4).transpose(2, 0, 1, 3).mean(-1)
-    pieces = [p / np.linalg.norm(p, axis=1, keepdims=True) for p in (gate, up, stack.w_out.detach().numpy().mean(1))]
+    pieces = [
+        p / np.linalg.norm(p, axis=1, keepdims=True)
+        for p in (gate, up, stack.w_out.detach().numpy().mean(1))
+    ]
     joined = np.concatenate(pieces, 1)
     paper = (joined @ joined.T).mean()  # with the diagonal of 3
     assert weight_similarity(stack).item() == pytest.approx((16 * paper - 3) / 15 / 3, rel=1e-5)
@@ -116,4 +130,5 @@ def test_the_typical_tokens_of_an_expert_are_those_it_has_more_often_than_others
     have = torch.tensor([[1, 0]] * 3 + [[0, 1]] * 3 + [[1, 0], [0, 1]] * 2).bool()
     places = typical_tokens(have, tokens, 2)
     assert [tokens[place[0]].item() for place in places] == [7, 9]
-    assert [len(place) for place in places] == [1, 1]  # the common token is typical of none
+    # the common token is typical of none
+    assert [len(place) for place in places] == [1, 1]

@@ -1,4 +1,6 @@
-"""Windows with a stride: every token is predicted once, of as much of its document as the window holds."""
+"""Windows with a stride: every token is predicted once,
+of as much of its document as the window holds.
+"""
 
 import math
 
@@ -10,7 +12,8 @@ from app.config.compose import composed
 from app.data.corpus import Batch
 from app.model.assemble import build_model
 
-ROW, SIZE = 6, 60
+ROW = 6
+SIZE = 60
 
 
 def rows(lengths: list[int]) -> list[Batch]:
@@ -18,18 +21,28 @@ def rows(lengths: list[int]) -> list[Batch]:
     ids = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)])
     total = len(ids)
     tokens = torch.randint(1, SIZE, (total + 1,), generator=torch.Generator().manual_seed(0))
-    columns = {"tokens": tokens[:-1], "targets": tokens[1:], "document": ids, "domain": torch.zeros_like(ids),
-               "topic": ids, "nbytes": torch.ones_like(ids)}  # fmt: skip
+    columns = {
+        "tokens": tokens[:-1],
+        "targets": tokens[1:],
+        "document": ids,
+        "domain": torch.zeros_like(ids),
+        "topic": ids,
+        "nbytes": torch.ones_like(ids),
+    }
     empty = {"targets": -100, "document": -1, "topic": -1}
     room = -total % (2 * ROW)
-    padded = {n: torch.nn.functional.pad(v, (0, room), value=empty.get(n, 0)) for n, v in columns.items()}
+    padded = {
+        n: torch.nn.functional.pad(v, (0, room), value=empty.get(n, 0)) for n, v in columns.items()
+    }
     padded["valid"] = padded["document"] >= 0
     cut = {name: values.view(-1, 2, ROW) for name, values in padded.items()}
     return [Batch(**{n: v[i] for n, v in cut.items()}) for i in range(len(cut["tokens"]))]  # type: ignore[typeddict-item]
 
 
 def targets(lengths: list[int], stride: int, window: int = 8) -> list[tuple[int, int, int]]:
-    """Of every predicted token: its document, its place there, and how many tokens stand before it in its window."""
+    """Of every predicted token: its document, its place there,
+    and how many tokens stand before it in its window.
+    """
     found = []
     starts: dict[int, int] = {}
     for batch in strided(rows(lengths), window, stride, 2):
@@ -47,11 +60,15 @@ def targets(lengths: list[int], stride: int, window: int = 8) -> list[tuple[int,
 def test_every_token_is_predicted_once_of_all_that_the_window_holds(stride: int) -> None:
     lengths = [20, 1, 5, 8, 13]
     found = targets(lengths, stride)
-    assert [(d, p) for d, p, _ in found] == [(d, p) for d, n in enumerate(lengths) for p in range(n)]
+    assert [(d, p) for d, p, _ in found] == [
+        (d, p) for d, n in enumerate(lengths) for p in range(n)
+    ]
     assert all(before >= min(place, 8 - stride) for _, place, before in found)
 
 
-def test_a_window_that_holds_the_document_and_one_token_at_a_time_agree_with_the_definition() -> None:
+def test_a_window_that_holds_the_document_and_one_token_at_a_time_agree_with_the_definition() -> (
+    None
+):
     torch.manual_seed(0)
     model = build_model(composed(["model=nano", "experts=coarse"]), SIZE).eval()
     batches = rows([9, 4])

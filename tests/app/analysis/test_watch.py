@@ -1,4 +1,6 @@
-"""Statistics of models that are not ours: tiny random ones of `transformers`, counted by hand from what they return."""
+"""Statistics of models that are not ours:
+tiny random ones of `transformers`, counted by hand from what they return.
+"""
 
 import importlib
 import inspect
@@ -13,7 +15,10 @@ from torch import nn
 from app.analysis.watch import watch
 
 transformers = pytest.importorskip("transformers")
-E, K, LAYERS, VOCAB = 8, 2, 2, 50
+E = 8
+K = 2
+LAYERS = 2
+VOCAB = 50
 SIZES = {
     "vocab_size": VOCAB,
     "hidden_size": 16,
@@ -59,9 +64,12 @@ def model_of(name: str) -> nn.Module:
 def chosen(model: nn.Module, **inputs: torch.Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
     """Logits (T, E) and experts (T, K) of each layer, as its router returns them."""
     seen: list[tuple[np.ndarray, np.ndarray]] = []
-    routers = [module for module in model.modules() if type(module).__name__.lower().endswith("topkrouter")]
+    routers = [
+        module for module in model.modules() if type(module).__name__.lower().endswith("topkrouter")
+    ]
     hooks = [
-        router.register_forward_hook(lambda m, i, o: seen.append((o[0].numpy(), o[2].numpy()))) for router in routers
+        router.register_forward_hook(lambda m, i, o: seen.append((o[0].numpy(), o[2].numpy())))
+        for router in routers
     ]
     with torch.no_grad():
         model(**inputs)
@@ -86,7 +94,9 @@ def test_load_and_certainty_of_a_foreign_model_are_those_of_its_routers(name: st
     assert len(layers) == LAYERS
     for layer, (logits, experts) in enumerate(layers):
         load = np.bincount(experts[real].flatten(), minlength=E)
-        assert found[f"experts_by_layer/maxvio/{layer}"] == pytest.approx(load.max() / load.mean() - 1, rel=1e-5)
+        assert found[f"experts_by_layer/maxvio/{layer}"] == pytest.approx(
+            load.max() / load.mean() - 1, rel=1e-5
+        )
         assert found[f"experts_by_layer/dead/{layer}"] == (load == 0).sum()
         assert found[f"router_by_layer/logit_rms/{layer}"] == pytest.approx(
             np.sqrt((logits[real] ** 2).mean()), rel=1e-3
@@ -99,7 +109,8 @@ def test_load_and_certainty_of_a_foreign_model_are_those_of_its_routers(name: st
     assert watched.scalars() == {}, "nothing since"
 
 
-ROUTERS = {  # class, its module, and its score function, as its source has it
+# class, its module, and its score function, as its source has it
+ROUTERS = {
     "MixtralTopKRouter": ("mixtral", "softmax"),
     "Qwen2MoeTopKRouter": ("qwen2_moe", "softmax"),
     "OlmoeTopKRouter": ("olmoe", "softmax"),
@@ -149,7 +160,9 @@ class OneLayer(nn.Module):
 
     def __init__(self, router: nn.Module, more: int) -> None:
         super().__init__()
-        self.embedding, self.router, self.more = nn.Embedding(VOCAB, 16), router, more
+        self.embedding = nn.Embedding(VOCAB, 16)
+        self.router = router
+        self.more = more
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> None:
         x = self.embedding(input_ids)
@@ -161,20 +174,29 @@ class OneLayer(nn.Module):
 
 def router_of(name: str, **options: object) -> OneLayer:
     torch.manual_seed(1)
-    module = importlib.import_module(f"transformers.models.{ROUTERS[name][0]}.modeling_{ROUTERS[name][0]}")
+    module = importlib.import_module(
+        f"transformers.models.{ROUTERS[name][0]}.modeling_{ROUTERS[name][0]}"
+    )
     router = getattr(module, name)(types.SimpleNamespace(**OPTIONS | options))
     for parameter in router.parameters():
         nn.init.normal_(parameter, std=0.5)
-    if hasattr(router, "tid2eid"):  # the experts of each token id
+    # the experts of each token id
+    if hasattr(router, "tid2eid"):
         router.tid2eid.copy_((torch.arange(VOCAB)[:, None] + torch.arange(K)) % E)
-    needed = [p for p in inspect.signature(router.forward).parameters.values() if p.default is p.empty]
+    needed = [
+        p for p in inspect.signature(router.forward).parameters.values() if p.default is p.empty
+    ]
     return OneLayer(router, len(needed) - 1)
 
 
 def entropy_of(model: OneLayer, ids: torch.Tensor, score_function: str) -> float:
-    """Return the mean entropy of a router's normalised scores by the definition of its score function."""
+    """Return the mean entropy of a router's normalised scores by
+    the definition of its score function.
+    """
     seen: list[torch.Tensor] = []
-    hook = model.router.register_forward_hook(lambda m, i, o: seen.append(o[0].reshape(-1, o[0].shape[-1]).double()))
+    hook = model.router.register_forward_hook(
+        lambda m, i, o: seen.append(o[0].reshape(-1, o[0].shape[-1]).double())
+    )
     with torch.no_grad():
         model(ids)
     hook.remove()
@@ -189,7 +211,8 @@ def entropy_of(model: OneLayer, ids: torch.Tensor, score_function: str) -> float
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_the_score_function_of_a_router_is_found_from_what_it_returns(name: str) -> None:
-    model, ids = router_of(name), torch.randint(VOCAB, (2, 9))
+    model = router_of(name)
+    ids = torch.randint(VOCAB, (2, 9))
     watched = watch(model)
     with torch.no_grad():
         model(ids)
@@ -199,16 +222,24 @@ def test_the_score_function_of_a_router_is_found_from_what_it_returns(name: str)
 
 @pytest.mark.parametrize(("k", "normalised"), [(2, True), (2, False), (1, False)])
 def test_cohere_has_the_score_function_that_its_config_names(k: int, normalised: bool) -> None:
-    options = {"num_experts_per_tok": k, "expert_selection_fn": "sigmoid", "norm_topk_prob": normalised}
-    model, ids = router_of("Cohere2MoeTopKRouter", **options), torch.randint(VOCAB, (2, 9))
+    options = {
+        "num_experts_per_tok": k,
+        "expert_selection_fn": "sigmoid",
+        "norm_topk_prob": normalised,
+    }
+    model = router_of("Cohere2MoeTopKRouter", **options)
+    ids = torch.randint(VOCAB, (2, 9))
     watched = watch(model)
     with torch.no_grad():
         model(ids)
-    assert watched.scalars()["router/token_entropy"] == pytest.approx(entropy_of(model, ids, "sigmoid"), rel=1e-4)
+    assert watched.scalars()["router/token_entropy"] == pytest.approx(
+        entropy_of(model, ids, "sigmoid"), rel=1e-4
+    )
 
 
 def test_scores_that_nothing_returned_tells_of_are_left_out() -> None:
-    options = {"num_experts_per_tok": 1, "expert_selection_fn": "sigmoid", "norm_topk_prob": True}  # all weights are 1
+    # all weights are 1
+    options = {"num_experts_per_tok": 1, "expert_selection_fn": "sigmoid", "norm_topk_prob": True}
     model = router_of("Cohere2MoeTopKRouter", **options)
     watched = watch(model)
     with torch.no_grad():
@@ -219,13 +250,15 @@ def test_scores_that_nothing_returned_tells_of_are_left_out() -> None:
 
 def test_padding_is_seen_in_generation_by_place_and_in_four_dimensions() -> None:
     model = model_of("Mixtral")
-    ids, mask = torch.randint(1, VOCAB, (2, 6)), torch.ones(2, 6, dtype=torch.long)
+    ids = torch.randint(1, VOCAB, (2, 6))
+    mask = torch.ones(2, 6, dtype=torch.long)
     mask[0, :4] = 0
     watched = watch(model)
     with torch.no_grad():
         model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False)
     tokens = int(watched._totals[False].take()["tokens"])
-    assert tokens == mask.sum() + 2 * 2  # what is drawn last is not computed
+    # what is drawn last is not computed
+    assert tokens == mask.sum() + 2 * 2
     with torch.no_grad():
         model(ids, mask)
     assert int(watched._totals[False].take()["tokens"]) == mask.sum()
@@ -236,13 +269,17 @@ def test_padding_is_seen_in_generation_by_place_and_in_four_dimensions() -> None
 
 
 def test_training_and_evaluation_are_counted_apart() -> None:
-    model, ids = model_of("Mixtral"), torch.randint(1, VOCAB, (2, 6))
+    model = model_of("Mixtral")
+    ids = torch.randint(1, VOCAB, (2, 6))
     watched = watch(model)
     for training, count in ((True, 2), (False, 3)):
         model.train(training)
         for _ in range(count):
             model(ids)
-    assert int(watched._totals[True]._sums["forwards"]) == 2 and int(watched._totals[False]._sums["forwards"]) == 3
+    assert (
+        int(watched._totals[True]._sums["forwards"]) == 2
+        and int(watched._totals[False]._sums["forwards"]) == 3
+    )
     found = watched.scalars()
     assert found.keys() == {
         *(tag for tag in found if tag.startswith("eval_")),
@@ -285,10 +322,17 @@ def test_the_trainer_of_transformers_logs_them_with_its_own(tmp_path: Path) -> N
 
     rows = [{"input_ids": [1, 2, 3, 4, 5], "labels": [1, 2, 3, 4, 5]}] * 8
     args = transformers.TrainingArguments(
-        str(tmp_path), max_steps=2, logging_steps=1, per_device_train_batch_size=4, report_to=[], use_cpu=True
+        str(tmp_path),
+        max_steps=2,
+        logging_steps=1,
+        per_device_train_batch_size=4,
+        report_to=[],
+        use_cpu=True,
     )
     trainer = Watching(model, args, train_dataset=rows)
     trainer.train()
     logged = [line for line in trainer.state.log_history if "loss" in line]
-    assert len(logged) == 2 and all("loss" in line and line["router/mean_k"] == K for line in logged)
+    assert len(logged) == 2 and all(
+        "loss" in line and line["router/mean_k"] == K for line in logged
+    )
     assert all(line["experts/load_max"] >= 1 for line in logged)

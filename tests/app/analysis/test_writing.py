@@ -1,4 +1,6 @@
-"""What is remembered of the positions before changes no token, whatever routes them; and how tokens are drawn."""
+"""What is remembered of the positions before changes no token, whatever routes them;
+and how tokens are drawn.
+"""
 
 from itertools import islice
 from typing import Any
@@ -13,7 +15,9 @@ from app.model.assemble import build_model
 from app.model.transformer import Transformer
 from tests.routers.select.presets import NAMES
 
-WINDOW, TOKENS = 12, 20  # the window moves on its way
+# the window moves on its way
+WINDOW = 12
+TOKENS = 20
 SIZE = 257
 
 
@@ -25,15 +29,19 @@ def model(*overrides: str) -> Transformer:
 
 def tokens(net: Transformer, prompts: list[list[int]], **asked: Any) -> list[list[int]]:
     asked = {"sampling": GREEDY, "window": WINDOW, "seed": 0, "size": SIZE} | asked
-    return [list(row) for row in zip(*islice(next_tokens(net, prompts, **asked), TOKENS), strict=True)]
+    return [
+        list(row) for row in zip(*islice(next_tokens(net, prompts, **asked), TOKENS), strict=True)
+    ]
 
 
-@pytest.mark.parametrize("router", [name for name in NAMES if name != "oracle"])  # which writes nothing
+# which writes nothing
+@pytest.mark.parametrize("router", [name for name in NAMES if name != "oracle"])
 def test_a_token_is_the_same_with_and_without_what_is_remembered(router: str) -> None:
     net = model(f"router={router}")
     remembered = tokens(net, [[256, 5, 9]])
     assert remembered == tokens(net, [[256, 5, 9]], remember=False)
-    assert len({*remembered[0]}) > 3  # not one token over and over, which anything would give
+    # not one token over and over, which anything would give
+    assert len({*remembered[0]}) > 3
 
 
 @pytest.mark.parametrize(
@@ -42,7 +50,12 @@ def test_a_token_is_the_same_with_and_without_what_is_remembered(router: str) ->
         ("model.num_kv_heads=1", "model.qk_norm=head"),
         ("experts=deepseek", "balance=loss_free"),
         ("experts=dense",),
-        ("experts=lora_skills", "experts.skills=[a,b]", "router=context", "experts.level=parameter"),
+        (
+            "experts=lora_skills",
+            "experts.skills=[a,b]",
+            "router=context",
+            "experts.level=parameter",
+        ),
         ("experts=lora_skills", "experts.skills=[a,b]", "router=context", "experts.level=layer"),
         ("experts=lora_skills", "experts.skills=[a,b]", "router=context", "experts.level=logits"),
         ("router=switch", "router/drop=capacity", "router.drop.eval=true"),
@@ -59,25 +72,32 @@ def test_so_it_is_in_other_models(overrides: tuple[str, ...]) -> None:
 
 
 def test_a_prompt_gets_among_others_what_it_gets_alone() -> None:
-    net, prompts = model(), [[256], [256, *range(30)], [256, 1, 2, 3, 4]]
+    net = model()
+    prompts = [[256], [256, *range(30)], [256, 1, 2, 3, 4]]
     for sampling in (GREEDY, Sampling(temperature=1.0, top_k=50, top_p=0.95)):
-        assert tokens(net, prompts, sampling=sampling) == [tokens(net, [p], sampling=sampling)[0] for p in prompts]
+        assert tokens(net, prompts, sampling=sampling) == [
+            tokens(net, [p], sampling=sampling)[0] for p in prompts
+        ]
 
 
 def test_the_newest_half_of_the_window_stays_when_it_is_full() -> None:
     net = model()
     made = [256, *tokens(net, [[256]])[0]]
     for place in range(1, TOKENS + 1):
-        start = 0 if place <= WINDOW else 7 if place <= 19 else 14  # 13 tokens are too many: the last 6 stay
+        # 13 tokens are too many: the last 6 stay
+        start = 0 if place <= WINDOW else 7 if place <= 19 else 14
         seen = torch.tensor([made[start:place]])
         assert int(net.logits(seen)[0, -1].argmax()) == made[place]
 
 
 def test_where_a_router_looks_at_other_tokens_prompts_are_computed_one_by_one() -> None:
-    net, prompts = model("router=expert_choice", "balance=none"), ["ab", "c", "def gh"]
+    net = model("router=expert_choice", "balance=none")
+    prompts = ["ab", "c", "def gh"]
     asked: dict[str, Any] = {"num_tokens": 6, "window": WINDOW}
     together = list(continuations(net, Bytes(), prompts, GREEDY, batch_size=3, **asked))
-    assert together == [next(continuations(net, Bytes(), [p], GREEDY, batch_size=1, **asked)) for p in prompts]
+    assert together == [
+        next(continuations(net, Bytes(), [p], GREEDY, batch_size=1, **asked)) for p in prompts
+    ]
 
 
 @pytest.mark.parametrize(
@@ -93,18 +113,31 @@ def test_where_a_router_looks_at_other_tokens_prompts_are_computed_one_by_one() 
         (Sampling(1e-30), [1, 0, 0, 0]),
     ],
 )
-def test_tokens_are_drawn_with_their_probabilities(sampling: Sampling, expected: list[float]) -> None:
+def test_tokens_are_drawn_with_their_probabilities(
+    sampling: Sampling, expected: list[float]
+) -> None:
     order = torch.tensor([2, 0, 3, 1])
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()[order]
     generator = torch.Generator().manual_seed(0)
     drawn = torch.tensor([sampling.draw(logits, generator) for _ in range(4000)])
     shares = torch.bincount(order[drawn], minlength=4) / 4000
-    torch.testing.assert_close(shares, torch.tensor(expected, dtype=torch.float32), atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        shares, torch.tensor(expected, dtype=torch.float32), atol=0.03, rtol=0
+    )
     assert [bool(share) for share in shares] == [bool(share) for share in expected]
 
 
-@pytest.mark.parametrize("value", [{"temperature": float("nan")}, {"temperature": -1}, {"top_k": 0}, {"top_p": 0},
-                                   {"top_p": float("nan")}, {"temperature": float("inf")}])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"temperature": float("nan")},
+        {"temperature": -1},
+        {"top_k": 0},
+        {"top_p": 0},
+        {"top_p": float("nan")},
+        {"temperature": float("inf")},
+    ],
+)
 def test_values_that_mean_nothing_are_refused(value: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(value))):
         Sampling(**{"temperature": 1.0, **value})
@@ -114,21 +147,30 @@ class Reciting:
     """A model that knows a text by heart."""
 
     def __init__(self, text: str) -> None:
-        self.ids, self.embedding = [*text.encode(), 256], torch.nn.Embedding(1, 1)
+        self.ids = [*text.encode(), 256]
+        self.embedding = torch.nn.Embedding(1, 1)
 
     def routers(self) -> list[object]:
         return []
 
     def logits_of_next(self, tokens: torch.Tensor, valid: Any, past: Any) -> torch.Tensor:
-        following = self.ids[past.valid.size(1) - 1]  # a separator stands before the prompt
+        # a separator stands before the prompt
+        following = self.ids[past.valid.size(1) - 1]
         return torch.nn.functional.one_hot(torch.tensor([following]), SIZE)
 
 
 @pytest.mark.parametrize(
     ("stop", "expected"),
-    [((), "two, three: naïve."), (("three",), "two, "), (("x", "e:", "wo"), "t"), (("ï",), "two, three: na")],
+    [
+        ((), "two, three: naïve."),
+        (("three",), "two, "),
+        (("x", "e:", "wo"), "t"),
+        (("ï",), "two, three: na"),
+    ],
 )
-def test_a_text_ends_with_its_document_or_before_a_stop(stop: tuple[str, ...], expected: str) -> None:
+def test_a_text_ends_with_its_document_or_before_a_stop(
+    stop: tuple[str, ...], expected: str
+) -> None:
     asked: dict[str, Any] = {"num_tokens": 99, "window": 99, "seed": 0, "stop": stop}
     *_, (text,) = written(Reciting("one two, three: naïve."), Bytes(), ["one "], GREEDY, **asked)  # type: ignore[arg-type]
     assert text == expected

@@ -31,7 +31,8 @@ REFUSED = {
     "+balance@_global_=aux": "sets _global_",
     "optimizer._target_=torch.load": "is no Optimizer of torch",
     "+callbacks.x._target_=os.system": "must lie in",
-    "+callbacks.x={_target_: lightning.pytorch.callbacks.Timer, duration: {_target_: os.mkdir}}": "must lie in",
+    "+callbacks.x={_target_: lightning.pytorch.callbacks.Timer, duration: {_target_: "
+    "os.mkdir}}": "must lie in",
     "+callbacks.x=[{_target_: os.mkdir}]": "must lie in",
     "+model._target_=torch.nn.Linear": "only optimizer and callbacks",
     "+data.sources.x={_target_: os.mkdir}": "only optimizer and callbacks",
@@ -53,7 +54,8 @@ ACCEPTED = [
     "~optimizer.betas",
     "balance=[aux,z_loss]",
     "balance={}",
-    "+callbacks.x={_target_: lightning.pytorch.callbacks.LearningRateMonitor, logging_interval: step}",
+    "+callbacks.x={_target_: lightning.pytorch.callbacks.LearningRateMonitor, logging_interval: "
+    "step}",
     "seed=3",
     "+router/score@router.layers.top.score=mlp",
     "experiment=paper/rmoe",
@@ -67,7 +69,9 @@ ACCEPTED = [
 
 
 @pytest.mark.parametrize("override", REFUSED)
-def test_what_is_not_a_value_of_ours_is_refused_by_the_name_of_the_file(override: str, tmp_path: Path) -> None:
+def test_what_is_not_a_value_of_ours_is_refused_by_the_name_of_the_file(
+    override: str, tmp_path: Path
+) -> None:
     path = tmp_path / "overrides.yaml"
     path.write_text(yaml.safe_dump([override]))
     with pytest.raises(UserError) as refusal:
@@ -79,14 +83,18 @@ def test_what_a_run_saves_is_accepted() -> None:
     require_own_overrides("overrides.yaml", ACCEPTED)
 
 
-@pytest.mark.parametrize("override", ["+hydra.callbacks.x=" + COPY, "--multirun", "optimizer._target_=torch.load"])
+@pytest.mark.parametrize(
+    "override", ["+hydra.callbacks.x=" + COPY, "--multirun", "optimizer._target_=torch.load"]
+)
 def test_a_run_folder_of_somebody_else_runs_nothing(
     train: Train, capsys: pytest.CaptureFixture[str], tmp_path: Path, override: str
 ) -> None:
     path = train() / "overrides.yaml"
     (tmp_path / "t.txt").write_text("text")
     path.write_text(yaml.safe_dump([*yaml.safe_load(path.read_text()), override]))
-    assert "runs/run/overrides.yaml: " in mistake(train, capsys, "resume=true", "trainer.max_steps=3")
+    assert "runs/run/overrides.yaml: " in mistake(
+        train, capsys, "resume=true", "trainer.max_steps=3"
+    )
     assert not (tmp_path / "proof").exists()
 
 
@@ -102,7 +110,9 @@ def test_a_value_of_the_environment_is_used_but_not_saved_as_a_reference(
     assert read_config(folder / "config.yaml")["data"]["path"] == str(text)
 
 
-@pytest.mark.parametrize("option", ["../../evil", "/tmp/evil", "text hydra.searchpath=[/tmp]", "${oc.env:HOME}"])
+@pytest.mark.parametrize(
+    "option", ["../../evil", "/tmp/evil", "text hydra.searchpath=[/tmp]", "${oc.env:HOME}"]
+)
 def test_a_source_names_an_option_of_the_group_data(option: str) -> None:
     config = composed(["data=mix", "tokenizer=bytes"])
     from app.config.compose import with_whole_sources
@@ -138,7 +148,9 @@ STUDY = {
         ({"sizes": ["../../evil"]}, r"race.sizes=\['../../evil'\]: must be names"),
     ],
 )
-def test_a_study_of_somebody_else_sets_values_of_ours_only(change: dict[str, Any], said: str) -> None:
+def test_a_study_of_somebody_else_sets_values_of_ours_only(
+    change: dict[str, Any], said: str
+) -> None:
     from app.races.race import read_race
 
     read_race(STUDY)
@@ -162,7 +174,9 @@ def test_the_file_of_a_study_cannot_set_what_hydra_runs(
     from app.config import compose as module
 
     conf = shutil.copytree(module.CONF, tmp_path / "conf")
-    (conf / "race/evil.yaml").write_text("# @package _global_\n" + yaml.safe_dump({"race": STUDY} | setting))
+    (conf / "race/evil.yaml").write_text(
+        "# @package _global_\n" + yaml.safe_dump({"race": STUDY} | setting)
+    )
     monkeypatch.setattr(module, "CONF", conf)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"race=evil: its file sets hydra\."):

@@ -23,7 +23,8 @@ from routers.contract import Activated, Context, Select, Sizes
 from routers.score.hyper import Hyper
 from routers.score.linear import Linear
 
-S, V = 32, 257
+S = 32
+V = 257
 ROUTERS = sorted(path.stem for path in (CONF / "router").glob("*.yaml"))
 LAYOUTS = ["dense", "coarse", "fine_grained", "deepseek", "shared_gated", "residual", "latent"]
 
@@ -37,7 +38,9 @@ def swiglu_flops(x: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor, *_: Any, 
     return 2 * int(ends[-1]) * (w_in[0].numel() + w_out[0].numel())
 
 
-def swiglu_backward_flops(grad: Any, x: Any, hidden: Any, ends: Any, w_in: Any, w_out: Any, *_: Any, **__: Any) -> int:
+def swiglu_backward_flops(
+    grad: Any, x: Any, hidden: Any, ends: Any, w_in: Any, w_out: Any, *_: Any, **__: Any
+) -> int:
     return 2 * swiglu_flops(x, ends, w_in, w_out)
 
 
@@ -57,7 +60,8 @@ for formula in FORMULAS.values():
 def counted(model: Transformer, num_tokens: int = S, backward: bool = True) -> tuple[int, int]:
     """FLOPs of one row by torch: forward, and forward with backward."""
     tokens = torch.randint(0, V, (1, num_tokens))
-    document, valid = torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool)
+    document = torch.zeros_like(tokens)
+    valid = torch.ones_like(tokens, dtype=torch.bool)
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     with sdpa_kernel(SDPBackend.MATH), counter:
         nll, _ = model(tokens, tokens, valid, document, domain=torch.zeros(1, dtype=torch.int64))
@@ -68,7 +72,9 @@ def counted(model: Transformer, num_tokens: int = S, backward: bool = True) -> t
 
 
 class EveryChoice(Select):
-    """Select every k-subset of the experts in turn, or k neighbours on a ring if there are too many subsets."""
+    """Select every k-subset of the experts in turn,
+    or k neighbours on a ring if there are too many subsets.
+    """
 
     def __init__(self, num_experts: int, k: int) -> None:
         super().__init__()
@@ -77,7 +83,9 @@ class EveryChoice(Select):
         ring = [[(first + i) % num_experts for i in range(k)] for first in range(num_experts)]
         self.choices = torch.tensor(ring if many else [*combinations(range(num_experts), k)])
 
-    def forward(self, activated: Activated, choice: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, activated: Activated, choice: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
         token = torch.arange(len(choice))
         return token.repeat_interleave(self.k), self.choices[token % len(self.choices)].flatten()
 
@@ -99,8 +107,11 @@ def test_flops_of_every_layout_equal_what_torch_counts(name):
     model = build_model(config(f"experts={name}", "experts/activation=swiglu", *own), V)
     num_tokens = evenly_routed(model)
     expected = counted(model, num_tokens, backward=False)[0]
-    close = 0.02 if name == "moepp" else 1e-6  # it computes how to mix a constant for all rows, and uses a few
-    assert Budget.of(model, num_tokens).flops_per_token_forward * num_tokens == pytest.approx(expected, rel=close)
+    # it computes how to mix a constant for all rows, and uses a few
+    close = 0.02 if name == "moepp" else 1e-6
+    assert Budget.of(model, num_tokens).flops_per_token_forward * num_tokens == pytest.approx(
+        expected, rel=close
+    )
 
 
 @pytest.mark.parametrize("name", names("activation"))
@@ -108,32 +119,43 @@ def test_flops_of_every_activation_equal_what_torch_counts(name):
     model = build_model(config("experts=coarse", f"experts/activation={name}"), V)
     num_tokens = evenly_routed(model)
     expected = counted(model, num_tokens, backward=False)[0]
-    assert Budget.of(model, num_tokens).flops_per_token_forward * num_tokens == pytest.approx(expected, rel=1e-6)
+    assert Budget.of(model, num_tokens).flops_per_token_forward * num_tokens == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def expected_flops(model: Transformer) -> float:
     """FLOPs by torch of S tokens, if every token had the number of experts that its router states.
 
-    The data decide it under some selections, and full experts drop tokens. HyperRouter makes the router's weights once
-    for all tokens, which is no work of a token.
+    The data decide it under some selections, and full experts drop tokens. HyperRouter makes the
+    router's weights once for all tokens, which is no work of a token.
     """
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     missing: list[int] = []
     for layer in layers:
-        layer.router.register_forward_hook(lambda _, __, found: missing.append(S * found.top_k - int(found.kept.sum())))
+        layer.router.register_forward_hook(
+            lambda _, __, found: missing.append(S * found.top_k - int(found.kept.sum()))
+        )
     flops: float = counted(model, backward=False)[0]
     for layer, number in zip(layers, missing, strict=True):
         flops += number * 2 * layer.experts.expert_params()[0]
         if isinstance(layer.router.score, Hyper):
-            inner, outer = layer.router.score.inner, layer.router.score.outer
-            flops -= 2 * 2 * (inner[:, 1:].numel() + outer[:, 1:].numel())  # for the logits, and for `directions`
+            inner = layer.router.score.inner
+            outer = layer.router.score.outer
+            # for the logits, and for `directions`
+            flops -= 2 * 2 * (inner[:, 1:].numel() + outer[:, 1:].numel())
     return flops
 
 
 @pytest.mark.parametrize("name", names("score"))
 def test_flops_of_every_score_equal_what_torch_counts(name):
     own = ["router.score.hidden_dims=[8,8]"] if name == "context" else []
-    parts = [f"router/score={name}", "router/select=top_k", "experts=coarse", "experts.num_experts=5"]
+    parts = [
+        f"router/score={name}",
+        "router/select=top_k",
+        "experts=coarse",
+        "experts.num_experts=5",
+    ]
     model = build_model(config(*parts, *own), V)
     expected = expected_flops(model)
     assert Budget.of(model, S).flops_per_token_forward * S == pytest.approx(expected, rel=1e-6)
@@ -152,17 +174,25 @@ def test_flops_of_every_router_equal_what_torch_counts(name):
 def test_a_network_that_all_layers_share_counts_in_each(cell, shared):
     parts = ["router=gru", f"router.score.cell={cell}", f"router.score.shared_projection={shared}"]
     model = build_model(config(*parts, "experts=coarse", "model.num_layers=3"), V)
-    assert Budget.of(model, S).flops_per_token_forward * S == pytest.approx(expected_flops(model), rel=1e-6)
+    assert Budget.of(model, S).flops_per_token_forward * S == pytest.approx(
+        expected_flops(model), rel=1e-6
+    )
 
 
 def test_a_score_that_reads_values_counts_as_one_product_for_each_matrix(monkeypatch):
     forward = Linear.forward
-    monkeypatch.setattr(Linear, "forward", lambda self, x, context: (x.sum().item(), forward(self, x, context))[1])
+    monkeypatch.setattr(
+        Linear, "forward", lambda self, x, context: (x.sum().item(), forward(self, x, context))[1]
+    )
     model = build_model(config("experts=coarse"), V)
-    assert Budget.of(model, S).flops_per_token_forward * S == pytest.approx(expected_flops(model), rel=1e-6)
+    assert Budget.of(model, S).flops_per_token_forward * S == pytest.approx(
+        expected_flops(model), rel=1e-6
+    )
 
 
-@pytest.mark.parametrize("heads", ["model.num_kv_heads=1", "model.head_dim=32", "model.qk_norm=head"])
+@pytest.mark.parametrize(
+    "heads", ["model.num_kv_heads=1", "model.head_dim=32", "model.qk_norm=head"]
+)
 @pytest.mark.parametrize("tied", [True, False])
 def test_flops_of_every_form_of_the_model_equal_what_torch_counts(heads, tied):
     """A tied embedding is multiplied by as the head, and looked up as the embedding."""
@@ -173,7 +203,9 @@ def test_flops_of_every_form_of_the_model_equal_what_torch_counts(heads, tied):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_flops_of_training_equal_what_torch_counts(layout):
-    model = build_model(config(f"experts={layout}", "model.num_kv_heads=1", "experts.hidden_dim=64"), V)
+    model = build_model(
+        config(f"experts={layout}", "model.num_kv_heads=1", "experts.hidden_dim=64"), V
+    )
     budget = Budget.of(model, S)
     forward, training = counted(model)
     assert budget.flops_per_token_forward * S == pytest.approx(forward, rel=0.01)
@@ -183,8 +215,15 @@ def test_flops_of_training_equal_what_torch_counts(layout):
 @pytest.mark.parametrize("linears", ["attention", "ffn", "all"])
 @pytest.mark.parametrize("level", ["parameter", "layer", "logits"])
 def test_flops_of_a_mixture_equal_what_torch_counts(level, linears):
-    """A mixture of logits runs the whole model, routers and all, once without and once with each skill."""
-    parts = (f"experts.level={level}", f"experts.linears={linears}", "experts.skills=[a,b,c]", "router=context")
+    """A mixture of logits runs the whole model, routers and all,
+    once without and once with each skill.
+    """
+    parts = (
+        f"experts.level={level}",
+        f"experts.linears={linears}",
+        "experts.skills=[a,b,c]",
+        "router=context",
+    )
     model = build_model(config("experts=lora_skills", *parts), V)
     budget = Budget.of(model, S)
     assert budget.flops_per_token_forward * S == pytest.approx(counted(model)[0], rel=1e-6)
@@ -200,7 +239,9 @@ def test_parameters_equal_what_torch_counts(layout, router):
     named = {name: p.numel() for name, p in model.named_parameters()}
     assert budget.total_params == sum(named.values())
     assert budget.embedding_params == named["embedding.weight"]
-    assert budget.router_params == sum(n for key, n in named.items() if ".router." in key or "shared_score" in key)
+    assert budget.router_params == sum(
+        n for key, n in named.items() if ".router." in key or "shared_score" in key
+    )
     assert budget.expert_params == sum(n for key, n in named.items() if ".routed." in key)
     assert budget.ffn_params == sum(n for key, n in named.items() if ".ffn.experts." in key)
 
@@ -208,23 +249,34 @@ def test_parameters_equal_what_torch_counts(layout, router):
 def test_active_parameters_leave_out_the_experts_that_were_not_chosen():
     model = on_meta(config("experts=coarse", "experts.num_experts=8", "experts.top_k=2"))
     budget = Budget.of(model, S)
-    assert budget.total_params - budget.active_params == 2 * 6 * 3 * 32 * 32  # layers, idle experts, one expert
+    # layers, idle experts, one expert
+    assert budget.total_params - budget.active_params == 2 * 6 * 3 * 32 * 32
 
 
 def test_a_routers_own_k_counts_and_not_the_layouts():
     model = on_meta(config("experts=coarse", "experts.top_k=4", "router=switch"))
-    assert Budget.of(model, S).total_params - Budget.of(model, S).active_params == 2 * 7 * 3 * 32 * 32
+    assert (
+        Budget.of(model, S).total_params - Budget.of(model, S).active_params == 2 * 7 * 3 * 32 * 32
+    )
 
 
 def test_conventions_differ_by_what_their_names_say():
-    model = on_meta(config("experts=coarse", "experts.top_k=2", "experts.hidden_dim=88", "model.num_kv_heads=1"))
-    layers, dim, ffn = 2, 32, 2 * 2 * 3 * 32
+    model = on_meta(
+        config("experts=coarse", "experts.top_k=2", "experts.hidden_dim=88", "model.num_kv_heads=1")
+    )
+    layers = 2
+    dim = 32
+    ffn = 2 * 2 * 3 * 32
     attention = 4 * layers * dim * S
-    real, causal = (Budget.of(model, S, name).flops_per_token_forward for name in ("real", "causal"))
+    real, causal = (
+        Budget.of(model, S, name).flops_per_token_forward for name in ("real", "causal")
+    )
     assert real - causal == attention / 2
     rest = 2 * (4 * layers * dim**2 + V * dim) + attention
     assert Budget.of(model, S, "paper_real").flops_per_token_forward == rest + 2 * ffn * 88
-    assert Budget.of(model, S, "paper").flops_per_token_forward == pytest.approx(rest + 2 * ffn * 8 * 32 / 3)
+    assert Budget.of(model, S, "paper").flops_per_token_forward == pytest.approx(
+        rest + 2 * ffn * 8 * 32 / 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -256,7 +308,9 @@ def test_layers_can_be_listed():
 def test_a_head_may_be_wider_than_its_share_of_the_model():
     model = build_model(config("model.head_dim=32", "experts=dense"), V)
     assert model.blocks[0].attention.out.weight.shape == (32, 64)
-    assert Budget.of(model, S).flops_per_token_forward * S == pytest.approx(counted(model)[0], rel=0.01)
+    assert Budget.of(model, S).flops_per_token_forward * S == pytest.approx(
+        counted(model)[0], rel=0.01
+    )
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
@@ -267,7 +321,14 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
 def test_the_command_prints_json(capsys):
     main(["--json", "--convention=causal", "model=nano", "tokenizer=bytes"])
     printed = json.loads(capsys.readouterr().out)
-    named = {"total_params", "active_params", "embedding_params", "expert_params", "router_params", "bytes"}
+    named = {
+        "total_params",
+        "active_params",
+        "embedding_params",
+        "expert_params",
+        "router_params",
+        "bytes",
+    }
     named |= {"flops_per_token_forward", "flops_per_token_train", "flops_per_sequence_train"}
     assert named <= set(printed) and printed["convention"] == "causal"
     assert printed["flops_per_sequence_train"] == 3 * 256 * printed["flops_per_token_forward"]
@@ -288,7 +349,10 @@ def test_an_unknown_convention_names_the_nearest():
     [
         (["data.micro_batch_size=0"], "data.micro_batch_size=0: must be at least 1"),
         (["data.batch_size=many"], "data.batch_size=many: must be int"),
-        (["data.micro_batch_size=3"], "data.batch_size=8: must be a multiple of data.micro_batch_size=3"),
+        (
+            ["data.micro_batch_size=3"],
+            "data.batch_size=8: must be a multiple of data.micro_batch_size=3",
+        ),
         (["trainer.devices=0"], "trainer.devices=0: must be at least 1"),
         (["trainer.devices=2"], "trainer.devices=2: needs trainer=ddp or trainer=fsdp"),
         (["trainer=ep", "trainer.ep_size=3"], "trainer.ep_size=3: must divide 2"),
@@ -301,7 +365,11 @@ def test_what_train_refuses_has_no_budget(words: list[str], said: str) -> None:
 
 
 def test_the_groups_that_grove_meets_are_counted_on_average():
-    model = on_meta(config("experts=grove", "experts.num_experts=8", "experts.top_k=3", "experts.hidden_dim=16"))
+    model = on_meta(
+        config("experts=grove", "experts.num_experts=8", "experts.top_k=3", "experts.hidden_dim=16")
+    )
     met = 4 * (1 - comb(6, 3) / comb(8, 3))
     idle = 5 * 3 * 32 * 16 + (4 - met) * 3 * 32 * 64
-    assert Budget.of(model, S).total_params - Budget.of(model, S).active_params == pytest.approx(2 * idle, abs=1)
+    assert Budget.of(model, S).total_params - Budget.of(model, S).active_params == pytest.approx(
+        2 * idle, abs=1
+    )

@@ -43,7 +43,8 @@ def test_a_layout_comes_within_half_a_percent_of_its_reference(layout, by):
 def test_both_costs_are_met_with_another_number_of_experts(layout):
     reference = "experts=coarse experts.num_experts=24 experts.top_k=3"
     config, own = run(f"experts={layout}", "model.hidden_dim=192", by="both", reference=reference)
-    solved, goal = matched(config, own), costs(composed([*SMALL, "model.hidden_dim=192", *reference.split()]))
+    solved = matched(config, own)
+    goal = costs(composed([*SMALL, "model.hidden_dim=192", *reference.split()]))
     assert costs(solved) == pytest.approx(goal, rel=0.005)
     assert solved["experts"]["name"] == layout
 
@@ -67,19 +68,31 @@ def test_solving_twice_changes_nothing():
 def test_the_reference_may_be_the_config_of_a_run(tmp_path):
     reference = composed([*SMALL, "experts=coarse", "experts.hidden_dim=64"])
     OmegaConf.save(OmegaConf.create(reference), tmp_path / "config.yaml")
-    config = composed([*SMALL, "experts=fine_grained", f"match.reference={tmp_path / 'config.yaml'}"])
-    assert costs(matched(config))["active_flops"] == pytest.approx(costs(reference)["active_flops"], rel=0.005)
+    config = composed(
+        [*SMALL, "experts=fine_grained", f"match.reference={tmp_path / 'config.yaml'}"]
+    )
+    assert costs(matched(config))["active_flops"] == pytest.approx(
+        costs(reference)["active_flops"], rel=0.005
+    )
 
 
 def test_a_reference_that_does_not_exist_is_named():
     config, own = run(reference="nowhere")
-    with pytest.raises(UserError, match=r"match\.reference=nowhere: runs/nowhere/config\.yaml does not exist"):
+    with pytest.raises(
+        UserError,
+        match=r"match\.reference=nowhere: runs/nowhere/config\.yaml "
+        r"does not exist",
+    ):
         matched(config, own)
 
 
 def test_what_cannot_be_matched_says_so_in_one_line():
     config, own = run("experts=dense", by="both")
-    with pytest.raises(UserError, match=r"no width of experts=dense has its total_params within 0\.5%") as error:
+    with pytest.raises(
+        UserError,
+        match=r"no width of experts=dense has its total_params within "
+        r"0\.5%",
+    ) as error:
         matched(config, own)
     assert "\n" not in str(error.value)
 

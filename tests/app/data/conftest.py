@@ -15,7 +15,9 @@ from tests.app.data.toy import CONF, Toy
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Callable[..., TokenDataModule]:
-    def build(source: Toy | None = None, tokenizer: Any = None, seed: int = 0, **knobs: Any) -> TokenDataModule:
+    def build(
+        source: Toy | None = None, tokenizer: Any = None, seed: int = 0, **knobs: Any
+    ) -> TokenDataModule:
         values = {
             "seq_len": 32,
             "batch_size": 8,
@@ -37,7 +39,9 @@ def config(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
     def read(*overrides: str) -> dict[str, Any]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose("config", overrides=[f"data.cache_dir={tmp_path / 'cache'}", *overrides])
+            composed = compose(
+                "config", overrides=[f"data.cache_dir={tmp_path / 'cache'}", *overrides]
+            )
         keep = {key: OmegaConf.to_container(composed[key]) for key in ("data", "tokenizer")}
         return keep | {"seed": 0}
 

@@ -32,13 +32,18 @@ def test_text_is_read_only_once(tmp_path):
 
 
 def test_other_text_or_another_tokenizer_is_another_cache(tmp_path):
-    for source, tokenizer in ((Toy(), Bytes()), (Toy(text="else"), Bytes()), (Toy(), Bpe(vocab_size=300))):
+    for source, tokenizer in (
+        (Toy(), Bytes()),
+        (Toy(text="else"), Bytes()),
+        (Toy(), Bpe(vocab_size=300)),
+    ):
         open_corpus(source, tokenizer, tmp_path)
     assert len(folders(tmp_path)) == 3
 
 
 def test_a_learned_tokenizer_comes_back_from_the_cache(tmp_path):
-    first, again = Bpe(vocab_size=300), Bpe(vocab_size=300)
+    first = Bpe(vocab_size=300)
+    again = Bpe(vocab_size=300)
     open_corpus(Toy(), first, tmp_path)
     open_corpus(Toy(), again, tmp_path)
     text = "a train naïve 😀 text"
@@ -98,7 +103,10 @@ def test_one_flipped_bit_in_any_file_is_damage(tmp_path, caplog, bit):
 
 def test_the_bar_counts_bytes(monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    documents = [Document("a", "é" * 5, "a", None, "train"), Document("b", b"12345", "a", None, "train")]
+    documents = [
+        Document("a", "é" * 5, "a", None, "train"),
+        Document("b", b"12345", "a", None, "train"),
+    ]
     with _progress() as progress:
         assert list(_watch(documents, progress, "tokenising")) == documents
         assert (progress.tasks[0].completed, progress.tasks[0].total) == (15, 15)
@@ -109,7 +117,8 @@ def prepare(cache):
 
 
 def test_two_processes_build_one_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+    # its threads do not survive a fork
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=prepare, args=(str(tmp_path),)) for _ in range(3)]
     for process in processes:
@@ -126,13 +135,19 @@ def full(self, *args):
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(StreamWriter, "separate", full)
-    with pytest.raises(UserError, match=r"data.cache_dir=.*No space left on device.*set data.cache_dir"):
+    with pytest.raises(
+        UserError,
+        match=r"data.cache_dir=.*No space left on device.*set "
+        r"data.cache_dir",
+    ):
         open_corpus(Toy(), Bytes(), tmp_path)
     assert folders(tmp_path) == []
 
 
 def test_a_really_full_disk_is_one_line_and_leaves_nothing(tmp_path):
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], capture_output=True
+    ).returncode:
         pytest.skip("may not mount")
     try:
         with pytest.raises(UserError, match="No space left on device"):
@@ -155,12 +170,17 @@ def test_the_fingerprint_depends_on_the_documents_only(tmp_path):
 
 
 def test_a_warm_cache_needs_no_datasets_library(tmp_path):
-    code = "import sys, app.data.module, app.registry; app.registry.names('data'); print('datasets' in sys.modules)"
+    code = (
+        "import sys, app.data.module, app.registry; app.registry.names('data'); "
+        "print('datasets' in sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
 
 
-def test_the_first_reading_says_what_takes_long_and_a_short_one_nothing(tmp_path, monkeypatch, caplog):
+def test_the_first_reading_says_what_takes_long_and_a_short_one_nothing(
+    tmp_path, monkeypatch, caplog
+):
     """Also where the output is no terminal."""
     caplog.set_level("INFO", logger="app")
     open_corpus(Toy(), Bytes(), tmp_path / "quick")
@@ -169,7 +189,9 @@ def test_the_first_reading_says_what_takes_long_and_a_short_one_nothing(tmp_path
     monkeypatch.setattr("app.data.cache._fill", slowly(_fill))
     open_corpus(Toy(), Bpe(vocab_size=300), tmp_path / "slow")
     began, ended = caplog.messages
-    assert began.startswith("data: reads the text and learns a tokenizer from it, which may take minutes; ")
+    assert began.startswith(
+        "data: reads the text and learns a tokenizer from it, which may take minutes; "
+    )
     assert "MB of text are" in ended
     open_corpus(Toy(), Bpe(vocab_size=300), tmp_path / "slow")
     assert len(caplog.messages) == 2, "what the cache has is not read again"

@@ -33,14 +33,19 @@ def test_every_token_but_the_first_is_a_target_exactly_once(corpus, split):
 
 def test_targets_are_the_inputs_one_further(corpus):
     batch = whole(corpus, "train", 0)
-    tokens, targets = batch["tokens"][batch["valid"]], batch["targets"][batch["valid"]]
+    tokens = batch["tokens"][batch["valid"]]
+    targets = batch["targets"][batch["valid"]]
     assert torch.equal(tokens[1:], targets[:-1])
 
 
 def test_bytes_of_the_targets_sum_to_the_utf8_bytes_of_the_documents(corpus):
     for split in SPLITS:
         for place, domain in enumerate(Toy.domains):
-            size = sum(len(d.text.encode()) for d in Toy().documents() if (d.split, d.domain) == (split, domain))
+            size = sum(
+                len(d.text.encode())
+                for d in Toy().documents()
+                if (d.split, d.domain) == (split, domain)
+            )
             assert whole(corpus, split, place)["nbytes"].sum() == size
 
 
@@ -72,7 +77,14 @@ def test_tokens_keep_domain_and_topic(corpus):
 def test_padding_has_no_target_no_document_and_no_bytes(corpus):
     batch = corpus.batch("train", [PADDING], SEQ)
     assert not batch["valid"].any()
-    expected = {"targets": IGNORED, "document": -1, "topic": -1, "domain": 0, "nbytes": 0, "tokens": 256}
+    expected = {
+        "targets": IGNORED,
+        "document": -1,
+        "topic": -1,
+        "domain": 0,
+        "nbytes": 0,
+        "tokens": 256,
+    }
     for name, value in expected.items():
         assert batch[name].unique().tolist() == [value]
 
@@ -88,17 +100,26 @@ def test_rows_do_not_overlap(corpus):
     tokens = corpus.streams["train"][0].tokens
     assert [len(row) for row in rows] == [SEQ] * 3
     assert np.array_equal(np.concatenate(rows), tokens[1 : 3 * SEQ + 1])
-    assert all(first[-1] == tokens[(place + 1) * SEQ] for place, (first, _) in enumerate(pairwise(rows)))
+    assert all(
+        first[-1] == tokens[(place + 1) * SEQ] for place, (first, _) in enumerate(pairwise(rows))
+    )
 
 
-def test_a_document_begins_with_its_own_token_where_the_tokenizer_has_one(toy, tmp_path, monkeypatch):
+def test_a_document_begins_with_its_own_token_where_the_tokenizer_has_one(
+    toy, tmp_path, monkeypatch
+):
     plain = toy().prepare()
     monkeypatch.setattr("app.data.tokenizers.bytes.Bytes.begin", 255)  # no byte of UTF-8
-    monkeypatch.setattr("app.data.tokenizers.bytes.Bytes.fingerprint", lambda self: "another beginning")
+    monkeypatch.setattr(
+        "app.data.tokenizers.bytes.Bytes.fingerprint", lambda self: "another beginning"
+    )
     other = toy().prepare()
     for split in SPLITS:
         for domain in range(len(Toy.domains)):
-            before, after = whole(plain, split, domain), whole(other, split, domain)
+            before = whole(plain, split, domain)
+            after = whole(other, split, domain)
             assert (after["tokens"] == 255).sum() > 0 and (after["tokens"] == 256).sum() == 0
             assert torch.equal(after["tokens"] == 255, before["tokens"] == 256)
-            assert all(torch.equal(after[name], before[name]) for name in before.keys() - {"tokens"})
+            assert all(
+                torch.equal(after[name], before[name]) for name in before.keys() - {"tokens"}
+            )

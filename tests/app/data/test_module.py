@@ -25,19 +25,27 @@ def steps(module, count=3):
 def test_ranks_share_the_micro_batches_of_one_global_cut(toy, monkeypatch, ranks):
     whole = steps(toy())
     for step in range(3):
-        parts = [steps(as_rank(toy(), rank, ranks, monkeypatch))[step]["tokens"].split(2) for rank in range(ranks)]
+        parts = [
+            steps(as_rank(toy(), rank, ranks, monkeypatch))[step]["tokens"].split(2)
+            for rank in range(ranks)
+        ]
         shared = [parts[g % ranks][g // ranks] for g in range(4)]
         assert torch.equal(torch.cat(shared), whole[step]["tokens"])
 
 
 @pytest.mark.parametrize("then", [1, 2, 4])
 @pytest.mark.parametrize("first", [1, 2, 4])
-def test_a_run_that_goes_on_elsewhere_reads_each_row_of_the_order_once(toy, monkeypatch, first, then):
+def test_a_run_that_goes_on_elsewhere_reads_each_row_of_the_order_once(
+    toy, monkeypatch, first, then
+):
     read = []
     for begin, ranks in ((0, first), (2, then)):
         monkeypatch.setattr(TokenDataModule, "_next_step", lambda self, begin=begin: begin)
         parts = [steps(as_rank(toy(), rank, ranks, monkeypatch), 2) for rank in range(ranks)]
-        read += [sorted(row for part in parts for row in part[step]["tokens"].tolist()) for step in range(2)]
+        read += [
+            sorted(row for part in parts for row in part[step]["tokens"].tolist())
+            for step in range(2)
+        ]
     monkeypatch.undo()
     assert read == [sorted(batch["tokens"].tolist()) for batch in steps(toy(), 4)]
 
@@ -54,7 +62,9 @@ def test_weights_of_the_source_are_kept(toy):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_validation_reads_every_target_once_and_equally_many_batches_on_all_ranks(toy, monkeypatch, ranks):
+def test_validation_reads_every_target_once_and_equally_many_batches_on_all_ranks(
+    toy, monkeypatch, ranks
+):
     loaders = [as_rank(toy(), rank, ranks, monkeypatch).val_dataloader() for rank in range(ranks)]
     batches = [list(loader) for loader in loaders]
     assert len({len(part) for part in batches}) == 1
@@ -103,7 +113,8 @@ def test_a_row_longer_than_the_text_is_refused(toy):
 
 
 def test_a_batch_can_be_repeated(toy):
-    whole, repeated = steps(toy(), 5), steps(toy(overfit_batches=2), 5)
+    whole = steps(toy(), 5)
+    repeated = steps(toy(overfit_batches=2), 5)
     for step, batch in enumerate(repeated):
         assert torch.equal(batch["tokens"], whole[step % 2]["tokens"])
     assert not torch.equal(whole[0]["tokens"], whole[2]["tokens"])
@@ -114,7 +125,8 @@ class Reader(LightningModule):
 
     def __init__(self):
         super().__init__()
-        self.weight, self.seen = torch.nn.Parameter(torch.zeros(())), []
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = []
 
     def training_step(self, batch, index):
         self.seen.append(batch["tokens"])
@@ -125,9 +137,16 @@ class Reader(LightningModule):
 
 
 def test_lightning_resumes_exactly_with_prefetching_workers(toy, tmp_path):
-    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    options = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
     options |= {"use_distributed_sampler": False}
-    whole, first, then = Reader(), Reader(), Reader()
+    whole = Reader()
+    first = Reader()
+    then = Reader()
     Trainer(max_steps=5, enable_checkpointing=False, **options).fit(whole, datamodule=toy())
     trainer = Trainer(max_steps=2, default_root_dir=tmp_path, **options)
     trainer.fit(first, datamodule=toy(num_workers=2))
@@ -169,7 +188,11 @@ def test_enwik8_brings_its_tokenizer(config):
         (["+data.weights.python=-1"], r"data.weights.python=-1.*must not be negative"),
         (["tokenizer.vocab_size=3"], r"tokenizer.vocab_size=3: must be at least 257"),
         (["tokenizer=file"], r"tokenizer.path=null"),
-        (["tokenizer=file", "tokenizer.path=nowhere.json"], r"tokenizer.path=nowhere.json: not a readable"),
+        (
+            ["tokenizer=file", "tokenizer.path=nowhere.json"],
+            r"tokenizer.path=nowhere.json: not a "
+            r"readable",
+        ),
         (["data=enwik8", "tokenizer=bpe"], r"tokenizer=bpe: .* set tokenizer=bytes"),
     ],
 )
@@ -181,4 +204,8 @@ def test_config_errors_are_one_line_before_any_data_is_read(config, overrides, m
 
 def test_the_yaml_of_each_source_names_its_knobs(config):
     for name in names("data"):
-        assert set(config(f"data={name}")["data"]) == {"source", *knobs(find("data", name)), *knobs(TokenDataModule)}
+        assert set(config(f"data={name}")["data"]) == {
+            "source",
+            *knobs(find("data", name)),
+            *knobs(TokenDataModule),
+        }

@@ -31,7 +31,9 @@ def test_another_seed_is_another_order():
 def test_every_block_holds_each_domains_share():
     for block in range(20):
         counts = Counter(order()[block * BLOCK + place].domain for place in range(BLOCK))
-        assert all(abs(counts[d] - weight * BLOCK) <= len(WEIGHTS) for d, weight in enumerate(WEIGHTS))
+        assert all(
+            abs(counts[d] - weight * BLOCK) <= len(WEIGHTS) for d, weight in enumerate(WEIGHTS)
+        )
 
 
 def test_shares_are_exact_in_the_long_run():
@@ -43,7 +45,8 @@ PHASES = [(0, [1, 1, 0]), (300, [0, 1, 3]), (1000, None)]
 
 def test_each_phase_has_its_own_shares_from_its_first_row_on():
     phased = Order.of([100, 50, 10], PHASES, 0)
-    domains = [phased[position].domain for position in range(1768)]  # to the end of a block
+    # to the end of a block
+    domains = [phased[position].domain for position in range(1768)]
     found = [Counter(domains[start:stop]) for start, stop in ((0, 300), (300, 1000), (1000, 1768))]
     assert found == [{0: 150, 1: 150}, {1: 175, 2: 525}, {0: 480, 1: 240, 2: 48}]
     assert phased.taken(1800) == [650, 575, 575]
@@ -57,16 +60,22 @@ def test_a_domain_goes_on_in_the_next_phase_where_it_was():
 
 
 def test_the_first_phase_is_the_order_without_phases():
-    phased, plain = Order.of([100, 50, 10], PHASES, 3), Order.of([100, 50, 10], PHASES[:1], 3)
-    assert [phased[position] for position in range(256)] == [plain[position] for position in range(256)]
+    phased = Order.of([100, 50, 10], PHASES, 3)
+    plain = Order.of([100, 50, 10], PHASES[:1], 3)
+    assert [phased[position] for position in range(256)] == [
+        plain[position] for position in range(256)
+    ]
 
 
-@given(st.lists(st.floats(0, 1e3), min_size=1, max_size=8), st.integers(0, 10**6), st.integers(0, 5000))
+@given(
+    st.lists(st.floats(0, 1e3), min_size=1, max_size=8), st.integers(0, 10**6), st.integers(0, 5000)
+)
 @settings(deadline=None, max_examples=200)
 def test_counts_never_fall_and_sum_to_the_position(weights, count, more):
     weights[0] += 1
     counted = Order.of([9] * len(weights), [(0, weights), (700, weights[::-1]), (2000, None)], 0)
-    first, then = counted.taken(count), counted.taken(count + more)
+    first = counted.taken(count)
+    then = counted.taken(count + more)
     assert sum(first) == count
     assert all(before <= after for before, after in zip(first, then, strict=True))
 
@@ -101,7 +110,9 @@ def test_a_small_weight_is_not_none(small):
 def test_small_weights_of_a_mix_keep_their_shares_in_both_phases(text, key):
     small = "{one: 3.0e-8, two: 1.0e-8}"
     sources = f"data.sources={{one: {{path: {text}}}, two: {{path: {text}}}}}"
-    phases = {"data.weights": "{one: 1, two: 1}", "data.final_weights": "{one: 1, two: 1}"} | {key: small}
+    phases = {"data.weights": "{one: 1, two: 1}", "data.final_weights": "{one: 1, two: 1}"} | {
+        key: small
+    }
     values = [f"{name}={value}" for name, value in phases.items()]
     config = composed(["data=mix", sources, "data.until=0.5", "tokenizer=bytes", *values])
     source = build_data(config["data"], config["tokenizer"], 0).source

@@ -1,4 +1,6 @@
-"""Any documents in any kind of file under any name: the cache holds separators and what the tokenizer makes of each."""
+"""Any documents in any kind of file under any name:
+the cache holds separators and what the tokenizer makes of each.
+"""
 
 import os
 import tempfile
@@ -26,10 +28,26 @@ from tests.app.runs.test_data_page import PACK, written
 
 ANY = settings(max_examples=100, deadline=None, derandomize=True)
 LETTERS = st.characters(exclude_categories=["Cs"])
-WORDS = [" ", "\n", "word", "naïve ", "日本", "\r\n", '"', ",", "\t", "<|end|>", "</s>", "e\u0301", "x" * 99]
+WORDS = [
+    " ",
+    "\n",
+    "word",
+    "naïve ",
+    "日本",
+    "\r\n",
+    '"',
+    ",",
+    "\t",
+    "<|end|>",
+    "</s>",
+    "e\u0301",
+    "x" * 99,
+]
 DOCUMENT = st.lists(st.sampled_from(WORDS) | st.text(LETTERS, max_size=9), max_size=9).map("".join)
 DOCUMENTS = st.lists(DOCUMENT, min_size=1, max_size=9)
-NAME = st.binary(min_size=1, max_size=40).filter(lambda name: not {0, ord("/")} & {*name} and name[:1] not in b".~")
+NAME = st.binary(min_size=1, max_size=40).filter(
+    lambda name: not {0, ord("/")} & {*name} and name[:1] not in b".~"
+)
 
 
 def byte_level() -> Model:
@@ -42,7 +60,11 @@ def byte_level() -> Model:
 
 
 def unigram() -> Model:
-    model = Model(models.Unigram([("<unk>", -9.0), ("</s>", -1.0), ("▁", -2.0), ("word", -2.0), ("x", -3.0)], unk_id=0))
+    model = Model(
+        models.Unigram(
+            [("<unk>", -9.0), ("</s>", -1.0), ("▁", -2.0), ("word", -2.0), ("x", -3.0)], unk_id=0
+        )
+    )
     model.normalizer = normalizers.NFKC()
     model.pre_tokenizer = pre_tokenizers.Metaspace()
     return model
@@ -64,7 +86,9 @@ READY: dict[str, tuple[Callable[[], Model], str | None]] = {
 
 
 @pytest.fixture(scope="module", params=["bytes", "bpe", *READY])
-def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Any]:
+def make(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Any]:
     """A tokenizer; each cache gets its own, because one may learn."""
     if request.param in READY:
         build, separator = READY[request.param]
@@ -76,7 +100,11 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def whole(tokenizer: Any, text: str) -> list[int]:
     """What the library makes of a text, without any code of ours."""
-    return list(text.encode() if isinstance(tokenizer, Bytes) else model_of(tokenizer).encode(text, **PLAIN).ids)
+    return list(
+        text.encode()
+        if isinstance(tokenizer, Bytes)
+        else model_of(tokenizer).encode(text, **PLAIN).ids
+    )
 
 
 def model_of(tokenizer: Any) -> Model:
@@ -89,7 +117,8 @@ PLAIN = {"add_special_tokens": False}
 def documents(corpus: Corpus, split: str, separator: int) -> Iterator[tuple[list[int], int]]:
     """The tokens and bytes of each document of a split, by nothing but where the separators are."""
     (stream,) = corpus.streams[split]
-    ids, nbytes = stream.tokens.tolist(), stream.nbytes.tolist()
+    ids = stream.tokens.tolist()
+    nbytes = stream.nbytes.tolist()
     places = [place for place, token in enumerate(ids) if token == separator]
     assert places == [] or (places[0], places[-1]) == (0, len(ids) - 1)
     assert stream.starts.tolist() == places[:-1]
@@ -114,14 +143,25 @@ def has_tokens(tokenizer: Any, document: Document) -> bool:
 
 
 @ANY
-@given(texts=DOCUMENTS, kind=st.sampled_from(ROWS), packing=st.sampled_from([*PACK]), name=NAME, capitals=st.booleans())
-def test_rows(make: Callable[[], Any], texts: list[str], kind: str, packing: str, name: bytes, capitals: bool) -> None:
+@given(
+    texts=DOCUMENTS,
+    kind=st.sampled_from(ROWS),
+    packing=st.sampled_from([*PACK]),
+    name=NAME,
+    capitals=st.booleans(),
+)
+def test_rows(
+    make: Callable[[], Any], texts: list[str], kind: str, packing: str, name: bytes, capitals: bool
+) -> None:
     suffix = kind + packing.replace("nothing", "")
     with tempfile.TemporaryDirectory() as root:
-        path = os.path.join(os.fsencode(root), name + os.fsencode(suffix.upper() if capitals else suffix))  # noqa: PTH118
+        path = os.path.join(  # noqa: PTH118
+            os.fsencode(root), name + os.fsencode(suffix.upper() if capitals else suffix)
+        )
         with open(path, "wb") as file:  # noqa: PTH123  a name of bytes
             file.write(PACK[packing](written(kind, [{"text": text} for text in texts])))
-        source, kept = Text(path=os.fsdecode(path), text_key="text"), [text for text in texts if text.strip()]
+        source = Text(path=os.fsdecode(path), text_key="text")
+        kept = [text for text in texts if text.strip()]
         if kept:
             check(source, make(), kept, Path(root))
         else:
@@ -133,7 +173,9 @@ def test_rows(make: Callable[[], Any], texts: list[str], kind: str, packing: str
 @given(texts=DOCUMENTS, kind=st.sampled_from(TEXT), names=st.sets(NAME, min_size=9, max_size=9))
 def test_files(make: Callable[[], Any], texts: list[str], kind: str, names: set[bytes]) -> None:
     readable = [text for text in texts if "\0" not in text]
-    as_read = [text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n") for text in readable]
+    as_read = [
+        text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n") for text in readable
+    ]
     with tempfile.TemporaryDirectory() as root:
         (Path(root) / "in").mkdir()
         paths = sorted(Path(root, "in", os.fsdecode(name) + kind) for name in names)

@@ -9,13 +9,17 @@ CONF = Path(__file__).parents[3] / "conf"
 
 
 class Toy:
-    """Three domains of 40, 20 and 7 documents a split, with letters beyond ASCII and topics in the first."""
+    """Three domains of 40, 20 and 7 documents a split,
+    with letters beyond ASCII and topics in the first.
+    """
 
     raw = False
     domains = ("a", "b", "c")
 
     def __init__(self, weights: list[float] | None = None, text: str = "naïve 😀 text") -> None:
-        self.phases, self.text, self.read = [Phase(1.0, weights)], text, 0
+        self.phases = [Phase(1.0, weights)]
+        self.text = text
+        self.read = 0
 
     def fingerprint(self) -> str:
         return f"toy {self.text}"

@@ -1,4 +1,6 @@
-"""One small model of ours for every architecture of theirs, and the folder that is written of it."""
+"""One small model of ours for every architecture of theirs,
+and the folder that is written of it.
+"""
 
 import json
 from pathlib import Path
@@ -17,37 +19,67 @@ from app.model.transformer import Transformer
 
 VOCAB = 61
 ROUTED = ("experts=coarse", "experts.num_experts=6", "experts.top_k=2", "experts.hidden_dim=24")
-SHARED = ("experts=deepseek", "experts.segments=1", "experts.num_experts=8", "experts.top_k=4", "experts.num_shared=2",
-          "experts.hidden_dim=24")  # fmt: skip
+SHARED = (
+    "experts=deepseek",
+    "experts.segments=1",
+    "experts.num_experts=8",
+    "experts.top_k=4",
+    "experts.num_shared=2",
+    "experts.hidden_dim=24",
+)
 BIAS = ("router=sigmoid", "balance=loss_free")
-GROUPS = ("router=deepseek_v3", "router.select.groups=3", "router.select.limit=2", "balance=loss_free")
-GQA, HEAD = "model.num_kv_heads=1", "model.head_dim=12"
+GROUPS = (
+    "router=deepseek_v3",
+    "router.select.groups=3",
+    "router.select.limit=2",
+    "balance=loss_free",
+)
+GQA = "model.num_kv_heads=1"
+HEAD = "model.head_dim=12"
 CASES = {
     "llama": ("experts=dense", GQA, HEAD),
     "llama, tied": ("experts=dense", "model.tie_embeddings=true"),
     "qwen3": ("experts=dense", "model.qk_norm=head", GQA, HEAD),
     "mixtral": ("router=mixtral", *ROUTED, GQA, HEAD),
-    "mixtral, tied": ("router=mixtral", *ROUTED, "model.tie_embeddings=true", "model.rope_theta=500"),
+    "mixtral, tied": (
+        "router=mixtral",
+        *ROUTED,
+        "model.tie_embeddings=true",
+        "model.rope_theta=500",
+    ),
     "qwen2_moe": ("router=topk", "experts=fine_grained", GQA, "model.first_dense=1"),
     "qwen2_moe, normalised": ("router=mixtral", *ROUTED, "model.moe_layers=[0,2]"),
     "qwen2_moe, gated": ("router=topk", "experts=shared_gated", "experts.shared_dim=20"),
-    "qwen2_moe, biased": ("router=topk", "experts=shared_gated", "experts.shared_dim=20", GQA, "model.qkv_bias=true"),
+    "qwen2_moe, biased": (
+        "router=topk",
+        "experts=shared_gated",
+        "experts.shared_dim=20",
+        GQA,
+        "model.qkv_bias=true",
+    ),
     "olmoe": ("router=olmoe", *ROUTED, "model.qk_norm=all"),
     "olmoe, normalised": ("router=mixtral", *ROUTED, "model.qk_norm=all", GQA),
     "qwen3_moe": ("router=topk", *ROUTED, "model.qk_norm=head", GQA, HEAD, "model.moe_every=2"),
     "granitemoeshared": ("router=mixtral", *SHARED, GQA),
-    "granitemoeshared, any width": ("router=mixtral", "experts=residual", "experts.dense_dim=28", "experts.top_k=2",
-                                    "experts.coefficient=false"),
+    "granitemoeshared, any width": (
+        "router=mixtral",
+        "experts=residual",
+        "experts.dense_dim=28",
+        "experts.top_k=2",
+        "experts.coefficient=false",
+    ),
     "glm4_moe": (*BIAS, *SHARED, "model.first_dense=1", GQA, HEAD),
     "glm4_moe, groups": (*GROUPS, *ROUTED, "model.qk_norm=head"),
     "glm4_moe, groups and shared": (*GROUPS, *SHARED),
     "glm4_moe, no bias": ("router=sigmoid", "balance=aux", *ROUTED, "router.weigh.normalize=false"),
     "glm4_moe, biased": (*BIAS, *ROUTED, "model.qk_norm=head", GQA, "model.qkv_bias=true"),
     "minimax_m2": (*BIAS, *ROUTED, "model.qk_norm=all", GQA),
-}  # fmt: skip
+}
 
 # comes back as another layout
-DOUBLED = {"qwen2_moe, a shared expert without a gate": ("router=topk", *SHARED, "model.first_dense=1")}
+DOUBLED = {
+    "qwen2_moe, a shared expert without a gate": ("router=topk", *SHARED, "model.first_dense=1")
+}
 
 
 def config_of(*overrides: str) -> dict[str, Any]:
@@ -72,5 +104,9 @@ def written(folder: Path, config: dict[str, Any], model: Transformer) -> Archite
     facts = facts_of(config, model)
     architecture = fitting(facts)
     ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    write_folder(folder, {"config.json": json.dumps(architecture.config(facts) | ends)}, read_from(model, architecture))
+    write_folder(
+        folder,
+        {"config.json": json.dumps(architecture.config(facts) | ends)},
+        read_from(model, architecture),
+    )
     return architecture

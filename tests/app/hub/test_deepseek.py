@@ -1,4 +1,6 @@
-"""DeepSeekMoE comes in, of whose code transformers has none: against what arXiv 2401.06066, section 3, says."""
+"""DeepSeekMoE comes in, of whose code transformers has none:
+against what arXiv 2401.06066, section 3, says.
+"""
 
 import json
 import subprocess
@@ -18,15 +20,40 @@ from tests.app.runs.conftest import SMALL, command, environment, write_text
 from tests.conftest import ROOT
 
 pytest.importorskip("transformers", minversion="5.0")
-VOCAB, DIM, HEADS, LAYERS, EXPERTS, TOP_K, SHARED, WIDTH, DENSE = 257, 16, 2, 3, 5, 2, 2, 8, 24
+VOCAB = 257
+DIM = 16
+HEADS = 2
+LAYERS = 3
+EXPERTS = 5
+TOP_K = 2
+SHARED = 2
+WIDTH = 8
+DENSE = 24
 CONFIG = {
-    "model_type": "deepseek", "architectures": ["DeepseekForCausalLM"], "vocab_size": VOCAB, "hidden_size": DIM,
-    "intermediate_size": DENSE, "moe_intermediate_size": WIDTH, "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "n_shared_experts": SHARED, "n_routed_experts": EXPERTS,
-    "num_experts_per_tok": TOP_K, "moe_layer_freq": 1, "first_k_dense_replace": 1, "norm_topk_prob": False,
-    "scoring_func": "softmax", "hidden_act": "silu", "max_position_embeddings": 32, "rms_norm_eps": 1e-6,
-    "rope_theta": 10000, "rope_scaling": None, "attention_bias": False, "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "deepseek",
+    "architectures": ["DeepseekForCausalLM"],
+    "vocab_size": VOCAB,
+    "hidden_size": DIM,
+    "intermediate_size": DENSE,
+    "moe_intermediate_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": HEADS,
+    "n_shared_experts": SHARED,
+    "n_routed_experts": EXPERTS,
+    "num_experts_per_tok": TOP_K,
+    "moe_layer_freq": 1,
+    "first_k_dense_replace": 1,
+    "norm_topk_prob": False,
+    "scoring_func": "softmax",
+    "hidden_act": "silu",
+    "max_position_embeddings": 32,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000,
+    "rope_scaling": None,
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+}
 
 
 def weights() -> dict[str, Tensor]:
@@ -37,7 +64,9 @@ def weights() -> dict[str, Tensor]:
         own |= {f"self_attn.{name}_proj": (DIM, DIM) for name in "qkvo"}
         networks = {"mlp": DENSE}
         if layer:
-            networks = {f"mlp.experts.{e}": WIDTH for e in range(EXPERTS)} | {"mlp.shared_experts": SHARED * WIDTH}
+            networks = {f"mlp.experts.{e}": WIDTH for e in range(EXPERTS)} | {
+                "mlp.shared_experts": SHARED * WIDTH
+            }
             own["mlp.gate"] = (EXPERTS, DIM)
         for name, width in networks.items():
             own |= {f"{name}.{part}_proj": (width, DIM) for part in ("gate", "up")}
@@ -56,8 +85,11 @@ def turned(x: Tensor) -> Tensor:
     """Rotary positions of (S, H): pairs half a head apart."""
     half = x.size(-1) // 2
     angle = torch.arange(len(x))[:, None] * 10000.0 ** (-torch.arange(half) / half)
-    left, right = x[:, :half], x[:, half:]
-    return torch.cat([left * angle.cos() - right * angle.sin(), right * angle.cos() + left * angle.sin()], -1)
+    left = x[:, :half]
+    right = x[:, half:]
+    return torch.cat(
+        [left * angle.cos() - right * angle.sin(), right * angle.cos() + left * angle.sin()], -1
+    )
 
 
 def defined(w: dict[str, Tensor], tokens: list[int]) -> Tensor:
@@ -69,7 +101,9 @@ def defined(w: dict[str, Tensor], tokens: list[int]) -> Tensor:
             return w[f"model.layers.{layer}.{name}.weight"]
 
         def network(name: str, u: Tensor) -> Tensor:
-            return of(f"{name}.down_proj") @ (silu(of(f"{name}.gate_proj") @ u) * (of(f"{name}.up_proj") @ u))
+            return of(f"{name}.down_proj") @ (
+                silu(of(f"{name}.gate_proj") @ u) * (of(f"{name}.up_proj") @ u)
+            )
 
         h = normed(x, of("input_layernorm"))
         q, k, v = ((h @ of(f"self_attn.{name}_proj").T).split(DIM // HEADS, -1) for name in "qkv")
@@ -122,8 +156,12 @@ def test_its_logits_are_those_of_the_paper(folder: Path) -> None:
         ({"hidden_size": None}, "config.json: says nothing of hidden_size"),
     ],
 )
-def test_what_computes_something_else_is_refused(folder: Path, values: dict[str, Any], said: str) -> None:
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in (CONFIG | values).items() if v is not None}))
+def test_what_computes_something_else_is_refused(
+    folder: Path, values: dict[str, Any], said: str
+) -> None:
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in (CONFIG | values).items() if v is not None})
+    )
     with pytest.raises(UserError, match=said):
         architecture, config = config_of(folder, ["tokenizer=bytes"])
         model_of(folder, architecture, config, VOCAB, tensors_of(folder))
@@ -133,10 +171,17 @@ def test_its_run_says_that_nobody_compared_it_and_trains_on(folder: Path) -> Non
     place = folder.parent
     write_text(place)
     words = f"{SMALL} run=one".split()
-    words = [word for word in words if not word.startswith(("model", "data.seq_len", "router", "experts"))]
+    words = [
+        word
+        for word in words
+        if not word.startswith(("model", "data.seq_len", "router", "experts"))
+    ]
     env = environment() | {"PYTHONPATH": str(ROOT)}
     line = [*command("-m app.import_hf theirs"), *words]
     made = subprocess.run(line, cwd=place, env=env, text=True, capture_output=True)
-    assert made.returncode == 0 and "logits not compared: transformers has no code for it" in made.stdout, made.stderr
+    assert (
+        made.returncode == 0
+        and ("logits not compared: transformers has no code for it") in made.stdout
+    ), made.stderr
     more = [*command("train run=one resume=true trainer.max_steps=2")]
     assert subprocess.run(more, cwd=place, env=env, capture_output=True).returncode == 0

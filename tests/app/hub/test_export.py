@@ -1,4 +1,6 @@
-"""What transformers makes of our models: the same logits, with padding and without, with a cache and without."""
+"""What transformers makes of our models:
+the same logits, with padding and without, with a cache and without.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,11 @@ def read(folder: Path) -> Any:
     model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
-    assert not loaded["missing_keys"] and not loaded["unexpected_keys"] and not loaded["mismatched_keys"]
+    assert (
+        not loaded["missing_keys"]
+        and not loaded["unexpected_keys"]
+        and not loaded["mismatched_keys"]
+    )
     return model.eval()
 
 

@@ -1,4 +1,6 @@
-"""A Hugging Face folder from somebody else is data: no code of it runs, and no text of it is read as an override."""
+"""A Hugging Face folder from somebody else is data:
+no code of it runs, and no text of it is read as an override.
+"""
 
 import json
 from collections.abc import Callable
@@ -17,14 +19,17 @@ from app.runs.read import read_run
 from tests.app.hub.models import CASES, config_of, model_of, written
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
-BEGIN, END = "<s>", "</s>"
+BEGIN = "<s>"
+END = "</s>"
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small Mixtral; the working directory is where its run will be made."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "t.txt").write_text("the people of the town say to each other what they have seen at night\n" * 200)
+    (tmp_path / "t.txt").write_text(
+        "the people of the town say to each other what they have seen at night\n" * 200
+    )
     config = config_of(*CASES["mixtral"])
     written(tmp_path / "theirs", config, model_of(config))
     return tmp_path / "theirs"
@@ -36,21 +41,31 @@ def change(folder: Path, **values: Any) -> None:
 
 
 def add_tokenizer(folder: Path, begin: str | None = BEGIN, end: str = END) -> None:
-    """Byte pairs of 40 letters, with two special tokens, whose ids are below the 61 of the model."""
-    letters = sorted({*pre_tokenizers.ByteLevel.alphabet()} & {*"abcdefghijklmnopqrstuvwxyz'.,", "Ġ", "Ċ"})
+    """Byte pairs of 40 letters, with two special tokens,
+    whose ids are below the 61 of the model.
+    """
+    letters = sorted(
+        {*pre_tokenizers.ByteLevel.alphabet()} & {*"abcdefghijklmnopqrstuvwxyz'.,", "Ġ", "Ċ"}
+    )
     model = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
     model.add_special_tokens([token for token in (begin, end) if token is not None])
-    model.add_tokens([f"filler{number}" for number in range(61 - model.get_vocab_size(with_added_tokens=True))])
+    model.add_tokens(
+        [f"filler{number}" for number in range(61 - model.get_vocab_size(with_added_tokens=True))]
+    )
     model.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": begin, "eos_token": end}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": begin, "eos_token": end})
+    )
 
 
 OVERRIDES = ("data=text", "data.path=t.txt", "data.seq_len=16", "data.val_rows=4", "callbacks=off")
 
 
-def test_an_error_of_the_comparison_names_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_comparison_names_the_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("app.hub.write.CLOSE", -1)
     add_tokenizer(folder)
     with pytest.raises(UserError, match=f"^{folder}: computes something else in transformers"):
@@ -71,10 +86,16 @@ def test_code_beside_the_weights_is_not_executed(folder: Path, tmp_path: Path) -
     assert not proof.exists()
 
 
-def test_an_unknown_architecture_with_code_is_refused_without_running_it(folder: Path, tmp_path: Path) -> None:
+def test_an_unknown_architecture_with_code_is_refused_without_running_it(
+    folder: Path, tmp_path: Path
+) -> None:
     proof = tmp_path / "it-ran"
     (folder / "evil.py").write_text(f"open({str(proof)!r}, 'w')\n")
-    change(folder, model_type="evil", auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"})
+    change(
+        folder,
+        model_type="evil",
+        auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"},
+    )
     with pytest.raises(UserError, match="model_type=evil: cannot be imported"):
         import_run(str(folder), "in", OVERRIDES)
     assert not proof.exists()
@@ -98,7 +119,9 @@ def test_transformers_sees_weights_and_plain_values_only(folder: Path) -> None:
         assert not any(key.startswith("_") for key in kept)
 
 
-@pytest.mark.parametrize("token", ["${oc.env:HOME}", "${seed}", "a'b", '"', "a,b=c", "\\${seed}", "${", "[x]", "null"])
+@pytest.mark.parametrize(
+    "token", ["${oc.env:HOME}", "${seed}", "a'b", '"', "a,b=c", "\\${seed}", "${", "[x]", "null"]
+)
 def test_text_of_the_folder_enters_the_config_as_it_is(folder: Path, token: str) -> None:
     named = folder.rename(folder.with_name("it's a ${seed} model"))
     add_tokenizer(named, end=token)
@@ -112,8 +135,10 @@ def test_text_of_the_folder_enters_the_config_as_it_is(folder: Path, token: str)
 def test_begin_and_end_of_a_document_keep_their_roles(folder: Path) -> None:
     add_tokenizer(folder)
     run = read_run(import_run(str(folder), "in", OVERRIDES)[0])
-    tokenizer, rows = run.text.tokenizer, run.text.rows
-    begin, end = tokenizer.begin, tokenizer.separator
+    tokenizer = run.text.tokenizer
+    rows = run.text.rows
+    begin = tokenizer.begin
+    end = tokenizer.separator
     assert (begin, end) == tuple(
         Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(t) for t in (BEGIN, END)
     )
@@ -123,8 +148,11 @@ def test_begin_and_end_of_a_document_keep_their_roles(folder: Path) -> None:
     # the loss of the first row is that of transformers on <s> text
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens, targets = (torch.from_numpy(rows[name][:1]).long() for name in ("tokens", "targets"))
-    expected = torch.nn.functional.cross_entropy(theirs(tokens).logits[0], targets[0], reduction="none")
-    valid, document = targets >= 0, torch.from_numpy(rows["document"][:1]).long()
+    expected = torch.nn.functional.cross_entropy(
+        theirs(tokens).logits[0], targets[0], reduction="none"
+    )
+    valid = targets >= 0
+    document = torch.from_numpy(rows["document"][:1]).long()
     nll, _ = run.model(tokens, targets, valid, document)
     assert document.unique().numel() == 1
     torch.testing.assert_close(nll[0], expected, atol=1e-4, rtol=1e-4)
@@ -138,16 +166,25 @@ def test_begin_and_end_go_out_as_they_came_in(folder: Path) -> None:
         name: json.loads((folder.parent / f"out/{name}.json").read_text())
         for name in ("config", "generation_config", "tokenizer_config")
     }
-    begin, end = run.text.tokenizer.begin, run.text.tokenizer.separator
+    begin = run.text.tokenizer.begin
+    end = run.text.tokenizer.separator
     for name in ("config", "generation_config"):
         assert (values[name]["bos_token_id"], values[name]["eos_token_id"]) == (begin, end)
-    assert (values["tokenizer_config"]["bos_token"], values["tokenizer_config"]["eos_token"]) == (BEGIN, END)
+    assert (values["tokenizer_config"]["bos_token"], values["tokenizer_config"]["eos_token"]) == (
+        BEGIN,
+        END,
+    )
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder.parent / "out")
-    assert tokenizer("ab").input_ids[0] == begin and end not in tokenizer(f"a {END} b {BEGIN}").input_ids[1:]
+    assert (
+        tokenizer("ab").input_ids[0] == begin
+        and end not in tokenizer(f"a {END} b {BEGIN}").input_ids[1:]
+    )
 
 
 @pytest.mark.parametrize("change", [{"bos_token": None}, {"add_bos_token": False}])
-def test_a_model_that_was_trained_with_one_mark_uses_it_for_both(folder: Path, change: dict[str, Any]) -> None:
+def test_a_model_that_was_trained_with_one_mark_uses_it_for_both(
+    folder: Path, change: dict[str, Any]
+) -> None:
     add_tokenizer(folder)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -157,7 +194,9 @@ def test_a_model_that_was_trained_with_one_mark_uses_it_for_both(folder: Path, c
 
 DEEP = "[" * 100_000 + "]" * 100_000
 DAMAGED: dict[str, Callable[[Path], Any]] = {
-    "rope theta is a text": lambda folder: change(folder, rope_parameters={"rope_theta": "x", "rope_type": "default"}),
+    "rope theta is a text": lambda folder: change(
+        folder, rope_parameters={"rope_theta": "x", "rope_type": "default"}
+    ),
     "rope is a list": lambda folder: change(folder, rope_parameters=[1]),
     "dtype": lambda folder: change(folder, dtype="float99"),
     "id2label": lambda folder: change(folder, id2label=[1, 2]),
@@ -168,7 +207,9 @@ DAMAGED: dict[str, Callable[[Path], Any]] = {
     "layers without end": lambda folder: change(folder, num_hidden_layers=10**9),
     "experts without end": lambda folder: change(folder, num_local_experts=2**31),
     "width without end": lambda folder: change(folder, intermediate_size=2**31),
-    "dim without end": lambda folder: change(folder, hidden_size=2**30, num_attention_heads=2**20, head_dim=None),
+    "dim without end": lambda folder: change(
+        folder, hidden_size=2**30, num_attention_heads=2**20, head_dim=None
+    ),
     "a flag is a text": lambda folder: change(folder, tie_word_embeddings="yes"),
     "model type is a list": lambda folder: change(folder, model_type=["mixtral"]),
     "half a surrogate": lambda folder: change(folder, hidden_act="\ud800"),
@@ -176,11 +217,19 @@ DAMAGED: dict[str, Callable[[Path], Any]] = {
     "a list": lambda folder: (folder / "config.json").write_text("[]"),
     "null": lambda folder: (folder / "config.json").write_text("null"),
     "bytes": lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"),
-    "tokenizer config is a list": lambda folder: (folder / "tokenizer_config.json").write_text("[]"),
-    "tokenizer config is null": lambda folder: (folder / "tokenizer_config.json").write_text("null"),
-    "end token is a number": lambda folder: (folder / "tokenizer_config.json").write_text('{"eos_token": 3}'),
+    "tokenizer config is a list": lambda folder: (folder / "tokenizer_config.json").write_text(
+        "[]"
+    ),
+    "tokenizer config is null": lambda folder: (folder / "tokenizer_config.json").write_text(
+        "null"
+    ),
+    "end token is a number": lambda folder: (folder / "tokenizer_config.json").write_text(
+        '{"eos_token": 3}'
+    ),
     "end token is deep": lambda folder: (folder / "tokenizer_config.json").write_text(DEEP),
-    "unknown end token": lambda folder: (folder / "tokenizer_config.json").write_text('{"eos_token": "<x>"}'),
+    "unknown end token": lambda folder: (folder / "tokenizer_config.json").write_text(
+        '{"eos_token": "<x>"}'
+    ),
     "tokenizer is a list": lambda folder: (folder / "tokenizer.json").write_text("[]"),
     "tokenizer is deep": lambda folder: (folder / "tokenizer.json").write_text(DEEP),
     "index of numbers": lambda folder: index(folder, {"weight_map": {"a": 1}}),

@@ -1,4 +1,6 @@
-"""A model of transformers as a model of ours: the same logits, all values back again, and mistakes in one line."""
+"""A model of transformers as a model of ours:
+the same logits, all values back again, and mistakes in one line.
+"""
 
 import json
 from collections.abc import Callable
@@ -32,7 +34,8 @@ def test_what_goes_out_and_what_transformers_saves_comes_in_with_the_same_logits
     case: str, tmp_path: Path
 ) -> None:
     ours = ours_of(config_by(*CASES[case]))
-    one, two = tmp_path / "one", tmp_path / "two"
+    one = tmp_path / "one"
+    two = tmp_path / "two"
     written(one, config_by(*CASES[case]), ours)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(5)
@@ -47,20 +50,29 @@ def test_what_goes_out_and_what_transformers_saves_comes_in_with_the_same_logits
     saved = tensors_of(two)
     assert saved.keys() - again.keys() == set()
     for name, tensor in saved.items():
-        if name.endswith("shared_expert_gate.weight") and not hasattr(back.blocks[-1].ffn.experts, "common_gate"):
-            continue  # of a shared expert of width 0
+        if name.endswith("shared_expert_gate.weight") and not hasattr(
+            back.blocks[-1].ffn.experts, "common_gate"
+        ):
+            # of a shared expert of width 0
+            continue
         assert torch.equal(again[name].view(tensor.shape), tensor), name
 
     _, same = read(one)  # ours, out and in
     torch.testing.assert_close(same.logits(tokens), ours.logits(tokens), atol=1e-6, rtol=1e-6)
-    mine = {name: tensor for name, tensor in ours.state_dict().items() if not name.startswith("balancer")}
+    mine = {
+        name: tensor
+        for name, tensor in ours.state_dict().items()
+        if not name.startswith("balancer")
+    }
     assert mine.keys() == {name for name in same.state_dict() if not name.startswith("balancer")}
     assert all(torch.equal(same.state_dict()[name], tensor) for name, tensor in mine.items())
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", DOUBLED)
-def test_a_shared_expert_comes_back_behind_a_gate_that_gives_a_half(case: str, tmp_path: Path) -> None:
+def test_a_shared_expert_comes_back_behind_a_gate_that_gives_a_half(
+    case: str, tmp_path: Path
+) -> None:
     ours = ours_of(config_by(*DOUBLED[case]))
     written(tmp_path, config_by(*DOUBLED[case]), ours)
     architecture, config = config_of(tmp_path, TYPED)
@@ -102,21 +114,40 @@ def left_out(folder: Path) -> None:
     ("spoil", "said"),
     [
         (cut, "model.safetensors: is missing or damaged"),
-        (pickled, "pytorch_model.bin is a pickle, which may be a program; only safetensors are read"),
+        (
+            pickled,
+            "pytorch_model.bin is a pickle, which may be a program; only safetensors are read",
+        ),
         (left_out, "model.norm.weight is missing; model.extra.weight is unknown"),
-        (lambda folder: changed(folder, intermediate_size=20), "do not fit its config.json: .* must be"),
+        (
+            lambda folder: changed(folder, intermediate_size=20),
+            "do not fit its config.json: .* must be",
+        ),
         (lambda folder: changed(folder, num_local_experts=7), "experts.6.w1.weight is missing"),
         (lambda folder: changed(folder, num_hidden_layers=2), "model.layers.2.* is unknown"),
-        (lambda folder: changed(folder, model_type="jamba"), "model_type=jamba: cannot be imported .one of: deepseek,"),
-        (lambda folder: changed(folder, model_type="no_such"), "model_type=no_such: cannot be imported"),
-        (lambda folder: changed(folder, hidden_act="gelu"), "hidden_act=gelu: .* only hidden_act=silu can be"),
+        (
+            lambda folder: changed(folder, model_type="jamba"),
+            "model_type=jamba: cannot be imported .one of: deepseek,",
+        ),
+        (
+            lambda folder: changed(folder, model_type="no_such"),
+            "model_type=no_such: cannot be imported",
+        ),
+        (
+            lambda folder: changed(folder, hidden_act="gelu"),
+            "hidden_act=gelu: .* only hidden_act=silu can be",
+        ),
         (lambda folder: changed(folder, sliding_window=8), "sliding_window=8: cannot be imported"),
-        (lambda folder: changed(folder, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
-         "rope_parameters.rope_type=linear: cannot be imported"),
+        (
+            lambda folder: changed(
+                folder, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+            ),
+            "rope_parameters.rope_type=linear: cannot be imported",
+        ),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: is damaged"),
         (lambda folder: (folder / "config.json").unlink(), "config.json: cannot be read"),
     ],
-)  # fmt: skip
+)
 def test_what_is_damaged_or_something_else_is_refused_in_one_line(
     folder: Path, spoil: Callable[[Path], object], said: str
 ) -> None:

@@ -23,7 +23,8 @@ THEIRS = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 assert not any("router_zoo" in name or name == "app" for name in sys.modules)
-model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 ids = tokenizer("the people", return_tensors="pt").input_ids
 out = model.generate(ids, max_new_tokens=64, do_sample=False, attention_mask=torch.ones_like(ids))
 print(tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True))
@@ -39,7 +40,9 @@ SAME = f"{SMALL} tokenizer.vocab_size=300 router=deepseek_v3 experts=deepseek".r
 
 def run(folder: Path, line: str, *words: str) -> "subprocess.CompletedProcess[str]":
     env = environment() | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run([*command(line), *words], cwd=folder, env=env, capture_output=True, text=True, timeout=200)
+    return subprocess.run(
+        [*command(line), *words], cwd=folder, env=env, capture_output=True, text=True, timeout=200
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,25 +61,42 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_transformers_writes_what_we_write_and_cuts_text_as_we_do(place: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-P", "-c", THEIRS, "out"], cwd=place, env=environment(), capture_output=True, text=True
+        [sys.executable, "-P", "-c", THEIRS, "out"],
+        cwd=place,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     *written_there, ids = done.stdout.splitlines()
-    ours = run(place, "-m app.generate runs/one --temperature 0 --max-tokens 64 --prompt", "the people")
+    ours = run(
+        place, "-m app.generate runs/one --temperature 0 --max-tokens 64 --prompt", "the people"
+    )
     assert ours.returncode == 0, ours.stderr
     assert ours.stdout == "the people" + "\n".join(written_there) + "\n"
     tokenizer = read_run(place / "runs/one").text.tokenizer
-    assert json.loads(ids) == tokenizer.encode(["naïve 日本 <|separator|> \t two  spaces\n"])[0].ids.tolist()
+    assert (
+        json.loads(ids)
+        == tokenizer.encode(["naïve 日本 <|separator|> \t two  spaces\n"])[0].ids.tolist()
+    )
     assert "license: apache-2.0" in (place / "out/README.md").read_text()
 
 
 def test_a_model_comes_in_is_evaluated_and_trained_on(place: Path) -> None:
-    made = run(place, "-m app.import_hf out run=back data=text data.path=t.txt data.val_rows=4 callbacks=off")
+    made = run(
+        place,
+        "-m app.import_hf out run=back data=text data.path=t.txt data.val_rows=4 callbacks=off",
+    )
     assert made.returncode == 0 and "runs/back: logits equal to" in made.stdout, made.stderr
-    figures = [json.loads(run(place, f"-m app.evaluate runs/{name} --json").stdout)["bpb"] for name in ("one", "back")]
+    figures = [
+        json.loads(run(place, f"-m app.evaluate runs/{name} --json").stdout)["bpb"]
+        for name in ("one", "back")
+    ]
     assert figures[0] == pytest.approx(figures[1], rel=1e-4)
     done = run(place, "train run=back resume=true trainer.max_steps=2 optimizer.lr=0.02")
-    assert done.returncode == 0 and (place / "runs/back/checkpoints/step_2.ckpt").exists(), done.stderr
+    assert done.returncode == 0 and (place / "runs/back/checkpoints/step_2.ckpt").exists(), (
+        done.stderr
+    )
     again = run(place, "-m app.import_hf out run=back data=text data.path=t.txt")
     assert again.returncode == 2 and "runs/back exists" in mistake(again)
 
@@ -89,23 +109,38 @@ def test_a_run_begins_with_the_weights_of_another(place: Path) -> None:
     one, *others = (json.loads(path.read_text())["val_nats"] for path in summaries)
     assert others == pytest.approx([one, one], rel=1e-3)
     frozen = run(
-        place, f"train {SAME} run=frozen init.from=runs/one init.freeze=[attention,embedding] optimizer.lr=0.1"
+        place,
+        f"train {SAME} run=frozen init.from=runs/one init.freeze=[attention,embedding] "
+        "optimizer.lr=0.1",
     )
     assert frozen.returncode == 0, frozen.stderr
-    before, after = (read_checkpoint(place / f"runs/{path}.ckpt")["state_dict"]
-                     for path in ("one/checkpoints/step_30", "frozen/checkpoints/step_4"))  # fmt: skip
-    moved = {name for name in before if "blocks" in name and not bool((before[name] == after[name]).all())}
+    before, after = (
+        read_checkpoint(place / f"runs/{path}.ckpt")["state_dict"]
+        for path in ("one/checkpoints/step_30", "frozen/checkpoints/step_4")
+    )
+    moved = {
+        name
+        for name in before
+        if "blocks" in name and not bool((before[name] == after[name]).all())
+    }
     assert moved and not any(".attention." in name for name in moved)
 
 
-def test_a_run_takes_model_router_experts_and_tokenizer_of_the_one_it_begins_with(place: Path) -> None:
+def test_a_run_takes_model_router_experts_and_tokenizer_of_the_one_it_begins_with(
+    place: Path,
+) -> None:
     """On other text, which another tokenizer would be learned from; what is typed is as typed."""
     few = (
-        "data=text data.path=u.txt data.seq_len=32 data.batch_size=4 data.val_rows=4 callbacks=off trainer.max_steps=1"
+        "data=text data.path=u.txt data.seq_len=32 data.batch_size=4 data.val_rows=4 "
+        "callbacks=off trainer.max_steps=1"
     )
-    done = run(place, f"train {few} run=taken init.from=runs/one router.select.limit=2 optimizer.lr=1e-9")
+    done = run(
+        place, f"train {few} run=taken init.from=runs/one router.select.limit=2 optimizer.lr=1e-9"
+    )
     assert done.returncode == 0, done.stderr
-    assert "init.from=runs/one: uses its model, router, experts, balance and tokenizer" in done.stderr
+    assert (
+        "init.from=runs/one: uses its model, router, experts, balance and tokenizer"
+    ) in done.stderr
     one, taken = (read_run(place / "runs" / name) for name in ("one", "taken"))
     for group in ("model", "experts", "balance"):
         assert taken.config[group] == one.config[group]
@@ -116,7 +151,9 @@ def test_a_run_takes_model_router_experts_and_tokenizer_of_the_one_it_begins_wit
         == one.text.tokenizer.encode(["the people"])[0].ids.tolist()
     )
     for name, weights in one.model.state_dict().items():
-        torch.testing.assert_close(taken.model.state_dict()[name], weights, rtol=1e-4, atol=1e-4, msg=name)
+        torch.testing.assert_close(
+            taken.model.state_dict()[name], weights, rtol=1e-4, atol=1e-4, msg=name
+        )
     again = run(place, f"train {few} run=again init.from=runs/one/checkpoints/step_30.ckpt")
     assert again.returncode == 0, again.stderr
 
@@ -129,10 +166,16 @@ def test_experts_start_from_a_dense_model_that_came_in(place: Path) -> None:
     made = run(place, f"-m app.import_hf llama run=dense {text} data.batch_size=4")
     assert made.returncode == 0, made.stderr
     same = "model.num_layers=3 model.num_kv_heads=1 model.head_dim=12"
-    words = f"{SMALL} {same} router=mixtral experts=coarse run=moe upcycle.checkpoint=runs/dense optimizer.lr=1e-9"
+    words = (
+        f"{SMALL} {same} router=mixtral experts=coarse run=moe upcycle.checkpoint=runs/dense "
+        "optimizer.lr=1e-9"
+    )
     done = run(place, f"train {words} trainer.max_steps=1 trainer.val_every=1")
     assert done.returncode == 0, done.stderr
-    dense, moe = (json.loads(run(place, f"-m app.evaluate runs/{name} --json").stdout) for name in ("dense", "moe"))
+    dense, moe = (
+        json.loads(run(place, f"-m app.evaluate runs/{name} --json").stdout)
+        for name in ("dense", "moe")
+    )
     assert dense["nats"] == pytest.approx(moe["nats"], rel=1e-5)
 
 
@@ -144,7 +187,10 @@ def test_experts_start_from_a_dense_model_that_came_in(place: Path) -> None:
             "init.from=runs/one experts=coarse model.num_layers=3",
             r"^error: init\.from=runs/one: .*model\.num_layers=2, experts\.name=deepseek, ",
         ),
-        ("init.from=runs/one data.path=u.txt", "init.from=runs/one: cuts text by another tokenizer"),
+        (
+            "init.from=runs/one data.path=u.txt",
+            "init.from=runs/one: cuts text by another tokenizer",
+        ),
         ("init.from=runs/one upcycle.checkpoint=runs/one", "a run begins from one of them"),
         ("init.freeze=[atention]", "init.freeze=atention: unknown; did you mean 'attention'"),
         ("init.form=runs/one", "form"),
@@ -170,7 +216,11 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("app.hub.write.save_torch_state_dict", full)
-    with pytest.raises(UserError, match=r"cannot be written .No space left on device.; what is there is not whole"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot be written .No space left on device.; what is "
+        r"there is not whole",
+    ):
         write_folder(tmp_path / "out", {}, {})
 
 

@@ -1,4 +1,6 @@
-"""An exported model with its own code under `transformers`: Trainer, packing, tied heads, half precision, reload."""
+"""An exported model with its own code under `transformers`:
+Trainer, packing, tied heads, half precision, reload.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +21,15 @@ from tests.app.hub.models import VOCAB
 from tests.app.hub.models import config_of as config_by
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
-GATE = ("topk", "deepseek_v3", "gru")  # the others are tried in the slow tests
+# the others are tried in the slow tests
+GATE = ("topk", "deepseek_v3", "gru")
 # their choice depends on which tokens are computed together, as the definition of each says
 BATCHED = ("expert_choice", "seq_top_k", "base_layer", "sinkhorn")
 ROUTERS = [
     pytest.param(name, marks=() if name in GATE else pytest.mark.slow)
     for name in choices("router")
-    if name != "oracle"  # reads the domain of a text
+    # reads the domain of a text
+    if name != "oracle"
 ]
 
 
@@ -41,12 +45,16 @@ def exported(folder: Path, config: dict[str, Any]) -> Any:
 
 
 def load(folder: Path, **options: Any) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options)
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=True, **options
+    )
 
 
 @pytest.fixture(autouse=True)
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
 
 
 def config_with(router: str) -> dict[str, Any]:
@@ -66,7 +74,9 @@ def rows() -> Tensor:
 
 
 def deterministic(model: Any) -> Any:
-    """Routers draw noise and drop tokens in training; here a gradient is compared, so they evaluate."""
+    """Routers draw noise and drop tokens in training;
+    here a gradient is compared, so they evaluate.
+    """
     model.eval()
     model.train = lambda mode=True: model
     return model
@@ -110,7 +120,9 @@ def masked(row: Tensor, number: int) -> Tensor:
     return labels
 
 
-@pytest.mark.parametrize("router", [router for router in ROUTERS if router.values[0] not in BATCHED])
+@pytest.mark.parametrize(
+    "router", [router for router in ROUTERS if router.values[0] not in BATCHED]
+)
 def test_trainer_accumulates_the_same_gradient_in_any_number_of_steps(
     router: str, rows: Tensor, tmp_path: Path
 ) -> None:
@@ -122,14 +134,20 @@ def test_trainer_accumulates_the_same_gradient_in_any_number_of_steps(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("router", [router for router in ROUTERS if router.values[0] not in BATCHED])
-def test_packed_documents_get_the_logits_of_each_alone(router: str, rows: Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "router", [router for router in ROUTERS if router.values[0] not in BATCHED]
+)
+def test_packed_documents_get_the_logits_of_each_alone(
+    router: str, rows: Tensor, tmp_path: Path
+) -> None:
     exported(tmp_path / "out", config_with(router))
     model = load(tmp_path / "out").eval()
     lengths = (5, 3, 4)
     alone = torch.cat([model(part).logits for part in rows[:1].split(lengths, 1)], 1)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    document = torch.cat([torch.full((length,), number) for number, length in enumerate(lengths)])[None]
+    document = torch.cat([torch.full((length,), number) for number, length in enumerate(lengths)])[
+        None
+    ]
     same = (document[:, :, None] == document[:, None]).tril()[:, None]
     additive = torch.zeros(same.shape).masked_fill(~same, torch.finfo(torch.float32).min)
     for how in (
@@ -191,7 +209,9 @@ def test_tied_embeddings_stay_tied_when_loaded_trained_saved_and_loaded_again(
 
 
 @pytest.mark.parametrize("router", ROUTERS)
-def test_what_is_saved_is_loaded_with_the_same_logits(router: str, rows: Tensor, tmp_path: Path) -> None:
+def test_what_is_saved_is_loaded_with_the_same_logits(
+    router: str, rows: Tensor, tmp_path: Path
+) -> None:
     exported(tmp_path / "out", config_with(router))
     model = load(tmp_path / "out", dtype=torch.float32).eval()
     with torch.no_grad():
@@ -213,9 +233,13 @@ def model(tmp_path: Path) -> Iterator[Any]:
 def test_every_argument_of_a_causal_model_is_honoured(model: Any, rows: Tensor) -> None:
     logits = model(rows).logits
     close = {"atol": 1e-5, "rtol": 1e-5}
-    torch.testing.assert_close(model(inputs_embeds=model.get_input_embeddings()(rows)).logits, logits, **close)
+    torch.testing.assert_close(
+        model(inputs_embeds=model.get_input_embeddings()(rows)).logits, logits, **close
+    )
     torch.testing.assert_close(model(rows, logits_to_keep=3).logits, logits[:, -3:], **close)
-    torch.testing.assert_close(model(rows, logits_to_keep=torch.tensor([0, 5])).logits, logits[:, [0, 5]], **close)
+    torch.testing.assert_close(
+        model(rows, logits_to_keep=torch.tensor([0, 5])).logits, logits[:, [0, 5]], **close
+    )
     torch.testing.assert_close(model(rows, return_dict=False)[0], logits, **close)
     states = model(rows, output_hidden_states=True).hidden_states
     assert len(states) == 1 + len(model.model.blocks)
@@ -227,14 +251,21 @@ def test_every_argument_of_a_causal_model_is_honoured(model: Any, rows: Tensor) 
     torch.testing.assert_close(model(rows, labels=rows, num_items_in_batch=7).loss, total / 7)
     shifted = torch.nn.functional.pad(rows[:, 1:], (0, 1), value=-100)
     torch.testing.assert_close(model(rows, labels=rows, shift_labels=shifted).loss, mean)
-    torch.testing.assert_close(model(rows, use_cache=False, past_key_values=None).logits, logits, **close)
+    torch.testing.assert_close(
+        model(rows, use_cache=False, past_key_values=None).logits, logits, **close
+    )
 
 
 @torch.no_grad()
 def test_padding_on_either_side_changes_nothing(model: Any, rows: Tensor) -> None:
-    logits, filler = model(rows).logits, torch.zeros(8, 3, dtype=torch.long)
-    left = model(torch.cat((filler, rows), 1), attention_mask=torch.cat((filler, torch.ones_like(rows)), 1)).logits
-    right = model(torch.cat((rows, filler), 1), attention_mask=torch.cat((torch.ones_like(rows), filler), 1)).logits
+    logits = model(rows).logits
+    filler = torch.zeros(8, 3, dtype=torch.long)
+    left = model(
+        torch.cat((filler, rows), 1), attention_mask=torch.cat((filler, torch.ones_like(rows)), 1)
+    ).logits
+    right = model(
+        torch.cat((rows, filler), 1), attention_mask=torch.cat((torch.ones_like(rows), filler), 1)
+    ).logits
     torch.testing.assert_close(left[:, 3:], logits, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(right[:, :-3], logits, atol=1e-5, rtol=1e-4)
 
@@ -259,7 +290,9 @@ def test_an_argument_that_is_not_supported_is_refused_by_name(
         model(rows, **{argument: value})
 
 
-def test_embeddings_alone_are_refused_where_the_router_reads_tokens(tmp_path: Path, rows: Tensor) -> None:
+def test_embeddings_alone_are_refused_where_the_router_reads_tokens(
+    tmp_path: Path, rows: Tensor
+) -> None:
     exported(tmp_path / "out", config_with("hash"))
     model = load(tmp_path / "out").eval()
     with pytest.raises(ValueError, match="reads token ids"):
@@ -271,14 +304,18 @@ def test_weights_are_readable_by_whom_the_other_files_are(tmp_path: Path) -> Non
     assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
 
 
-@pytest.mark.parametrize("router", [router for router in ROUTERS if router.values[0] not in BATCHED])
+@pytest.mark.parametrize(
+    "router", [router for router in ROUTERS if router.values[0] not in BATCHED]
+)
 def test_a_pipeline_writes_what_the_model_does(router: str, tmp_path: Path) -> None:
     config = config_with(router)
     torch.manual_seed(0)
     ours = build_model(config, 257).eval()
     files, weights = with_code(config, ours, {"bos_token_id": 256, "eos_token_id": 256})
     write_folder(tmp_path / "out", files | tokenizer_files(Bytes(), 32), weights)
-    writer = transformers.pipeline("text-generation", model=str(tmp_path / "out"), trust_remote_code=True)
+    writer = transformers.pipeline(
+        "text-generation", model=str(tmp_path / "out"), trust_remote_code=True
+    )
     (found,) = writer("the people", max_new_tokens=8, do_sample=False)
     ids = [256, *b"the people"]
     for _ in range(8):

@@ -8,25 +8,37 @@ from app.model.assemble import build_model
 from app.model.transformer import Transformer
 from routers.contract import Routing
 
-L, E, V = 3, 4, 257
+L = 3
+E = 4
+V = 257
 OFFSETS = ("loss_free", "momentum_bias", "pid", "quantile")
 
 
 def build(*overrides: str) -> Transformer:
     torch.manual_seed(0)
-    small = ["model=nano", "tokenizer=bytes", "model.num_layers=4", "experts=coarse", f"experts.num_experts={E}"]
+    small = [
+        "model=nano",
+        "tokenizer=bytes",
+        "model.num_layers=4",
+        "experts=coarse",
+        f"experts.num_experts={E}",
+    ]
     return build_model(composed([*small, "router=sigmoid", *overrides]), V)
 
 
 def routings(model: Transformer) -> list[Routing]:
     tokens = torch.arange(24).view(2, 12)
-    _, found = model(tokens, tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(tokens))
+    _, found = model(
+        tokens, tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(tokens)
+    )
     assert len(found) == L
     return found
 
 
 @pytest.mark.parametrize("overrides", [["model.first_dense=1"], ["model.moe_layers=[0,2,3]"]])
-def test_a_layer_chooses_by_its_own_row_of_the_offsets(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> None:
+def test_a_layer_chooses_by_its_own_row_of_the_offsets(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
     model = build(*overrides, "experts.top_k=1", "router.weigh.normalize=false")
     offsets = torch.zeros(L, E)
     for layer in range(L):

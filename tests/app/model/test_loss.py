@@ -14,9 +14,12 @@ def test_it_equals_the_definition_with_ignored_targets(rows: int) -> None:
     weight = torch.randn(11, 8, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(0, 11, (1, rows))
     targets[0, ::3] = -100
-    scale = torch.rand(1, rows, dtype=torch.float64)  # another weight for every token
+    # another weight for every token
+    scale = torch.rand(1, rows, dtype=torch.float64)
     ours = token_nll(hidden, weight, targets)
-    theirs = functional.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), reduction="none")
+    theirs = functional.cross_entropy(
+        (hidden @ weight.T).flatten(0, 1), targets.flatten(), reduction="none"
+    )
     torch.testing.assert_close(ours.flatten(), theirs.float(), check_dtype=False)
     got = torch.autograd.grad((ours * scale).sum(), (hidden, weight))
     want = torch.autograd.grad((theirs * scale.flatten()).sum(), (hidden, weight))

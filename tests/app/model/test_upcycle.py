@@ -14,7 +14,13 @@ V = 50
 
 def build(*overrides: str) -> Transformer:
     torch.manual_seed(1)
-    small = ["model=nano", "tokenizer=bytes", "model.hidden_dim=32", "model.init_std=0.2", "router=mixtral"]
+    small = [
+        "model=nano",
+        "tokenizer=bytes",
+        "model.hidden_dim=32",
+        "model.init_std=0.2",
+        "router=mixtral",
+    ]
     return build_model(composed([*small, *overrides]), V)
 
 
@@ -29,7 +35,8 @@ def routed(model: Transformer) -> torch.nn.Module:
 
 @pytest.mark.parametrize("prefix", ["", "model."])
 def test_the_first_forward_of_a_copied_model_is_the_dense_models(prefix):
-    dense, model = build("experts=dense"), build("experts=coarse", "experts.top_k=3")
+    dense = build("experts=dense")
+    model = build("experts=coarse", "experts.top_k=3")
     assert not torch.allclose(logits(model), logits(dense), atol=1e-2)
     upcycle(model, {prefix + name: tensor for name, tensor in dense.state_dict().items()}, "copied")
     torch.testing.assert_close(logits(model), logits(dense), rtol=1e-4, atol=1e-4)
@@ -63,9 +70,11 @@ def equal_scores(model: Transformer) -> Transformer:
 @pytest.mark.parametrize(
     "router",
     [
-        ["router=mixtral", "router.weigh.scale=2.5"],  # sums to 2.5 for every token
+        # sums to 2.5 for every token
+        ["router=mixtral", "router.weigh.scale=2.5"],
         ["router=sigmoid", "router.weigh.scale=0.5"],
-        ["router=topk"],  # softmax over all experts, not normalised: sums to top_k / E at equal scores
+        # softmax over all experts, not normalised: sums to top_k / E at equal scores
+        ["router=topk"],
         ["router=sigmoid", "router.weigh.normalize=false"],
         ["router=topk", "router/weigh=sqrt_softplus", "router.weigh.normalize=false"],
     ],
@@ -83,7 +92,12 @@ def test_it_can_be_tried_without_memory():
     with torch.device("meta"):
         model = build("experts=coarse", "router=topk")
         upcycle(
-            model, {name: tensor.to("meta") for name, tensor in build("experts=dense").state_dict().items()}, "copied"
+            model,
+            {
+                name: tensor.to("meta")
+                for name, tensor in build("experts=dense").state_dict().items()
+            },
+            "copied",
         )
     assert all(parameter.is_meta for parameter in model.parameters())
 
@@ -112,10 +126,15 @@ def test_biases_are_taken_over_too(how, segments):
 
 
 def test_drop_upcycling_draws_a_share_of_the_hidden_units_anew_in_every_expert():
-    dense, model = build("experts=dense"), build("experts=coarse")
+    dense = build("experts=dense")
+    model = build("experts=coarse")
     upcycle(model, dense.state_dict(), "drop", drop_share=0.25, seed=3)
     w_in, w_out = (
-        w.T for w in (dense.blocks[0].ffn.experts.common.w_in.weight, dense.blocks[0].ffn.experts.common.w_out.weight)
+        w.T
+        for w in (
+            dense.blocks[0].ffn.experts.common.w_in.weight,
+            dense.blocks[0].ffn.experts.common.w_out.weight,
+        )
     )
     changed = (routed(model).w_out != w_out).any(-1)  # (E, F)
     assert changed.sum(-1).tolist() == [8] * 8
@@ -125,7 +144,9 @@ def test_drop_upcycling_draws_a_share_of_the_hidden_units_anew_in_every_expert()
 
 def test_nothing_is_dropped_at_a_share_of_zero_and_the_seed_decides_what_is():
     dense = build("experts=dense").state_dict()
-    first, second, other = build("experts=coarse"), build("experts=coarse"), build("experts=coarse")
+    first = build("experts=coarse")
+    second = build("experts=coarse")
+    other = build("experts=coarse")
     upcycle(first, dense, "drop", drop_share=0.0)
     upcycle(second, dense, "copied")
     assert torch.equal(routed(first).w_out, routed(second).w_out)

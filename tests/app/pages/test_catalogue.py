@@ -33,7 +33,9 @@ def test_the_list_names_every_part_and_preset_and_keeps_to_the_width(capsys, mon
     monkeypatch.setenv("COLUMNS", str(columns))
     zoo.main([])
     lines = capsys.readouterr().out.splitlines()
-    first_words = [line.split()[0] for line in lines if line.startswith("  ") and not line.startswith("   ")]
+    first_words = [
+        line.split()[0] for line in lines if line.startswith("  ") and not line.startswith("   ")
+    ]
     presets = sorted(path.stem for path in (CONF / "router").glob("*.yaml"))
     assert first_words == [*presets, *(name for kind in KINDS for name in names(kind))]
     assert all(len(line) <= max(columns, 80) for line in lines), "a heading may be longer than 60"
@@ -50,5 +52,9 @@ def test_groups_choose_what_is_listed(capsys):
 
 
 def test_an_unknown_group_is_one_line():
-    with pytest.raises(UserError, match=r"^scor: unknown; did you mean 'score'\? .one of: activation, balance"):
+    with pytest.raises(
+        UserError,
+        match=r"^scor: unknown; did you mean 'score'\? .one of: "
+        r"activation, balance",
+    ):
         zoo.main(["scor"])

@@ -30,12 +30,28 @@ def line(name: str, seed: int, bpb: float, mean_k: float) -> dict[str, Any]:
     ],
 )
 def test_a_claim_is_held_against_the_difference_and_the_experts_that_it_took(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bpb: float, mean_k: float, more: dict[str, Any], said: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bpb: float,
+    mean_k: float,
+    more: dict[str, Any],
+    said: str,
 ) -> None:
-    claim = {"paper": "A", "where": "b", "claim": "c", "race": "mine", "one": "fine", "other": "top2"}
+    claim = {
+        "paper": "A",
+        "where": "b",
+        "claim": "c",
+        "race": "mine",
+        "one": "fine",
+        "other": "top2",
+    }
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump([claim | {"expected": "better"} | more]))
     race = read_race(VALUES | {"seeds": [0, 1, 2], "noise_seeds": [], "margin": 0.01})
-    lines = [line(*each) for s in race.seeds for each in (("fine", s, bpb, mean_k), ("top2", s, 2.4, 2.0))]
+    lines = [
+        line(*each)
+        for s in race.seeds
+        for each in (("fine", s, bpb, mean_k), ("top2", s, 2.4, 2.0))
+    ]
     monkeypatch.setattr(claims, "CLAIMS", tmp_path / "claims.yaml")
     monkeypatch.setattr(claims, "folders", lambda: [Path("mine")])
     monkeypatch.setattr(claims, "read", lambda folder: (race, lines))

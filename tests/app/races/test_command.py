@@ -1,4 +1,6 @@
-"""`python -m app.race` as a user types it: a fresh process, a folder with a small text, a race of their own."""
+"""`python -m app.race` as a user types it:
+a fresh process, a folder with a small text, a race of their own.
+"""
 
 import json
 import os
@@ -31,7 +33,12 @@ RACE: dict[str, Any] = {
         "top2": ["experts=coarse"],
         "typo": ["router=topkk"],
         "infinite": ["experts=coarse", "model.init_std=1e15"],
-        "skilled": ["experts=lora_skills", "skills.base=@base", "optimizer=adamw", "optimizer.lr=0.0"],
+        "skilled": [
+            "experts=lora_skills",
+            "skills.base=@base",
+            "optimizer=adamw",
+            "optimizer.lr=0.0",
+        ],
     },
     "baseline": "top2",
     "match": "active_flops",
@@ -54,16 +61,27 @@ def write_race(folder: Path, **changes: Any) -> None:
 
 
 def words(folder: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "app.race", "race=mine", f"hydra.searchpath=[file://{folder}/conf]", *more]
+    return [
+        sys.executable,
+        "-m",
+        "app.race",
+        "race=mine",
+        f"hydra.searchpath=[file://{folder}/conf]",
+        *more,
+    ]
 
 
 def race(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     there = environment() | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(words(folder, *more), cwd=folder, env=there, capture_output=True, text=True, timeout=800)
+    return subprocess.run(
+        words(folder, *more), cwd=folder, env=there, capture_output=True, text=True, timeout=800
+    )
 
 
 @pytest.fixture(scope="module")
-def raced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def raced(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("race")
     write_race(folder)
     return folder, race(folder, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
@@ -78,7 +96,10 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def without_memory(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in line.items() if name != "peak_memory_bytes"} for line in lines]
+    return [
+        {name: value for name, value in line.items() if name != "peak_memory_bytes"}
+        for line in lines
+    ]
 
 
 def test_a_race_ends_with_a_row_for_everybody_also_for_those_who_failed(raced: Raced) -> None:
@@ -107,11 +128,16 @@ def test_the_launchers_for_other_machines_give_the_same_race(
     write_race(tmp_path)
     done = race(tmp_path, f"hydra/launcher={launcher}")
     assert done.returncode == 0, done.stderr
-    found, known = ({name: row.get("bpb") for name, row in rows(folder).items()} for folder in (tmp_path, raced[0]))
+    found, known = (
+        {name: row.get("bpb") for name, row in rows(folder).items()}
+        for folder in (tmp_path, raced[0])
+    )
     assert found == known
 
 
-def test_it_writes_down_what_it_is_before_it_runs_and_is_no_other_one_afterwards(raced: Raced) -> None:
+def test_it_writes_down_what_it_is_before_it_runs_and_is_no_other_one_afterwards(
+    raced: Raced,
+) -> None:
     folder, _ = raced
     told = json.loads((folder / "results" / "mine" / "race.json").read_text())
     assert told["race"] == RACE
@@ -120,9 +146,12 @@ def test_it_writes_down_what_it_is_before_it_runs_and_is_no_other_one_afterwards
     assert f"was begun ({told['fingerprint']}, now" in changed.stderr
 
 
-def test_what_has_ended_is_not_run_again_and_what_runs_again_is_the_same_bit_for_bit(raced: Raced) -> None:
+def test_what_has_ended_is_not_run_again_and_what_runs_again_is_the_same_bit_for_bit(
+    raced: Raced,
+) -> None:
     folder, _ = raced
-    lines, desk = folder / "results" / "mine" / "members.jsonl", folder / ".cache" / "race"
+    lines = folder / "results" / "mine" / "members.jsonl"
+    desk = folder / ".cache" / "race"
     before = [json.loads(line) for line in lines.read_text().splitlines()]
     written = {path: path.stat().st_mtime_ns for path in desk.glob("*.log")}
     again = before[-1]["key"]
@@ -177,7 +206,8 @@ def trials(folder: Path) -> list[int]:
             here = process.name.isdigit() and (process / "cwd").readlink() == folder
             if here and b"train.py" in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
-        except OSError:  # it has ended meanwhile, or is not ours
+        # it has ended meanwhile, or is not ours
+        except OSError:
             continue
     return found
 
@@ -194,10 +224,19 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
 @pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
 def test_a_killed_study_leaves_no_trial_running(tmp_path: Path, launcher: list[str]) -> None:
     """Only the process of the study is killed, by a signal that it cannot handle."""
-    endless = [*COMMON, "trainer.max_steps=1000000", "trainer.checkpoint_every=1000000", "trainer.val_every=1000000"]
-    write_race(tmp_path, common=endless, contestants={"top2": ["experts=coarse"]}, before={}, unmatched=[])
+    endless = [
+        *COMMON,
+        "trainer.max_steps=1000000",
+        "trainer.checkpoint_every=1000000",
+        "trainer.val_every=1000000",
+    ]
+    write_race(
+        tmp_path, common=endless, contestants={"top2": ["experts=coarse"]}, before={}, unmatched=[]
+    )
     there = environment() | {"PYTHONPATH": str(ROOT)}
-    started = subprocess.Popen(words(tmp_path, *launcher), cwd=tmp_path, env=there, stderr=subprocess.DEVNULL)
+    started = subprocess.Popen(
+        words(tmp_path, *launcher), cwd=tmp_path, env=there, stderr=subprocess.DEVNULL
+    )
     try:
         number = 2 if launcher else 1
         assert wait_for(lambda: len(trials(tmp_path)) == number, 120)
@@ -205,7 +244,9 @@ def test_a_killed_study_leaves_no_trial_running(tmp_path: Path, launcher: list[s
         started.kill()
         started.wait()
         assert wait_for(lambda: not trials(tmp_path), 30)
-        assert not wait_for(lambda: bool(trials(tmp_path)), 10), "a worker of a pool does not begin with the next one"
+        assert not wait_for(lambda: bool(trials(tmp_path)), 10), (
+            "a worker of a pool does not begin with the next one"
+        )
     finally:
         started.kill()
         for process in trials(tmp_path):

@@ -24,7 +24,21 @@ LINE: dict[str, Any] = WHOLE | {
     "bpb": 2.0,
     "routing": {"dead": 0},
 }
-ODD: list[Any] = [None, "x", -1, 0, float("nan"), float("inf"), [], {}, True, [1], {"a": None}, {"a": "x"}, {"a": -1}]
+ODD: list[Any] = [
+    None,
+    "x",
+    -1,
+    0,
+    float("nan"),
+    float("inf"),
+    [],
+    {},
+    True,
+    [1],
+    {"a": None},
+    {"a": "x"},
+    {"a": -1},
+]
 FITTING = {
     "routing": [None, {}, {"a": -1}],
     "lr": [0],
@@ -43,7 +57,9 @@ def test_a_value_of_another_kind_is_named_with_its_line(name: str, tmp_path: Pat
     assert read_lines(path) == [LINE]
     for value in ODD:
         path.write_text(json.dumps(LINE) + "\n" + json.dumps(LINE | {name: value}) + "\n")
-        if any(value == fitting and type(value) is type(fitting) for fitting in FITTING.get(name, [])):
+        if any(
+            value == fitting and type(value) is type(fitting) for fitting in FITTING.get(name, [])
+        ):
             read_lines(path)
             continue
         with pytest.raises(UserError) as refusal:
@@ -72,7 +88,9 @@ def test_a_line_that_is_no_object_is_refused(text: str, tmp_path: Path) -> None:
         read_record(path.with_suffix(".json"))
 
 
-@pytest.mark.parametrize("value", [[], {"xs": 1}, {"xs": {"a": 0}}, {"xs": {"a": "x"}}, None, {"xs": {"a": None}}])
+@pytest.mark.parametrize(
+    "value", [[], {"xs": 1}, {"xs": {"a": 0}}, {"xs": {"a": "x"}}, None, {"xs": {"a": None}}]
+)
 def test_seconds_of_another_kind_are_refused(value: Any, tmp_path: Path) -> None:
     (tmp_path / "seconds.json").write_text(json.dumps({"seconds_per_token": value}))
     with pytest.raises(UserError, match="seconds_per_token"):
@@ -90,16 +108,24 @@ def test_seconds_of_another_kind_are_refused(value: Any, tmp_path: Path) -> None
         {"seed": 2, "routing": None},
     ],
 )
-def test_trials_that_cannot_be_in_one_table_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+def test_trials_that_cannot_be_in_one_table_are_refused(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
     path = tmp_path / "members.jsonl"
-    require_comparable(path, ["xs"], 9, [LINE, LINE | {"seed": 2}, {"size": "xs", "contestant": "c", "failed": "x"}])
+    require_comparable(
+        path,
+        ["xs"],
+        9,
+        [LINE, LINE | {"seed": 2}, {"size": "xs", "contestant": "c", "failed": "x"}],
+    )
     require_comparable(path, ["xs", "m"], 9, [LINE, LINE | {"size": "m", "domains": {"b": 1.0}}])
     with pytest.raises(UserError, match=str(path)):
         require_comparable(path, ["xs"], 9, [LINE, LINE | change])
 
 
 @pytest.mark.parametrize(
-    "word", ["retry=x", "keep=x", "report=5", "report=null", "sizes=xs", "race.contestants.gru=null"]
+    "word",
+    ["retry=x", "keep=x", "report=5", "report=null", "sizes=xs", "race.contestants.gru=null"],
 )
 def test_an_option_of_a_study_of_another_kind_is_refused(
     word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,6 +169,8 @@ def test_text_of_others_is_no_markup_in_a_page() -> None:
     row = {"contestant": name, "seeds": [], "failed": ["a <img> |"]}
     page = markdown(race, "x", {"xs": {"noise": None, "missing": 0, "torch": [], "rows": [row]}})
     assert (
-        shown in page and "<script>" not in page.replace(r"\<script\>", "") and "<b>" not in page.replace(r"\<b\>", "")
+        shown in page
+        and "<script>" not in page.replace(r"\<script\>", "")
+        and "<b>" not in page.replace(r"\<b\>", "")
     )
     assert r"a \<img\> \|" in page

@@ -14,7 +14,13 @@ from app.registry import UserError
 
 VALUES: dict[str, Any] = {
     "claim": "one is better than the other",
-    "common": ["experts=coarse", "experts.num_experts=8", "model.dim=48", "model.hidden_dim=64", "trainer.max_steps=8"],
+    "common": [
+        "experts=coarse",
+        "experts.num_experts=8",
+        "model.dim=48",
+        "model.hidden_dim=64",
+        "trainer.max_steps=8",
+    ],
     "contestants": {
         "top2": [],
         "fine": ["experts=deepseek", "experts.num_shared=1"],
@@ -40,9 +46,17 @@ def plan() -> Plan:
 
 
 WHOLE: dict[str, Any] = {
-    "nats": 2.0, "domains": {"a": 2.0}, "tokens_seen": 9, "peak_memory_bytes": 9, "total_params": 9, "active_params": 9,
-    "flops": 9.0, "torch": "2", "curve": [[1, 2.0]], "routing": None,
-}  # fmt: skip
+    "nats": 2.0,
+    "domains": {"a": 2.0},
+    "tokens_seen": 9,
+    "peak_memory_bytes": 9,
+    "total_params": 9,
+    "active_params": 9,
+    "flops": 9.0,
+    "torch": "2",
+    "curve": [[1, 2.0]],
+    "routing": None,
+}
 
 
 def records(plan: Plan, best: float = 0.02) -> dict[str, dict[str, Any]]:
@@ -50,13 +64,17 @@ def records(plan: Plan, best: float = 0.02) -> dict[str, dict[str, Any]]:
 
 
 def test_everybody_has_the_cost_of_the_baseline(plan: Plan) -> None:
-    assert {entry.contestant: abs(entry.cost["active_flops"] - 1) < 0.005 for entry in plan.entries} == {
+    assert {
+        entry.contestant: abs(entry.cost["active_flops"] - 1) < 0.005 for entry in plan.entries
+    } == {
         "top2": True,
         "fine": True,
         "big": True,
     }
     fine = plan.entries[1]
-    assert fine.config["experts"]["hidden_dim"] != 64, "its router is wider, so its experts are not as wide"
+    assert fine.config["experts"]["hidden_dim"] != 64, (
+        "its router is wider, so its experts are not as wide"
+    )
     assert f"experts.hidden_dim={fine.config['experts']['hidden_dim']}" in fine.overrides
 
 
@@ -69,7 +87,9 @@ def test_at_first_all_learning_rates_run_on_the_tuning_seed(plan: Plan) -> None:
 
 
 def test_then_the_best_of_them_runs_on_the_seeds_and_the_baseline_oftener(plan: Plan) -> None:
-    then = [(m.entry.contestant, m.seed, m.share) for m in plan.missing(records(plan)) if m.lr == 0.02]
+    then = [
+        (m.entry.contestant, m.seed, m.share) for m in plan.missing(records(plan)) if m.lr == 0.02
+    ]
     whole = [(c, s, 1.0) for s in (0, 1) for c in VALUES["contestants"]]
     assert then == [*whole, ("top2", 2, 1.0), ("top2", 3, 1.0), ("top2", 0, 0.5), ("top2", 1, 0.5)]
 
@@ -98,7 +118,9 @@ def test_a_key_is_that_of_what_is_learned_and_nothing_else(plan: Plan) -> None:
     assert not {m.key for m in other.tuning()} & {m.key for m in plan.tuning()}
 
 
-def test_a_part_of_the_config_that_is_new_and_unset_leaves_the_keys_of_what_has_ended(plan: Plan) -> None:
+def test_a_part_of_the_config_that_is_new_and_unset_leaves_the_keys_of_what_has_ended(
+    plan: Plan,
+) -> None:
     member = Member(plan.entries[0], 0.01, 1)
 
     def key(**more: Any) -> str:
@@ -111,14 +133,26 @@ def test_a_part_of_the_config_that_is_new_and_unset_leaves_the_keys_of_what_has_
     assert key(trainer=kept) == key(trainer=trainer | {"export_weights": "last"}) == key()
     model = member.entry.config["model"]
     older = {name: value for name, value in model.items() if name != "qkv_bias"}
-    assert key(model=older) == key(model=older | {"qkv_bias": False}) == key() != key(model=older | {"qkv_bias": True})
+    assert (
+        key(model=older)
+        == key(model=older | {"qkv_bias": False})
+        == key()
+        != key(model=older | {"qkv_bias": True})
+    )
 
 
-def test_equal_contestants_run_once_and_are_told_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_contestants_run_once_and_are_told_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    twice = Plan(read_race(VALUES | {"contestants": {"top2": [], "same": ["router=deepseek_v1"]}}), ["xs"])
+    twice = Plan(
+        read_race(VALUES | {"contestants": {"top2": [], "same": ["router=deepseek_v1"]}}), ["xs"]
+    )
     assert len(twice.missing({})) == 3
-    known = {key: {"contestant": "of another race", "nats": 1.0} | record for key, record in records(twice).items()}
+    known = {
+        key: {"contestant": "of another race", "nats": 1.0} | record
+        for key, record in records(twice).items()
+    }
     (tmp_path / "results" / "mine").mkdir(parents=True)
     lines = write_records("mine", twice, known)
     assert [line["contestant"] for line in lines] == ["top2"] * 3 + ["same"] * 3
@@ -131,19 +165,26 @@ def test_what_ended_in_another_race_is_not_run_again(
     (tmp_path / "results" / "mine").mkdir(parents=True)
     write_records("mine", plan, records(plan))
     found = read_records()
-    assert not {member.key for member in plan.tuning()} & {member.key for member in plan.missing(found)}
+    assert not {member.key for member in plan.tuning()} & {
+        member.key for member in plan.missing(found)
+    }
     assert plan.rate(plan.entries[0], found) == 0.02
 
 
-def test_a_race_of_one_size_keeps_what_is_known_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_race_of_one_size_keeps_what_is_known_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results" / "mine").mkdir(parents=True)
     race = read_race(VALUES | {"contestants": {"top2": []}, "sizes": ["xs", "s"]})
-    small, larger = Plan(race, ["xs"]), Plan(race, ["s"])
+    small = Plan(race, ["xs"])
+    larger = Plan(race, ["s"])
     write_records("mine", larger, records(larger))
     lines = write_records("mine", small, records(small))
     assert [line["size"] for line in lines] == ["xs"] * 3 + ["s"] * 3
-    assert read_records().keys() == {member.key for plan in (small, larger) for member in plan.tuning()}
+    assert read_records().keys() == {
+        member.key for plan in (small, larger) for member in plan.tuning()
+    }
 
 
 def test_what_failed_is_run_again_where_that_is_asked_for(
@@ -153,7 +194,9 @@ def test_what_failed_is_run_again_where_that_is_asked_for(
     first, *_ = plan.tuning()
     hand_out(first)
     (DESK / f"{first.key}.json").write_text('{"failed": "no memory"}')
-    assert first not in plan.missing(read_records()) and first in plan.missing(read_records(retry=True))
+    assert first not in plan.missing(read_records()) and first in plan.missing(
+        read_records(retry=True)
+    )
     hand_out(first)
     assert first in plan.missing(read_records()), "its failure is forgotten when it starts"
 
@@ -193,7 +236,9 @@ def test_a_run_of_half_the_length_has_half_the_steps(plan: Plan) -> None:
         ({"sedes": [0]}, "did you mean 'seeds'"),
     ],
 )
-def test_a_race_that_is_not_well_described_is_refused_in_a_line(change: dict[str, Any], said: str) -> None:
+def test_a_race_that_is_not_well_described_is_refused_in_a_line(
+    change: dict[str, Any], said: str
+) -> None:
     with pytest.raises(UserError) as caught:
         read_race(VALUES | change)
     assert said in str(caught.value) and "\n" not in str(caught.value)
@@ -207,4 +252,13 @@ def test_sizes_are_those_of_the_race() -> None:
 
 
 def test_any_change_makes_another_race() -> None:
-    assert len({fingerprint(VALUES), fingerprint(VALUES | {"margin": 0.02}), fingerprint(VALUES | {"claim": ""})}) == 3
+    assert (
+        len(
+            {
+                fingerprint(VALUES),
+                fingerprint(VALUES | {"margin": 0.02}),
+                fingerprint(VALUES | {"claim": ""}),
+            }
+        )
+        == 3
+    )

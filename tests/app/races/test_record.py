@@ -10,17 +10,26 @@ from app.model.assemble import build_model
 from app.races.record import chosen_flops
 from app.races.work import reason
 
-EXPERT = 3 * 32 * 32  # parameters of an expert of the nano model
+# parameters of an expert of the nano model
+EXPERT = 3 * 32 * 32
 
 
 def run(*overrides: str) -> Any:
-    return SimpleNamespace(model=build_model(composed(["model=nano", "experts=coarse", *overrides]), 64))
+    return SimpleNamespace(
+        model=build_model(composed(["model=nano", "experts=coarse", *overrides]), 64)
+    )
 
 
 def test_flops_are_of_the_experts_that_were_chosen() -> None:
-    """A training token costs 6 FLOPs for every parameter that it meets; the model has two layers."""
-    assert chosen_flops(run("router=top_p", "experts.top_k=2"), 3.5) == pytest.approx(6 * 2 * 1.5 * EXPERT)
-    assert chosen_flops(run("router=top_p", "experts.top_k=2"), 1.0) == pytest.approx(-6 * 2 * EXPERT)
+    """A training token costs 6 FLOPs for every parameter that it meets;
+    the model has two layers.
+    """
+    assert chosen_flops(run("router=top_p", "experts.top_k=2"), 3.5) == pytest.approx(
+        6 * 2 * 1.5 * EXPERT
+    )
+    assert chosen_flops(run("router=top_p", "experts.top_k=2"), 1.0) == pytest.approx(
+        -6 * 2 * EXPERT
+    )
     assert chosen_flops(run("router=topk", "experts.top_k=2"), 2.0) == 0
     assert chosen_flops(run("experts=dense", "balance=none"), None) == 0
 

@@ -21,27 +21,58 @@ from tests.app.races.test_plan import VALUES
 
 NAMES: dict[str, list[str]] = {"top2": [], "good": [], "same": [], "broken": [], "typo": []}
 RACE = read_race(VALUES | {"contestants": NAMES, "seeds": [0, 1, 2]})
-ROUTING = {"maxvio": 1.0, "dead": 0.0, "drop_rate": 0.0, "mean_k": 2.0, "token_entropy": 1.0, "domain_information": 0.1}
-SEEDS = {0: 0.0, 1: 0.02, 2: -0.01}  # what a seed adds, to everybody
+ROUTING = {
+    "maxvio": 1.0,
+    "dead": 0.0,
+    "drop_rate": 0.0,
+    "mean_k": 2.0,
+    "token_entropy": 1.0,
+    "domain_information": 0.1,
+}
+# what a seed adds, to everybody
+SEEDS = {0: 0.0, 1: 0.02, 2: -0.01}
 LOSS = {"top2": 2.5, "good": 2.4, "same": 2.5}
 
 
-def line(name: str, seed: int, loss: float, share: float = 1.0, lr: float = 0.02, flops: float = 6.0) -> dict[str, Any]:
+def line(
+    name: str, seed: int, loss: float, share: float = 1.0, lr: float = 0.02, flops: float = 6.0
+) -> dict[str, Any]:
     return {
-        "contestant": name, "size": "xs", "lr": lr, "seed": seed, "share": share, "bpb": loss, "nats": 2 * loss,
-        "domains": {"a": loss - 0.5, "b": loss + 0.5}, "active_params": 10, "total_params": 40, "tokens_seen": 100,
-        "flops": flops, "peak_memory_bytes": 1e6, "curve": [[5, 3.0], [10, loss]], "routing": ROUTING, "torch": "2.13",
-    }  # fmt: skip
+        "contestant": name,
+        "size": "xs",
+        "lr": lr,
+        "seed": seed,
+        "share": share,
+        "bpb": loss,
+        "nats": 2 * loss,
+        "domains": {"a": loss - 0.5, "b": loss + 0.5},
+        "active_params": 10,
+        "total_params": 40,
+        "tokens_seen": 100,
+        "flops": flops,
+        "peak_memory_bytes": 1e6,
+        "curve": [[5, 3.0], [10, loss]],
+        "routing": ROUTING,
+        "torch": "2.13",
+    }
 
 
 def lines() -> list[dict[str, Any]]:
     tuning = [line(name, 9, LOSS[name] + abs(lr - 0.02), lr=lr) for name in LOSS for lr in RACE.lr]
     tuning += [{**line("broken", 9, 0, lr=lr), "failed": "step 3: not finite"} for lr in RACE.lr]
     flops = {"good": 12.0}
-    finals = [line(n, s, LOSS[n] + own, flops=flops.get(n, 6.0)) for n in LOSS for s, own in SEEDS.items()]
+    finals = [
+        line(n, s, LOSS[n] + own, flops=flops.get(n, 6.0)) for n in LOSS for s, own in SEEDS.items()
+    ]
     noise = [line("top2", 3, 2.53), line("top2", 2 + 2, 2.48)]
     ladder = [line("top2", s, 2.6 + own, share=0.5) for s, own in SEEDS.items()]
-    return [{"contestant": "typo", "size": "xs", "failed": "router=topkk: unknown"}, *tuning, *finals, *noise, *ladder]
+    return [
+        {"contestant": "typo", "size": "xs", "failed": "router=topkk: unknown"},
+        *tuning,
+        *finals,
+        *noise,
+        *ladder,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +88,15 @@ def rows(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_a_difference_is_paired_by_seed(rows: dict[str, Any]) -> None:
     good = rows["good"]
     assert good["difference"]["bpb"]["mean"] == pytest.approx(-0.1)
-    assert good["difference"]["bpb"]["half"] == pytest.approx(0, abs=1e-9), "what a seed adds to all is no noise"
+    assert good["difference"]["bpb"]["half"] == pytest.approx(0, abs=1e-9), (
+        "what a seed adds to all is no noise"
+    )
     assert good["difference"]["nats"]["mean"] == pytest.approx(-0.2)
     by_domain = good["difference"]["domains"]
-    assert {name: round(value["mean"], 6) for name, value in by_domain.items()} == {"a": -0.1, "b": -0.1}
+    assert {name: round(value["mean"], 6) for name, value in by_domain.items()} == {
+        "a": -0.1,
+        "b": -0.1,
+    }
     assert good["bpb"]["half"] > 0.03, "but it is in the interval of a contestant alone"
 
 
@@ -71,14 +107,23 @@ def test_the_verdicts(rows: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("late", ["good", "top2"])
 def test_no_verdict_before_all_seeds_have_ended(late: str) -> None:
-    early = [each for each in lines() if (each["contestant"], each.get("seed"), each.get("share")) != (late, 2, 1.0)]
+    early = [
+        each
+        for each in lines()
+        if (each["contestant"], each.get("seed"), each.get("share")) != (late, 2, 1.0)
+    ]
     rows = {row["contestant"]: row for row in result_of(RACE, early, {})["xs"]["rows"]}
     assert rows["good"]["difference"]["bpb"]["mean"] == pytest.approx(-0.1)
     assert rows["good"]["verdict"] == "not finished"
     assert rows["same"]["verdict"] == ("equivalent" if late == "good" else "not finished")
     assert cells(RACE, rows["good"])[4] == "not finished"
-    failed = [*early, {"contestant": late, "size": "xs", "lr": 0.02, "seed": 2, "share": 1.0, "failed": "killed"}]
-    assert {row["contestant"]: row for row in result_of(RACE, failed, {})["xs"]["rows"]}["good"]["verdict"] == "better"
+    failed = [
+        *early,
+        {"contestant": late, "size": "xs", "lr": 0.02, "seed": 2, "share": 1.0, "failed": "killed"},
+    ]
+    assert {row["contestant"]: row for row in result_of(RACE, failed, {})["xs"]["rows"]}["good"][
+        "verdict"
+    ] == "better"
 
 
 def test_the_noise_is_that_of_all_seeds_of_the_baseline(result: dict[str, Any]) -> None:
@@ -94,16 +139,28 @@ def test_speed_up_is_what_the_baseline_needs_for_the_same_loss(rows: dict[str, A
     assert rows["same"]["speed_up"]["flops"]["mean"] == pytest.approx(1)
     assert rows["good"]["speed_up"] == {"share": "> 1.0", "flops": None, "seconds": None}
     longer = [line("top2", s, 2.3 + own, share=2.0) for s, own in SEEDS.items()]
-    race = read_race(VALUES | {"contestants": {"top2": [], "good": []}, "seeds": [0, 1, 2], "lengths": [0.5, 2.0]})
+    race = read_race(
+        VALUES
+        | {"contestants": {"top2": [], "good": []}, "seeds": [0, 1, 2], "lengths": [0.5, 2.0]}
+    )
     mine = [run for run in lines() if run["contestant"] in race.contestants]
-    found = result_of(race, [*mine, *longer], {"xs": {"top2": 1e-3, "good": 4e-3}})["xs"]["rows"][1]["speed_up"]
-    assert found["share"]["mean"] == pytest.approx(math.sqrt(2)), "half-way between 1 and 2, on a logarithmic scale"
-    assert found["flops"]["mean"] == pytest.approx(math.sqrt(2) / 2), "it takes twice the FLOPs a token"
+    found = result_of(race, [*mine, *longer], {"xs": {"top2": 1e-3, "good": 4e-3}})["xs"]["rows"][
+        1
+    ]["speed_up"]
+    assert found["share"]["mean"] == pytest.approx(math.sqrt(2)), (
+        "half-way between 1 and 2, on a logarithmic scale"
+    )
+    assert found["flops"]["mean"] == pytest.approx(math.sqrt(2) / 2), (
+        "it takes twice the FLOPs a token"
+    )
     assert found["seconds"]["mean"] == pytest.approx(math.sqrt(2) / 4)
 
 
 def test_a_share_outside_of_what_was_run_is_not_guessed() -> None:
-    assert share_for(2.0, {0.5: 3.0, 1.0: 2.5}) is None and share_for(3.5, {0.5: 3.0, 1.0: 2.5}) is None
+    assert (
+        share_for(2.0, {0.5: 3.0, 1.0: 2.5}) is None
+        and share_for(3.5, {0.5: 3.0, 1.0: 2.5}) is None
+    )
     assert share_for(2.5, {0.5: 3.0, 1.0: 2.5}) == pytest.approx(1)
 
 
@@ -143,7 +200,9 @@ def test_the_page_explains_columns_and_contestants_before_the_first_table(
     write_result(tmp_path, race, result)
     for name, code in (("README.md", "`router=gru`"), ("index.html", "<code>router=gru</code>")):
         page = (tmp_path / name).read_text()
-        table = min(place for mark in ("| contestant |", "<table>") if (place := page.find(mark)) > 0)
+        table = min(
+            place for mark in ("| contestant |", "<table>") if (place := page.find(mark)) > 0
+        )
         assert page.index("95 % interval") < page.index(code) < table
     assert "&lt;4&gt;" in (tmp_path / "index.html").read_text()
     foreign = replace(RACE, contestants=NAMES | {"good": ["run=`<script>"]})
@@ -192,17 +251,29 @@ def test_domains_have_tables_of_their_own(result: dict[str, Any]) -> None:
     page = markdown(RACE, "r", result)
     assert "| contestant | a | b |" in page and "| good | -0.100 ± 0.000 | -0.100 ± 0.000 |" in page
     first = LOSS["good"] - 0.5 + fmean(SEEDS.values())
-    assert f"| good | {first:.3f} ± " in page.split("Bits per byte, by domain:")[1].split("Difference")[0]
+    assert (
+        f"| good | {first:.3f} ± "
+        in page.split("Bits per byte, by domain:")[1].split("Difference")[0]
+    )
 
 
 def test_a_run_too_short_to_log_its_training_has_empty_cells(rows: dict[str, Any]) -> None:
-    routing = {name: value for name, value in rows["same"]["routing"].items() if name not in ("drop_rate", "mean_k")}
-    assert cells(RACE, rows["same"] | {"routing": routing}).count("") == cells(RACE, rows["same"]).count("") + 2
+    routing = {
+        name: value
+        for name, value in rows["same"]["routing"].items()
+        if name not in ("drop_rate", "mean_k")
+    }
+    assert (
+        cells(RACE, rows["same"] | {"routing": routing}).count("")
+        == cells(RACE, rows["same"]).count("") + 2
+    )
 
 
 def test_the_files_tell_the_same(result: dict[str, Any], tmp_path: Path) -> None:
     write_result(tmp_path, RACE, result)
-    assert json.loads((tmp_path / "result.json").read_text())["xs"]["rows"][1]["verdict"] == "better"
+    assert (
+        json.loads((tmp_path / "result.json").read_text())["xs"]["rows"][1]["verdict"] == "better"
+    )
     with (tmp_path / "table.csv").open() as file:
         table = {row["contestant"]: row for row in csv.DictReader(file)}
     assert float(table["good"]["difference.bpb.mean"]) == pytest.approx(-0.1)

@@ -1,4 +1,6 @@
-"""A race whose contestants start from other runs: who comes first, under which key, and what is refused."""
+"""A race whose contestants start from other runs:
+who comes first, under which key, and what is refused.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ from app.registry import UserError
 from tests.app.races.test_plan import VALUES
 
 STAGES: dict[str, Any] = {
-    "before": {"base": ["experts=dense", "balance=none"], "french": ["skills.base=@base", "optimizer.lr=0.5"]},
+    "before": {
+        "base": ["experts=dense", "balance=none"],
+        "french": ["skills.base=@base", "optimizer.lr=0.5"],
+    },
     "contestants": VALUES["contestants"] | {"mixed": ["skills={base: @base, files: {a: @french}}"]},
     "unmatched": ["mixed"],
 }
@@ -22,9 +27,12 @@ def test_a_member_starts_from_runs_of_its_seed_which_come_first(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     plan, staged = (Plan(read_race(values), ["xs"]) for values in (VALUES, VALUES | STAGES))
-    assert {m.key for m in plan.tuning()} < {m.key for m in staged.tuning()}, "who starts from nothing is the same run"
+    assert {m.key for m in plan.tuning()} < {m.key for m in staged.tuning()}, (
+        "who starts from nothing is the same run"
+    )
     mixed = [member for member in staged.tuning() if member.entry.contestant == "mixed"]
-    base, french = mixed[0].starts["base"], mixed[0].starts["french"]
+    base = mixed[0].starts["base"]
+    french = mixed[0].starts["french"]
     assert (base.seed, french.seed, french.lr) == (9, 9, 0.5) and french.starts == {"base": base}
     words = f"skills={{base: {base.folder}, files: {{a: {french.folder}}}}}"
     assert all(words in member.overrides for member in mixed)
@@ -38,7 +46,10 @@ def test_a_member_starts_from_runs_of_its_seed_which_come_first(
 
 
 def test_another_run_to_start_from_makes_another_member() -> None:
-    longer = {"base": [*STAGES["before"]["base"], "trainer.max_steps=9"], "french": STAGES["before"]["french"]}
+    longer = {
+        "base": [*STAGES["before"]["base"], "trainer.max_steps=9"],
+        "french": STAGES["before"]["french"],
+    }
     keys = [
         {m.key for m in Plan(read_race(VALUES | STAGES | {"before": before}), ["xs"]).tuning()}
         for before in (STAGES["before"], longer)
@@ -47,7 +58,10 @@ def test_another_run_to_start_from_makes_another_member() -> None:
 
 
 def test_who_has_a_learning_rate_chooses_none_and_others_can_start_from_it() -> None:
-    contestants = VALUES["contestants"] | {"own": ["optimizer.lr=0.3"], "next": ["skills.base=@own"]}
+    contestants = VALUES["contestants"] | {
+        "own": ["optimizer.lr=0.3"],
+        "next": ["skills.base=@own"],
+    }
     found = Plan(read_race(VALUES | {"contestants": contestants, "unmatched": ["next"]}), ["xs"])
     own = next(entry for entry in found.entries if entry.contestant == "own")
     assert found.rate(own, {}) == 0.3 and "own" not in {m.entry.contestant for m in found.tuning()}
@@ -61,17 +75,31 @@ def test_a_start_that_failed_ends_the_race(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     staged = Plan(read_race(VALUES | STAGES), ["xs"])
     base = next(m for m in staged.tuning() if m.entry.contestant == "mixed").starts["base"]
-    with pytest.raises(UserError, match="base, which others start from, has failed: no memory; retry=true"):
+    with pytest.raises(
+        UserError, match="base, which others start from, has failed: no memory; retry=true"
+    ):
         staged.first(staged.tuning(), {base.key: {"failed": "no memory"}})
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"before": {"top2": []}}, "race.before=['top2']: must have other names than the contestants"),
-        ({"before": {"a": ["skills.base=@b"]}}, "race.a=@b: must be a run with its own learning rate: a"),
-        ({"contestants": {"top2": [], "x": ["a=@top2"]}}, "race.x=@top2: must be a run with its own learning rate: "),
-        ({"before": {"a": ["skills.base=@b"], "b": ["x=@a"]}}, "race.a=@a: must not start from itself"),
+        (
+            {"before": {"top2": []}},
+            "race.before=['top2']: must have other names than the contestants",
+        ),
+        (
+            {"before": {"a": ["skills.base=@b"]}},
+            "race.a=@b: must be a run with its own learning rate: a",
+        ),
+        (
+            {"contestants": {"top2": [], "x": ["a=@top2"]}},
+            "race.x=@top2: must be a run with its own learning rate: ",
+        ),
+        (
+            {"before": {"a": ["skills.base=@b"], "b": ["x=@a"]}},
+            "race.a=@a: must not start from itself",
+        ),
     ],
 )
 def test_a_start_that_cannot_be_is_refused_in_a_line(change: dict[str, Any], said: str) -> None:

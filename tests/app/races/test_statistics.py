@@ -7,7 +7,8 @@ from scipy import stats
 from app.races.statistics import detectable, difference_p, equivalence_p, holm, interval, judged
 
 TIMES = 4000
-NOISE = 3 * (0.05 * 0.95 / TIMES) ** 0.5  # of a rate of 5 % over so many experiments
+# of a rate of 5 % over so many experiments
+NOISE = 3 * (0.05 * 0.95 / TIMES) ** 0.5
 
 
 def draws(mean: float, seeds: int, spread: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -22,21 +23,34 @@ def test_an_interval_covers_the_true_mean_in_95_of_100_cases(seeds: int) -> None
 
 
 def test_no_difference_is_called_one_in_5_of_100_cases() -> None:
-    assert abs(np.mean([difference_p(values) < 0.05 for values in draws(0, 5).tolist()]) - 0.05) < NOISE
+    assert (
+        abs(np.mean([difference_p(values) < 0.05 for values in draws(0, 5).tolist()]) - 0.05)
+        < NOISE
+    )
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_a_difference_of_the_margin_is_called_equivalent_in_at_most_5_of_100_cases(sign: int) -> None:
+def test_a_difference_of_the_margin_is_called_equivalent_in_at_most_5_of_100_cases(
+    sign: int,
+) -> None:
     rate = np.mean([equivalence_p(values, 1.0) < 0.05 for values in draws(sign, 5, 0.2).tolist()])
-    assert abs(rate - 0.05) < NOISE  # with so little spread the other bound is far away, and the test is exact
+    # with so little spread the other bound is far away, and the test is exact
+    assert abs(rate - 0.05) < NOISE
 
 
 def test_no_difference_is_called_equivalent_where_the_margin_is_wide() -> None:
-    assert np.mean([equivalence_p(values, 1.0) < 0.05 for values in draws(0, 5, 0.2).tolist()]) > 0.99
+    assert (
+        np.mean([equivalence_p(values, 1.0) < 0.05 for values in draws(0, 5, 0.2).tolist()]) > 0.99
+    )
 
 
 def test_holm_errs_in_at_most_5_of_100_families_and_more_often_without_it() -> None:
-    ps = np.array([[difference_p(v) for v in family] for family in np.random.default_rng(1).normal(size=(1000, 8, 5))])
+    ps = np.array(
+        [
+            [difference_p(v) for v in family]
+            for family in np.random.default_rng(1).normal(size=(1000, 8, 5))
+        ]
+    )
     noise = 3 * (0.05 * 0.95 / len(ps)) ** 0.5
     assert np.mean([min(holm(family, 8)) < 0.05 for family in ps]) < 0.05 + noise
     assert np.mean(ps.min(1) < 0.05) > 0.25
@@ -48,8 +62,11 @@ def test_holm_is_the_worked_example() -> None:
 
 
 def test_tests_that_are_still_to_be_made_count() -> None:
-    early, late = holm([0.01, 0.03], 4), holm([0.01, 0.03, 0.02, 0.04], 4)
-    assert early == pytest.approx([0.04, 0.09]) and all(one >= other for one, other in zip(early, late, strict=False))
+    early = holm([0.01, 0.03], 4)
+    late = holm([0.01, 0.03, 0.02, 0.04], 4)
+    assert early == pytest.approx([0.04, 0.09]) and all(
+        one >= other for one, other in zip(early, late, strict=False)
+    )
 
 
 def test_the_four_verdicts() -> None:
@@ -64,11 +81,15 @@ def test_the_four_verdicts() -> None:
         margin=0.01,
         number=4,
     )
-    assert {name: each.verdict for name, each in verdicts.items()} == {name: name for name in verdicts}
+    assert {name: each.verdict for name, each in verdicts.items()} == {
+        name: name for name in verdicts
+    }
 
 
 def test_a_tie_is_a_tie_and_one_seed_has_no_interval() -> None:
-    found = judged({"same": [0.0, 0.0, 0.0], "always": [0.5, 0.5], "once": [-0.5]}, margin=0.01, number=3)
+    found = judged(
+        {"same": [0.0, 0.0, 0.0], "always": [0.5, 0.5], "once": [-0.5]}, margin=0.01, number=3
+    )
     assert found["same"].verdict == "equivalent" and found["same"].p_difference == 1
     assert found["always"].verdict == "worse"
     assert found["once"].verdict == "cannot tell" and found["once"].difference == (-0.5, None)
@@ -85,5 +106,7 @@ def test_a_verdict_counts_its_rivals() -> None:
 @pytest.mark.parametrize("seeds", [5, 10])
 def test_a_detectable_difference_is_seen_four_times_out_of_five(seeds: int) -> None:
     difference = detectable(2.0, seeds)
-    seen = np.mean([difference_p(values) < 0.05 for values in draws(difference, seeds, 2.0).tolist()])
+    seen = np.mean(
+        [difference_p(values) < 0.05 for values in draws(difference, seeds, 2.0).tolist()]
+    )
     assert abs(seen - 0.8) < 3 * (0.16 / TIMES) ** 0.5

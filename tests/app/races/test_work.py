@@ -1,4 +1,6 @@
-"""Two workers on one desk, as when a race is killed and started again while workers of the first are still there."""
+"""Two workers on one desk, as when a race is killed and started again
+while workers of the first are still there.
+"""
 
 import signal
 import subprocess
@@ -15,7 +17,9 @@ from app.races import work
 def test_a_member_that_another_worker_trains_is_waited_for_and_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on, trainings = threading.Event(), threading.Event(), list[str]()
+    begun = threading.Event()
+    go_on = threading.Event()
+    trainings = list[str]()
 
     def trained(key: str, overrides: list[str]) -> dict[str, Any]:
         trainings.append(key)

@@ -1,4 +1,6 @@
-"""`train.py` and the commands as a user types them: each in a fresh process, in an empty folder with a small text."""
+"""`train.py` and the commands as a user types them:
+each in a fresh process, in an empty folder with a small text.
+"""
 
 import os
 import subprocess
@@ -12,8 +14,10 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import TENSOR
 from tests.conftest import ROOT
 
 SMALL = (
-    "model=nano tokenizer=bytes data=text data.path=t.txt data.seq_len=32 data.batch_size=4 data.val_rows=4 "
-    "callbacks=off trainer.max_steps=4 trainer.val_every=2 trainer.checkpoint_every=2 trainer.log_every=1"
+    "model=nano tokenizer=bytes data=text data.path=t.txt data.seq_len=32 data.batch_size=4 "
+    "data.val_rows=4 "
+    "callbacks=off trainer.max_steps=4 trainer.val_every=2 trainer.checkpoint_every=2 "
+    "trainer.log_every=1"
 )
 SENTENCE = "the people of the town say to each other in the morning what they have seen at night"
 Done = subprocess.CompletedProcess[str]
@@ -27,7 +31,9 @@ def environment() -> dict[str, str]:
 
 def write_text(folder: Path) -> None:
     words = SENTENCE.split()
-    lines = [" ".join(words[(n * k) % len(words)] for k in range(1, 15)) + f" {n}" for n in range(800)]
+    lines = [
+        " ".join(words[(n * k) % len(words)] for k in range(1, 15)) + f" {n}" for n in range(800)
+    ]
     (folder / "t.txt").write_text("\n".join(lines))
 
 
@@ -39,11 +45,18 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shell(folder: Path) -> Shell:
-    """Runs `python WORDS` in the folder; `train` stands for train.py, and after it `SMALL` for the settings above."""
+    """Runs `python WORDS` in the folder;
+    `train` stands for train.py, and after it `SMALL` for the settings above.
+    """
 
     def run(line: str, timeout: float = 120) -> Done:
         return subprocess.run(
-            command(line), cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout
+            command(line),
+            cwd=folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
 
     return run
@@ -52,7 +65,10 @@ def shell(folder: Path) -> Shell:
 def command(line: str) -> list[str]:
     """What a line starts."""
     words = line.replace("SMALL", SMALL).split()
-    return [sys.executable, *(str(ROOT / "train.py") if word == "train" else word for word in words)]
+    return [
+        sys.executable,
+        *(str(ROOT / "train.py") if word == "train" else word for word in words),
+    ]
 
 
 def mistake(done: Done) -> str:
@@ -66,7 +82,11 @@ def mistake(done: Done) -> str:
 
 def tree(folder: Path) -> dict[str, int]:
     """All files below a folder, with when they were written."""
-    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.stat().st_mtime_ns
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def shown(run: Path) -> dict[str, list[tuple[int, str]]]:

@@ -1,4 +1,6 @@
-"""What can be asked of a run on the command line: prompts of every kind, options that mean nothing, windows, steps."""
+"""What can be asked of a run on the command line:
+prompts of every kind, options that mean nothing, windows, steps.
+"""
 
 import json
 from collections.abc import Callable
@@ -25,7 +27,8 @@ def said(command: Callable[[list[str]], None], capsys: Captured, *words: object)
 
 
 def test_prompts_of_every_kind_are_continued(run: Path, tmp_path: Path, capsys: Captured) -> None:
-    no_text = "\udcff\udcfe"  # as a shell gives bytes that are not UTF-8
+    # as a shell gives bytes that are not UTF-8
+    no_text = "\udcff\udcfe"
     prompts = ["", "def", "naïve 日本", "<|separator|>", "word " * 50, no_text]
     for prompt in prompts:
         words = said(generate.main, capsys, run, "--prompt", prompt, "--max-tokens", 3)
@@ -33,16 +36,25 @@ def test_prompts_of_every_kind_are_continued(run: Path, tmp_path: Path, capsys: 
         assert words.startswith(shown) and words.endswith("\n")
     file = tmp_path / "prompts.txt"
     file.write_text("def\n\nnaïve 日本\n")
-    lines = [json.loads(line) for line in said(generate.main, capsys, run, "--prompts", file).splitlines()]
+    lines = [
+        json.loads(line)
+        for line in said(generate.main, capsys, run, "--prompts", file).splitlines()
+    ]
     assert [line["prompt"] for line in lines] == ["def", "naïve 日本"]
     alone = said(generate.main, capsys, run, "--prompt", "def")
     assert alone == f"def{lines[0]['continuation']}\n"
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "def\\n"}\n')
-    assert said(generate.main, capsys, run, "--prompts", tmp_path / "prompts.jsonl").startswith('{"prompt": "def\\n"')
+    assert said(generate.main, capsys, run, "--prompts", tmp_path / "prompts.jsonl").startswith(
+        '{"prompt": "def\\n"'
+    )
 
 
-def test_text_that_needs_text_refuses_other_bytes(train: Callable[..., Path], capsys: Captured) -> None:
-    learned = train("tokenizer=bpe", "tokenizer.vocab_size=300", "trainer.max_steps=1", name="learned")
+def test_text_that_needs_text_refuses_other_bytes(
+    train: Callable[..., Path], capsys: Captured
+) -> None:
+    learned = train(
+        "tokenizer=bpe", "tokenizer.vocab_size=300", "trainer.max_steps=1", name="learned"
+    )
     with pytest.raises(UserError, match=r"--prompt: is not UTF-8 .invalid start byte at byte 1"):
         generate.main([str(learned), "--prompt", "a\udcff"])
 
@@ -69,7 +81,11 @@ def test_what_means_nothing_is_refused_in_one_line(run: Path, words: str, messag
 
 def test_a_file_without_prompts_names_the_line(run: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
-    with pytest.raises(UserError, match=r"bad\.jsonl line 2: must be a JSON object with a text `prompt`"):
+    with pytest.raises(
+        UserError,
+        match=r"bad\.jsonl line 2: must be a JSON object with a text "
+        r"`prompt`",
+    ):
         generate.main([str(run), "--prompts", str(tmp_path / "bad.jsonl")])
     with pytest.raises(UserError, match=r"gone\.txt: cannot be read"):
         generate.main([str(run), "--prompts", str(tmp_path / "gone.txt")])

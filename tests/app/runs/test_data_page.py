@@ -24,9 +24,16 @@ from tests.app.runs.test_moments import FRESH, _train, ended
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs/data.md").read_text()
-SMALL = "model=nano data=text data.seq_len=16 data.batch_size=2 data.val_rows=2 callbacks=off logger=none"
-LINE = f"{SMALL} logger=none trainer.max_steps=1 trainer.val_every=1 trainer.checkpoint_every=1".split()
-TEXTS = [f"text {n}: «naïve», \"said\" the 日本 'cat',\n\tand 😀 went {SENTENCE}" for n in range(300)]
+SMALL = (
+    "model=nano data=text data.seq_len=16 data.batch_size=2 data.val_rows=2 callbacks=off "
+    "logger=none"
+)
+LINE = (
+    f"{SMALL} logger=none trainer.max_steps=1 trainer.val_every=1 trainer.checkpoint_every=1"
+).split()
+TEXTS = [
+    f"text {n}: «naïve», \"said\" the 日本 'cat',\n\tand 😀 went {SENTENCE}" for n in range(300)
+]
 GOOD = [{"text": text} for text in TEXTS]
 DEEP = "[" * 20_000 + "]" * 20_000
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -37,13 +44,17 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
     ".xz": lzma.compress,
 }
 Rows = list[Any]
-Made = tuple[bytes, list[str]]  # a file, and the texts that are read out of it
+# a file, and the texts that are read out of it
+Made = tuple[bytes, list[str]]
 
 
 def table(number: int) -> Iterator[list[str]]:
     """The rows of one of the two tables of troubles."""
     tables = re.findall(r"(?:^\|.*\n)+", PAGE.partition("<!-- troubles -->")[2], flags=re.MULTILINE)
-    return ([cell.strip() for cell in line[1:-1].split(" | ")] for line in tables[number].splitlines()[2:])
+    return (
+        [cell.strip() for cell in line[1:-1].split(" | ")]
+        for line in tables[number].splitlines()[2:]
+    )
 
 
 def written(kind: str, rows: Rows) -> bytes:
@@ -54,7 +65,9 @@ def written(kind: str, rows: Rows) -> bytes:
         case ".json":
             return json.dumps(rows, indent=1).encode()
         case ".csv" | ".tsv":
-            table = csv.writer(out := io.StringIO(newline=""), delimiter="," if kind == ".csv" else "\t")
+            table = csv.writer(
+                out := io.StringIO(newline=""), delimiter="," if kind == ".csv" else "\t"
+            )
             table.writerows([list(rows[0]), *(row.values() for row in rows)])
             return out.getvalue().encode()
         case ".parquet":
@@ -74,7 +87,10 @@ def windows(kind: str) -> Made:
 
 def drifting(kind: str) -> Made:
     others = [None, 7, "word", {"a": [1]}, [{"b": None}], True]
-    data = written(kind, [{"meta": others[n // 50], **row, "other": others[n % 6]} for n, row in enumerate(GOOD)])
+    data = written(
+        kind,
+        [{"meta": others[n // 50], **row, "other": others[n % 6]} for n, row in enumerate(GOOD)],
+    )
     twice = b'"other": 1, "other": "x", "number": ' + b"9" * 5000 + b', "text"'
     return data.replace(b'"text"', twice, 1), TEXTS
 
@@ -84,7 +100,8 @@ def third(old: str, new: bytes) -> Callable[[str], Made]:
 
     def make(kind: str) -> Made:
         rows = [{"text": "one"}, {"text": "two"}, {"text": "three"}, *GOOD]
-        rows = rows[1:] if kind in (".csv", ".tsv") else rows  # their first line has the names
+        # their first line has the names
+        rows = rows[1:] if kind in (".csv", ".tsv") else rows
         return written(kind, rows).replace(old.encode(), new, 1), []
 
     return make
@@ -104,11 +121,17 @@ TROUBLES: dict[str, Callable[[str], Made]] = {
     "the same": good,
     "a byte order mark and line ends of Windows": windows,
     "other fields whose types change, numbers of 5,000 digits, the same key twice": drifting,
-    "the text inside of another field, and `data.text_key=meta.body`": lambda kind: good(kind, NESTED),
+    "the text inside of another field, and `data.text_key=meta.body`": lambda kind: good(
+        kind, NESTED
+    ),
     "a text on its own instead of an object": lambda kind: good(kind, TEXTS),
-    "texts that are all dates or numbers": lambda kind: good(kind, [{"text": date} for date in DATES], DATES),
+    "texts that are all dates or numbers": lambda kind: good(
+        kind, [{"text": date} for date in DATES], DATES
+    ),
     "one line of 20 MB": lambda kind: good(kind, [{"text": text} for text in LONG], LONG),
-    "rows that are null or empty among good ones": lambda kind: good(kind, [{"text": None}, {"text": " "}, *GOOD]),
+    "rows that are null or empty among good ones": lambda kind: good(
+        kind, [{"text": None}, {"text": " "}, *GOOD]
+    ),
     "rows without the key, or with a number or half a letter under it": lambda kind: good(
         kind, [{"body": "x"}, {"text": 5}, {"text": "\ud83d"}, *GOOD]
     ),
@@ -158,7 +181,9 @@ def check(folder: Path, words: list[str], happens: str, texts: list[str]) -> Non
     assert status == 0, told
     assert len(re.findall("without text|passed over|built anew", told)) == len(quotes), told
     (meta,) = [*(folder / ".cache").glob("*/meta.json"), *(folder / "cache").glob("*/meta.json")]
-    counts = [split["text"] for split in json.loads(meta.read_text())["documents_tokens_bytes"].values()]
+    counts = [
+        split["text"] for split in json.loads(meta.read_text())["documents_tokens_bytes"].values()
+    ]
     assert sum(size for _, _, size in counts) == sum(len(text.encode()) for text in texts)
     assert sum(number for number, _, _ in counts) == (len(texts) if len(texts) > 1 else 3)
 
@@ -171,14 +196,20 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "packing", "what", "happens"), CASES)
-def test_what_is_in_a_file(tmp_path: Path, kind: str, packing: str, what: str, happens: str) -> None:
+def test_what_is_in_a_file(
+    tmp_path: Path, kind: str, packing: str, what: str, happens: str
+) -> None:
     data, texts = TROUBLES[what](kind.lower())
     packed = data if TROUBLES[what] is bomb else PACK[packing.lower()](data)
     file = tmp_path / f"a{kind}{packing.replace('nothing', '')}"
     file.write_bytes(packed[: len(packed) // 2] if what == "half of the file" else packed)
     key = re.findall("`(data.text_key=.*)`", what)
     first = 2 if kind == ".csv" else 1
-    places = happens.replace("{file}", file.name).replace("{first}", str(first)).replace("{packing}", packing)
+    places = (
+        happens.replace("{file}", file.name)
+        .replace("{first}", str(first))
+        .replace("{packing}", packing)
+    )
     check(tmp_path, [f"data.path={file.name}", *key], places, texts)
 
 
@@ -235,7 +266,10 @@ PATHS: dict[str, Callable[[Path], tuple[str, list[str]]]] = {
     "a folder with pictures, hidden files and checkpoints of notebooks": mixed,
     "a folder with a link to another folder and one to itself": circle,
     "a pattern": pattern,
-    "a pattern over folders with a link to itself": lambda folder: ("in/**/*.txt", circle(folder)[1]),
+    "a pattern over folders with a link to itself": lambda folder: (
+        "in/**/*.txt",
+        circle(folder)[1],
+    ),
     "a folder without text": pictures,
     "nothing that exists": lambda folder: ("nowhere", []),
 }
@@ -244,12 +278,15 @@ PATHS: dict[str, Callable[[Path], tuple[str, list[str]]]] = {
 @pytest.mark.parametrize(("what", "happens"), table(1))
 def test_what_a_path_names(tmp_path: Path, what: str, happens: str) -> None:
     path, texts = PATHS[what](tmp_path)
-    quoted = f"data.path='{path}'" if "[0-9]" in path else f"data.path={path}"  # Hydra reads brackets as a list
+    # Hydra reads brackets as a list
+    quoted = f"data.path='{path}'" if "[0-9]" in path else f"data.path={path}"
     check(tmp_path, [quoted], happens, texts)
 
 
 def tokenizer(folder: Path, model: Any) -> list[str]:
-    (folder / "tokenizer.json").write_text(model if isinstance(model, str) else Tokenizer(model).to_str())
+    (folder / "tokenizer.json").write_text(
+        model if isinstance(model, str) else Tokenizer(model).to_str()
+    )
     return ["tokenizer=file", "tokenizer.path=tokenizer.json"]
 
 
@@ -278,7 +315,8 @@ def damaged(folder: Path) -> list[str]:
 
 
 OTHERS: dict[str, Callable[[Path], list[str]]] = {
-    "a `tokenizer.json` has no token for a letter of the text, and none for what is unknown": without_unknown,
+    "a `tokenizer.json` has no token for a letter of the text, and none for what is "
+    "unknown": without_unknown,
     "a `tokenizer.json` has an empty vocabulary": lambda folder: tokenizer(folder, models.BPE()),
     "a `tokenizer.json` is none": lambda folder: tokenizer(folder, "{}"),
     "the text holds the name of the separator": separated,

@@ -1,4 +1,6 @@
-"""`debug=NAME`: what is needed when something looks wrong, by one word and beside any other choice."""
+"""`debug=NAME`: what is needed when something looks wrong,
+by one word and beside any other choice.
+"""
 
 import json
 
@@ -30,23 +32,40 @@ def test_overfit_brings_the_loss_of_one_batch_towards_zero(train: Train) -> None
 
 def test_profile_shows_the_operations_and_leaves_a_trace(train: Train) -> None:
     run = train("debug=profile", "trainer.max_steps=6")
-    text = events_of(run).Tensors("profile/operations/text_summary")[0].tensor_proto.string_val[0].decode()
+    text = (
+        events_of(run)
+        .Tensors("profile/operations/text_summary")[0]
+        .tensor_proto.string_val[0]
+        .decode()
+    )
     assert "aten::mm" in text and "Self CPU time total" in text
     (trace,) = (run / "profile").glob("rank_0.*.pt.trace.json")
     events = json.loads(trace.read_text())["traceEvents"]
-    steps = {event["name"] for event in events if str(event.get("name")).startswith("ProfilerStep#")}
+    steps = {
+        event["name"] for event in events if str(event.get("name")).startswith("ProfilerStep#")
+    }
     assert len(steps) == 2
 
 
-def test_a_profile_of_a_run_that_is_too_short_says_so(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_profile_of_a_run_that_is_too_short_says_so(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = train("debug=profile", "trainer.max_steps=2")
     assert "callbacks.profile.skip=3: the run has no later step" in capsys.readouterr().err
     assert not (run / "profile").exists()
 
 
-def test_anomaly_names_the_operation_that_makes_a_nan(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_anomaly_names_the_operation_that_makes_a_nan(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(RuntimeError, match=r"Function '.*' returned nan values"):
-        train("debug=anomaly", "optimizer=adamw", "optimizer.lr=1e30", "trainer.max_steps=9", "schedule.warmup_steps=1")
+        train(
+            "debug=anomaly",
+            "optimizer=adamw",
+            "optimizer.lr=1e30",
+            "trainer.max_steps=9",
+            "schedule.warmup_steps=1",
+        )
     torch.autograd.set_detect_anomaly(False)
 
 

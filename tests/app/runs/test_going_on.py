@@ -20,7 +20,10 @@ from tests.app.training.test_faults import assert_same_end
 from tests.test_train import Train
 from tests.test_train import mistake as told
 
-LONG = "train SMALL trainer.max_steps=12 trainer.val_every=3 trainer.checkpoint_every=4 schedule.warmup_steps=2"
+LONG = (
+    "train SMALL trainer.max_steps=12 trainer.val_every=3 trainer.checkpoint_every=4 "
+    "schedule.warmup_steps=2"
+)
 
 
 def logged(run: Path, tag: str) -> list[int]:
@@ -39,7 +42,12 @@ def test_a_finished_run_is_at_its_last_step_and_is_not_touched(
 def test_what_a_killed_process_had_half_written_is_cleared_away(train: Train) -> None:
     folder = train()
     left = [
-        folder / name for name in ("summary.json.part", "checkpoints/step_9.part", "checkpoints/step_9.sha256.part")
+        folder / name
+        for name in (
+            "summary.json.part",
+            "checkpoints/step_9.part",
+            "checkpoints/step_9.sha256.part",
+        )
     ]
     for path in left:
         path.write_text("half")
@@ -48,19 +56,33 @@ def test_what_a_killed_process_had_half_written_is_cleared_away(train: Train) ->
 
 
 def test_a_run_in_two_parts_adds_up(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A clock that a second passes on at every look makes the sums independent of the machine's speed.
+    # A clock that a second passes on at every look makes the sums independent of the machine's
+    # speed.
     monkeypatch.setattr(usage, "time", SimpleNamespace(monotonic=itertools.count().__next__))
     first = json.loads((train("trainer.max_steps=4") / "summary.json").read_text())
     second = json.loads((train("trainer.max_steps=8", "resume=true") / "summary.json").read_text())
     assert second["tokens_seen"] == 2 * first["tokens_seen"]
     assert second["wall_s"] > 1.5 * first["wall_s"]
-    assert second["tokens_per_s"] < 1.5 * first["tokens_per_s"], "twice the tokens in twice the time"
+    assert second["tokens_per_s"] < 1.5 * first["tokens_per_s"], (
+        "twice the tokens in twice the time"
+    )
 
 
-def killed(folder: Path, name: str, step: int, number: signal.Signals, line: str = LONG, seconds: float = 100) -> int:
+def killed(
+    folder: Path,
+    name: str,
+    step: int,
+    number: signal.Signals,
+    line: str = LONG,
+    seconds: float = 100,
+) -> int:
     """Starts a run and sends it a signal when it has logged a step; how it ended."""
     process = subprocess.Popen(
-        command(f"{line} run={name} callbacks.progress.every=1"), cwd=folder, env=environment(), stderr=-1, text=True
+        command(f"{line} run={name} callbacks.progress.every=1"),
+        cwd=folder,
+        env=environment(),
+        stderr=-1,
+        text=True,
     )
     assert process.stderr is not None
     for said in process.stderr:
@@ -71,11 +93,15 @@ def killed(folder: Path, name: str, step: int, number: signal.Signals, line: str
     return process.returncode
 
 
-@pytest.mark.slow  # test_moments.py has every moment, at exact places
-def test_a_run_killed_from_outside_shows_every_point_once_and_every_validation(shell: Shell, folder: Path) -> None:
+# test_moments.py has every moment, at exact places
+@pytest.mark.slow
+def test_a_run_killed_from_outside_shows_every_point_once_and_every_validation(
+    shell: Shell, folder: Path
+) -> None:
     line = f"{LONG} callbacks=brief callbacks.samples=null"
     assert shell(f"{line} run=straight").returncode == 0
-    straight, cut = folder / "runs/straight", folder / "runs/cut"
+    straight = folder / "runs/straight"
+    cut = folder / "runs/cut"
     assert killed(folder, "cut", 7, signal.SIGKILL, line) == -signal.SIGKILL
     assert shell("train run=cut resume=true").returncode == 0
     assert shown(cut) == shown(straight)
@@ -85,12 +111,22 @@ def test_a_run_killed_from_outside_shows_every_point_once_and_every_validation(s
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+    ("number", "status"),
+    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)],
 )
 def test_a_run_that_is_asked_to_end_saves_says_how_to_go_on_and_does_not_look_finished(
     shell: Shell, folder: Path, number: signal.Signals, status: int
 ) -> None:
-    assert killed(folder, "asked", 5, number, LONG.replace("trainer.max_steps=12", "trainer.max_steps=400")) == status
+    assert (
+        killed(
+            folder,
+            "asked",
+            5,
+            number,
+            LONG.replace("trainer.max_steps=12", "trainer.max_steps=400"),
+        )
+        == status
+    )
     run = folder / "runs/asked"
     assert not (run / "summary.json").exists()
     (last, _), *_ = reversed(steps(run / "checkpoints"))
@@ -104,7 +140,12 @@ def test_ctrl_c_during_tokenisation_leaves_no_half_cache(folder: Path) -> None:
     (folder / "t.txt").write_text((folder / "t.txt").read_text() * 400)
     hears = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  what a shell starts with & does not
     process = subprocess.Popen(
-        command("train SMALL run=early"), cwd=folder, env=environment(), stderr=-1, text=True, preexec_fn=hears
+        command("train SMALL run=early"),
+        cwd=folder,
+        env=environment(),
+        stderr=-1,
+        text=True,
+        preexec_fn=hears,
     )
     until = time.monotonic() + 60
     while not list(folder.glob(".cache/*.tmp")) and time.monotonic() < until:
@@ -139,7 +180,9 @@ DAMAGE: dict[str, Any] = {
     "an unknown key": ("config.yaml", lambda path: path.write_text(path.read_text() + "foo: 1\n")),
     "an alias": (
         "config.yaml",
-        lambda path: path.write_text(path.read_text().replace("run: ", "resume: &a false\nrun: *a #")),
+        lambda path: path.write_text(
+            path.read_text().replace("run: ", "resume: &a false\nrun: *a #")
+        ),
     ),
     "no text": ("config.yaml", lambda path: path.write_bytes(b"\xff\xfe\x00")),
     "a folder": ("config.yaml", lambda path: (path.unlink(), path.mkdir())),
@@ -149,7 +192,9 @@ DAMAGE: dict[str, Any] = {
 }
 
 
-def test_a_damaged_small_file_is_named_in_one_line(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_small_file_is_named_in_one_line(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = train()
     for name, how in DAMAGE.values():
         bad = good.with_name("bad")
@@ -163,15 +208,21 @@ def test_a_damaged_small_file_is_named_in_one_line(train: Train, capsys: pytest.
         shutil.rmtree(bad)
 
 
-def test_a_reference_in_a_saved_config_is_a_word(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reference_in_a_saved_config_is_a_word(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = train() / "config.yaml"
     config = yaml.safe_load(path.read_text())
     config["model"]["dim"] = "${oc.env:HOME}"
     path.write_text(yaml.safe_dump(config))
-    assert "model.dim=${oc.env:HOME}: must be int" in told(train, capsys, "resume=true", "trainer.max_steps=3")
+    assert "model.dim=${oc.env:HOME}: must be int" in told(
+        train, capsys, "resume=true", "trainer.max_steps=3"
+    )
 
 
-def test_the_same_text_at_another_place_is_the_same_text(train: Train, text: Path, tmp_path: Path) -> None:
+def test_the_same_text_at_another_place_is_the_same_text(
+    train: Train, text: Path, tmp_path: Path
+) -> None:
     moved = [tmp_path / "a.txt", tmp_path / "b.txt"]
     shutil.copy(text, moved[0])
     train(f"data.path={moved[0]}", f"data.cache_dir={tmp_path / 'cache'}")
@@ -181,9 +232,13 @@ def test_the_same_text_at_another_place_is_the_same_text(train: Train, text: Pat
     assert (tmp_path / "runs/run/checkpoints/step_4.ckpt").exists()
 
 
-def test_a_run_of_two_processes_under_a_matched_config_goes_on_alone(shell: Shell, folder: Path) -> None:
+def test_a_run_of_two_processes_under_a_matched_config_goes_on_alone(
+    shell: Shell, folder: Path
+) -> None:
     two = "trainer=ddp trainer.accelerator=cpu trainer.devices=2"
-    done = shell(f'train SMALL run=wide experts=coarse match.reference="experts.hidden_dim=48" {two}')
+    done = shell(
+        f'train SMALL run=wide experts=coarse match.reference="experts.hidden_dim=48" {two}'
+    )
     assert done.returncode == 0, done.stderr
     done = shell("train run=wide resume=true trainer=cpu trainer.max_steps=6")
     assert done.returncode == 0, done.stderr
@@ -193,8 +248,16 @@ def test_a_run_of_two_processes_under_a_matched_config_goes_on_alone(shell: Shel
 
 
 def test_a_process_that_never_joins_ends_the_other_in_one_line(folder: Path) -> None:
-    alone = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
+    alone = {
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "NODE_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29517",
+    }
     words = command("train SMALL run=lone trainer=ddp trainer.accelerator=cpu trainer.timeout_s=3")
-    done = subprocess.run(words, cwd=folder, env=environment() | alone, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        words, cwd=folder, env=environment() | alone, capture_output=True, text=True, timeout=60
+    )
     assert "trainer.timeout_s=3" in mistake(done)
     assert not (folder / "runs").exists()

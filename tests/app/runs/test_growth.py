@@ -13,15 +13,25 @@ import pytest
 
 from tests.conftest import NANO, ROOT
 
-STEPS, WARM = 2000, 400
+STEPS = 2000
+WARM = 400
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_two_thousand_steps_with_all_callbacks_and_validations_need_no_more_memory(text: Path, tmp_path: Path) -> None:
-    words = [*NANO, "data=text", f"data.path={text}", f"data.cache_dir={tmp_path / 'cache'}", "callbacks=full"]
+def test_two_thousand_steps_with_all_callbacks_and_validations_need_no_more_memory(
+    text: Path, tmp_path: Path
+) -> None:
+    words = [
+        *NANO,
+        "data=text",
+        f"data.path={text}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "callbacks=full",
+    ]
     words += [f"trainer.max_steps={STEPS}", "trainer.val_every=50", "trainer.checkpoint_every=500"]
-    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}  # what it holds is what it uses
+    # what it holds is what it uses
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     run = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *words],
         cwd=tmp_path,
@@ -30,7 +40,8 @@ def test_two_thousand_steps_with_all_callbacks_and_validations_need_no_more_memo
         stderr=subprocess.STDOUT,
         text=True,
     )
-    step, seen = [0], list[tuple[int, int]]()
+    step = [0]
+    seen = list[tuple[int, int]]()
 
     def watch() -> None:
         while run.poll() is None:

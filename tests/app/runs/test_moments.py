@@ -1,4 +1,6 @@
-"""A kill at every moment that leaves another state on the disk: the run goes on and ends as a straight one does."""
+"""A kill at every moment that leaves another state on the disk:
+the run goes on and ends as a straight one does.
+"""
 
 import csv
 import json
@@ -20,28 +22,43 @@ from tests.app.runs.conftest import SMALL, shown, write_text
 from tests.app.training.test_faults import before, same
 from tests.conftest import ROOT, become_rank, free_port
 
-FRESH = multiprocessing.get_context("forkserver")  # every process starts as one that has imported, and done no more
+# every process starts as one that has imported, and done no more
+FRESH = multiprocessing.get_context("forkserver")
 FRESH.set_forkserver_preload(["app.runs.run", __name__])
 LINE = (
-    f"{SMALL} data.micro_batch_size=2 trainer.val_every=3 trainer.log_every=3 logger=[tensorboard,csv] "
+    f"{SMALL} data.micro_batch_size=2 trainer.val_every=3 trainer.log_every=3 "
+    "logger=[tensorboard,csv] "
     "router=noisy_topk balance=[aux,loss_free] callbacks=full callbacks.expert_pictures.every=2 "
     "callbacks.samples.every=2 callbacks.samples.num_tokens=2"
 ).split()
-FEWER = [*LINE, *(f"callbacks.{name}=null" for name in ("co_activation", "domain_pictures", "layer_information"))]
-Moment = tuple[str, str, int]  # where a function is, its name, and which of its calls
+FEWER = [
+    *LINE,
+    *(
+        f"callbacks.{name}=null"
+        for name in ("co_activation", "domain_pictures", "layer_information")
+    ),
+]
+# where a function is, its name, and which of its calls
+Moment = tuple[str, str, int]
 SPLIT = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2")
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 CLOCK = ("wall_s", "tokens_per_s", "peak_memory_bytes")
 
 
 def _train(folder: Path, words: list[str], moment: Moment | None, *numbers: signal.Signals) -> None:
-    """train.py, which gets signals when a function is called for the n-th time, before that does anything."""
+    """train.py, which gets signals when a function is called for the n-th time,
+    before that does anything.
+    """
     os.chdir(folder)
     sys.argv = [str(ROOT / "train.py"), *words]
     if moment is not None:
         place, name, call = moment
         calls = count(1)
-        before(resolve_name(place), name, lambda *_: next(calls) == call and list(map(signal.raise_signal, numbers)))
+        before(
+            resolve_name(place),
+            name,
+            lambda *_: next(calls) == call and list(map(signal.raise_signal, numbers)),
+        )
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
@@ -56,21 +73,34 @@ def ended(process: Any) -> int | None:
     return process.exitcode
 
 
-def train(folder: Path, words: list[str], moment: Moment | None = None, *numbers: signal.Signals) -> int | None:
+def train(
+    folder: Path, words: list[str], moment: Moment | None = None, *numbers: signal.Signals
+) -> int | None:
     process = FRESH.Process(target=_train, args=(folder, words, moment, *numbers))
     process.start()
     return ended(process)
 
 
 def train_two(
-    folder: Path, words: list[str], moment: Moment | None = None, how: Sequence[str] = TWO, killed: int = 1
+    folder: Path,
+    words: list[str],
+    moment: Moment | None = None,
+    how: Sequence[str] = TWO,
+    killed: int = 1,
 ) -> list[int | None]:
     """On two processes, one of which gets the signal."""
     port = free_port()
     two = [
         FRESH.Process(
             target=_train_rank,
-            args=(rank, port, folder, [*words, *how], moment if rank == killed else None, signal.SIGKILL),
+            args=(
+                rank,
+                port,
+                folder,
+                [*words, *how],
+                moment if rank == killed else None,
+                signal.SIGKILL,
+            ),
         )
         for rank in range(2)
     ]
@@ -92,7 +122,10 @@ def summary(run: Path) -> dict[str, Any]:
 def table(run: Path) -> list[dict[str, str]]:
     """The rows of the CSV log without what the clock says."""
     with (run / "csv/metrics.csv").open() as file:
-        return [{name: value for name, value in row.items() if "speed" not in name} for row in csv.DictReader(file)]
+        return [
+            {name: value for name, value in row.items() if "speed" not in name}
+            for row in csv.DictReader(file)
+        ]
 
 
 def state(run: Path) -> dict[str, Any]:
@@ -102,11 +135,17 @@ def state(run: Path) -> dict[str, Any]:
     return saved
 
 
-MOMENTS = {  # of the run above, which validates after steps 3 and 4 on two batches and saves after 2 and 4
+# of the run above, which validates after steps 3 and 4 on two batches and saves after 2 and 4
+MOMENTS = {
     "the text is cut into tokens": ("app.data.writer:CorpusWriter", "add", 1),
     "the first small file is written, but under another name": ("pathlib:Path", "replace", 1),
-    "the folder is complete, but under another name": ("pathlib:Path", "rename", 2),  # the first one is the cache's
-    "the folder is there, and nothing was trained": ("app.training.module:LanguageModel", "training_step", 1),
+    # the first one is the cache's
+    "the folder is complete, but under another name": ("pathlib:Path", "rename", 2),
+    "the folder is there, and nothing was trained": (
+        "app.training.module:LanguageModel",
+        "training_step",
+        1,
+    ),
     "a checkpoint is written": ("torch", "save", 2),
     "inside the first checkpoint": ("app.training.checkpoints", "digest", 1),
     "a checksum without its checkpoint": ("pathlib:Path", "replace", 6),
@@ -180,23 +219,32 @@ def test_a_run_on_two_processes_goes_on_to_what_a_straight_one_shows(folder: Pat
     assert_same(folder / "runs/cut", folder / "runs/whole")
 
 
-PARTS = {  # of a checkpoint that two ranks write, and which of them is killed
+# of a checkpoint that two ranks write, and which of them is killed
+PARTS = {
     "before it writes its part": ("app.training.shards:ShardWriter", "write_data", 2, 1),
     "its part has no sum yet": ("app.training.shards", "digest", 2, 1),
-    "all parts are there, and nothing says what lies where": ("app.training.shards:ShardWriter", "finish", 2, 0),
+    "all parts are there, and nothing says what lies where": (
+        "app.training.shards:ShardWriter",
+        "finish",
+        2,
+        0,
+    ),
     "the sums are there, and the folder has another name": ("app.training.shards", "settle", 3, 0),
     "the folder has its name, but perhaps not for good": ("app.training.shards", "settle", 4, 0),
 }
 
 
-QUICK = ("its part has no sum yet", "sharded")  # of these, all others are slow
+# of these, all others are slow
+QUICK = ("its part has no sum yet", "sharded")
 
 
 @pytest.fixture(scope="module")
 def straight_in_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("straight")
     write_text(folder)
-    assert train_two(folder, [*FEWER, "run=whole", "trainer.checkpoint_format=sharded"], how=SPLIT) == [0, 0]
+    assert train_two(
+        folder, [*FEWER, "run=whole", "trainer.checkpoint_format=sharded"], how=SPLIT
+    ) == [0, 0]
     return folder / "runs/whole"
 
 

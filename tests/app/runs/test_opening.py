@@ -22,7 +22,12 @@ from tests.conftest import ROOT
 from tests.test_train import mistake
 
 Train = Callable[..., Path]
-LONG = ("trainer.max_steps=4", "trainer.checkpoint_every=2", "trainer.val_every=4", "data.val_rows=2")
+LONG = (
+    "trainer.max_steps=4",
+    "trainer.checkpoint_every=2",
+    "trainer.val_every=4",
+    "data.val_rows=2",
+)
 
 
 def flip(path: Path) -> None:
@@ -72,13 +77,19 @@ def test_exported_weights_have_a_checksum_of_their_own(train: Train) -> None:
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"init\.from=.*weights.safetensors: is damaged \(its checksum differs\)"):
+    with pytest.raises(
+        UserError,
+        match=r"init\.from=.*weights.safetensors: is damaged \(its "
+        r"checksum differs\)",
+    ):
         weights_of("init.from", str(path))
 
 
 def test_a_model_card_is_about_the_weights_that_are_exported(train: Train) -> None:
     run = train(*LONG)
-    last, early = (card(read_run(run, name), "X", "mit", custom=False) for name in ("step_4", "step_2"))
+    last, early = (
+        card(read_run(run, name), "X", "mit", custom=False) for name in ("step_4", "step_2")
+    )
     scores = json.loads((run / "summary.json").read_text())
     assert f"| training tokens | {scores['tokens_seen']:,} |" in last
     assert f"| held-out bits per byte, mean over domains | {scores['val_bpb']:.4g} |" in last
@@ -98,17 +109,33 @@ def test_a_merged_model_carries_nothing_of_its_base_but_the_text(
     base = Path("runs/base")
     (base / "hf").mkdir()
     words = add_words(base, "one", ["data=text", "trainer.max_steps=2", "optimizer.lr=0.5"])
-    train(*[word for word in words if not word.startswith(("data", "run="))], name="base-one", source=_source(run))
+    train(
+        *[word for word in words if not word.startswith(("data", "run="))],
+        name="base-one",
+        source=_source(run),
+    )
     keep(base, "one", ["run=base-one"])
     skill.main(["merge", "runs/base", "run=merged", "one=3.0"])
     merged = base.parent / "merged"
-    kept = {"config.yaml", "overrides.yaml", "text.json", "held_out.npz", "tokenizer.json", "checkpoints", ".lock"}
+    kept = {
+        "config.yaml",
+        "overrides.yaml",
+        "text.json",
+        "held_out.npz",
+        "tokenizer.json",
+        "checkpoints",
+        ".lock",
+    }
     assert {path.name for path in merged.iterdir()} <= kept
     saved = read_checkpoint(merged / "checkpoints/step_0.ckpt")
     assert saved.keys() == {"state_dict", "global_step"} and saved["global_step"] == 0
     train("resume=true", name="merged", source=())
-    fresh, before = (json.loads((base.parent / f"{name}/summary.json").read_text()) for name in ("merged", "base"))
-    assert before["tokens_seen"] == 4 * 4 * 32 and fresh["tokens_seen"] == 2 * 4 * 32  # of steps that it made itself
+    fresh, before = (
+        json.loads((base.parent / f"{name}/summary.json").read_text())
+        for name in ("merged", "base")
+    )
+    # of steps that it made itself
+    assert before["tokens_seen"] == 4 * 4 * 32 and fresh["tokens_seen"] == 2 * 4 * 32
     assert fresh["val_bpb"] != before["val_bpb"]
     capsys.readouterr()
 
@@ -153,11 +180,16 @@ def test_a_merge_that_makes_no_sense_is_refused(
         (lambda rows: rows | {"topic": rows["topic"] + 5}, "topic must be in"),
         (lambda rows: rows | {"nbytes": rows["nbytes"] - 5}, "nbytes must be in"),
         (lambda rows: rows | {"document": rows["document"][:, :3]}, "document is no table"),
-        (lambda rows: {name: values for name, values in rows.items() if name != "topic"}, "is missing or damaged"),
+        (
+            lambda rows: {name: values for name, values in rows.items() if name != "topic"},
+            "is missing or damaged",
+        ),
         (lambda rows: rows | {"tokens": np.array([[None]])}, "is missing or damaged"),
     ],
 )
-def test_held_out_rows_that_cannot_be_are_refused(train: Train, change: Callable[[Any], Any], said: str) -> None:
+def test_held_out_rows_that_cannot_be_are_refused(
+    train: Train, change: Callable[[Any], Any], said: str
+) -> None:
     path = train("trainer.max_steps=1") / "held_out.npz"
     with np.load(path) as file:
         rows = {name: file[name] for name in file.files}
@@ -172,7 +204,9 @@ def test_a_damaged_line_of_the_curves_is_left_out(train: Train) -> None:
     path = run / "csv/metrics.csv"
     whole = table_of(run, ["Loss/train"])["Loss/train"]
     head, *lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(head + lines[0] + b"\xff\xfe,\x00\n" + b",".join([b"x"] * 9) + b"\n" + b"".join(lines[1:]))
+    path.write_bytes(
+        head + lines[0] + b"\xff\xfe,\x00\n" + b",".join([b"x"] * 9) + b"\n" + b"".join(lines[1:])
+    )
     assert table_of(run, ["Loss/train"])["Loss/train"] == whole and len(whole) > 1
 
 
@@ -183,17 +217,35 @@ def test_curves_that_cannot_be_resumed_are_refused_before_training(
     run = train("logger=csv", "trainer.max_steps=2")
     (run / "csv/metrics.csv").write_bytes(content)
     assert table_of(run, ["Loss/train"])["Loss/train"] == []
-    assert "csv/metrics.csv: is damaged" in mistake(train, capsys, "logger=csv", "resume=true", "trainer.max_steps=3")
+    assert "csv/metrics.csv: is damaged" in mistake(
+        train, capsys, "logger=csv", "resume=true", "trainer.max_steps=3"
+    )
     assert not (run / "checkpoints/step_3.ckpt").exists()
 
 
-def test_the_commit_is_that_of_the_code_wherever_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_is_that_of_the_code_wherever_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
-    own = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    own = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
     git("init", "-q")
-    git("-c", "user.name=x", "-c", "user.email=x@y", "commit", "-q", "--allow-empty", "-m", "of another project")
+    git(
+        "-c",
+        "user.name=x",
+        "-c",
+        "user.email=x@y",
+        "commit",
+        "-q",
+        "--allow-empty",
+        "-m",
+        "of another project",
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
     assert summary._git_commit() == (own or None) != git("rev-parse", "HEAD")
@@ -236,4 +288,7 @@ def test_a_default_name_that_is_taken_while_the_text_is_read_is_changed(
 
     monkeypatch.setattr(start, "_text", slow)
     train("run=null", "trainer.max_steps=1")
-    assert len([path for path in (tmp_path / "runs").iterdir() if (path / "summary.json").exists()]) == 1
+    assert (
+        len([path for path in (tmp_path / "runs").iterdir() if (path / "summary.json").exists()])
+        == 1
+    )

@@ -23,7 +23,12 @@ def own(text: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(train: Train, own: Path, tmp_path: Path, capsys: Captured) -> Path:
-    learned = ("tokenizer=bpe", "tokenizer.vocab_size=300", f"data.path={own}", f"data.cache_dir={tmp_path / 'cache'}")
+    learned = (
+        "tokenizer=bpe",
+        "tokenizer.vocab_size=300",
+        f"data.path={own}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+    )
     folder = train(*learned, "data.val_rows=6", "trainer.max_steps=3", "trainer.checkpoint_every=1")
     capsys.readouterr()
     return folder
@@ -41,12 +46,21 @@ def test_a_run_says_the_same_when_its_text_and_the_cache_have_gone(
     def everything() -> list[str | bytes]:
         other = tmp_path / "other.txt"
         other.write_text("def main() -> None:\n    return 0\n" * 40)
-        elsewhere = ["data=text", f"data.path={other}", f"data.cache_dir={tmp_path / 'other-cache'}"]
+        elsewhere = [
+            "data=text",
+            f"data.path={other}",
+            f"data.cache_dir={tmp_path / 'other-cache'}",
+        ]
         words = said(generate.main, capsys, run, "--prompt", "def main", "--max-tokens", 8)
         figures = said(evaluate.main, capsys, run, *elsewhere, "--json")
         said(report.main, capsys, run, "--rows", 3)
         shutil.rmtree(tmp_path / "other-cache")
-        return [words, figures, (run / "report/index.html").read_bytes(), (run / "report/report.json").read_bytes()]
+        return [
+            words,
+            figures,
+            (run / "report/index.html").read_bytes(),
+            (run / "report/report.json").read_bytes(),
+        ]
 
     before = everything()
     own.write_text("something else\n" * 1000)
@@ -56,7 +70,9 @@ def test_a_run_says_the_same_when_its_text_and_the_cache_have_gone(
     assert everything() == before
 
 
-def test_a_run_from_before_a_key_of_the_config_is_read_as_it_was(run: Path, capsys: Captured) -> None:
+def test_a_run_from_before_a_key_of_the_config_is_read_as_it_was(
+    run: Path, capsys: Captured
+) -> None:
     figures = said(evaluate.main, capsys, run, "--json")
     config = (run / "config.yaml").read_text()
     assert "  qkv_bias: false\n" in config
@@ -67,21 +83,29 @@ def test_a_run_from_before_a_key_of_the_config_is_read_as_it_was(run: Path, caps
 def test_a_saved_config_whose_group_is_no_group_is_refused_in_one_line(run: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"model": 3}))
-    with pytest.raises(UserError, match=r"config\.yaml: model=3: a run needs one; choose one of base, nano"):
+    with pytest.raises(
+        UserError,
+        match=r"config\.yaml: model=3: a run needs one; choose one of "
+        r"base, nano",
+    ):
         evaluate.main([str(run)])
 
 
 def test_the_runs_own_figures_need_its_own_text(run: Path, own: Path, capsys: Captured) -> None:
     figures = json.loads(said(evaluate.main, capsys, run, "--json"))
     moved = own.rename(own.with_name("moved.txt"))
-    assert json.loads(said(evaluate.main, capsys, run, f"data.path={moved}", "--json")) == pytest.approx(figures)
+    assert json.loads(
+        said(evaluate.main, capsys, run, f"data.path={moved}", "--json")
+    ) == pytest.approx(figures)
     shutil.copy(moved, own)
     own.write_text(own.read_text() + "one more line\n")
     with pytest.raises(UserError, match="was trained on other text"):
         evaluate.main([str(run)])
 
 
-def test_overrides_act_on_the_saved_config_and_others_are_refused_by_name(run: Path, capsys: Captured) -> None:
+def test_overrides_act_on_the_saved_config_and_others_are_refused_by_name(
+    run: Path, capsys: Captured
+) -> None:
     figures = json.loads(said(evaluate.main, capsys, run, "--json"))
     cut = json.loads(said(evaluate.main, capsys, run, "data.micro_batch_size=1", "--json"))
     assert cut == pytest.approx(figures, rel=1e-5)
@@ -93,11 +117,18 @@ def test_overrides_act_on_the_saved_config_and_others_are_refused_by_name(run: P
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("short.txt", "a text of forty-four bytes, not one byte more"), ("row.jsonl", '{"text": "one row only"}\n')],
+    [
+        ("short.txt", "a text of forty-four bytes, not one byte more"),
+        ("row.jsonl", '{"text": "one row only"}\n'),
+    ],
 )
-def test_a_tiny_text_is_evaluated(run: Path, tmp_path: Path, capsys: Captured, name: str, content: str) -> None:
+def test_a_tiny_text_is_evaluated(
+    run: Path, tmp_path: Path, capsys: Captured, name: str, content: str
+) -> None:
     (tmp_path / name).write_text(content)
-    figures = said(evaluate.main, capsys, run, "data=text", f"data.path={tmp_path / name}", "--json")
+    figures = said(
+        evaluate.main, capsys, run, "data=text", f"data.path={tmp_path / name}", "--json"
+    )
     assert json.loads(figures)["nats"] > 0
 
 
@@ -107,15 +138,20 @@ def test_a_checkpoint_stands_for_its_run_and_a_run_for_its_newest_checkpoint(
     words = ("--prompt", "def", "--max-tokens", 4)
     newest = said(generate.main, capsys, run / "checkpoints/step_3.ckpt", *words)
     assert said(generate.main, capsys, run, *words) == newest
-    figures = [said(evaluate.main, capsys, run / f"checkpoints/step_{step}.ckpt", "--json") for step in (2, 3)]
+    figures = [
+        said(evaluate.main, capsys, run / f"checkpoints/step_{step}.ckpt", "--json")
+        for step in (2, 3)
+    ]
     assert figures[0] != figures[1]
     dense = train("experts=dense", "experts.hidden_dim=32", name="dense")
     same = ("experts=coarse", "experts.hidden_dim=32", "trainer.max_steps=1")
     for name, path in (("of_run", dense), ("of_checkpoint", dense / "checkpoints/step_2.ckpt")):
         train(*same, f"upcycle.checkpoint={path}", name=name)
     one, two = (
-        json.loads((tmp_path / f"runs/{name}/summary.json").read_text()) for name in ("of_run", "of_checkpoint")
+        json.loads((tmp_path / f"runs/{name}/summary.json").read_text())
+        for name in ("of_run", "of_checkpoint")
     )
     assert one["val_nats"] == two["val_nats"]
     shutil.rmtree(dense)
-    train("resume=true", "trainer.max_steps=2", name="of_run")  # what it started from is in its weights now
+    # what it started from is in its weights now
+    train("resume=true", "trainer.max_steps=2", name="of_run")

@@ -1,4 +1,6 @@
-"""A config or a checkpoint from elsewhere runs no code: every attempt here would write a file, and none does."""
+"""A config or a checkpoint from elsewhere runs no code:
+every attempt here would write a file, and none does.
+"""
 
 import os
 import pickle
@@ -96,10 +98,16 @@ def test_a_target_is_a_callback_or_an_optimizer_of_its_package(
     assert TARGETS[target] in line
 
 
-def test_a_target_inside_a_target_is_not_run(train: Train, capsys: pytest.CaptureFixture[str], proof: Path) -> None:
+def test_a_target_inside_a_target_is_not_run(
+    train: Train, capsys: pytest.CaptureFixture[str], proof: Path
+) -> None:
     mistake(train, capsys, f"optimizer.lr={{_target_:os.mkdir,path:{proof}}}")
     inner = f"{{_target_:os.mkdir,path:{proof}}}"
-    mistake(train, capsys, f"+callbacks.x={{_target_:lightning.pytorch.callbacks.Timer,duration:{inner}}}")
+    mistake(
+        train,
+        capsys,
+        f"+callbacks.x={{_target_:lightning.pytorch.callbacks.Timer,duration:{inner}}}",
+    )
     assert not proof.exists()
 
 
@@ -108,7 +116,10 @@ def test_the_config_of_a_run_folder_cannot_name_what_it_likes(
 ) -> None:
     path = train() / "config.yaml"
     saved: Any = OmegaConf.load(path)
-    harmful = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [str(proof)]}}
+    harmful = {
+        "_target_": "pathlib.Path.touch",
+        "self": {"_target_": "pathlib.Path", "_args_": [str(proof)]},
+    }
     for group, key in (("optimizer", None), ("callbacks", "x")):
         config = OmegaConf.to_container(saved)
         if key:
@@ -122,11 +133,21 @@ def test_the_config_of_a_run_folder_cannot_name_what_it_likes(
 
 def test_no_name_in_a_config_leads_out_of_the_cache(tmp_path: Path, text: Path) -> None:
     inside = tmp_path / "a/b/cache"
-    config = composed(["data=mix", "tokenizer=bytes", f"data.cache_dir={inside}",
-                       f"data.sources={{x: {{data: text, path: {text}}}}}"])  # fmt: skip
+    config = composed(
+        [
+            "data=mix",
+            "tokenizer=bytes",
+            f"data.cache_dir={inside}",
+            f"data.sources={{x: {{data: text, path: {text}}}}}",
+        ]
+    )
     for name in ("../../out", "/tmp/out", "..", "a/b"):
         with pytest.raises(UserError, match="must be of letters"):
-            build_data(config["data"] | {"sources": {name: config["data"]["sources"]["x"]}}, config["tokenizer"], 0)
+            build_data(
+                config["data"] | {"sources": {name: config["data"]["sources"]["x"]}},
+                config["tokenizer"],
+                0,
+            )
     build_data(config["data"], config["tokenizer"], 0).prepare()
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert written and all(inside in path.parents for path in written)
@@ -143,20 +164,29 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.append(words[-1] if isinstance(words[0], socket.socket) else words[0])
         raise OSError("no network here")
 
-    for owner, name in ((socket, "getaddrinfo"), (socket, "gethostbyname"), (socket.socket, "connect"),
-                        (socket.socket, "connect_ex")):  # fmt: skip
+    for owner, name in (
+        (socket, "getaddrinfo"),
+        (socket, "gethostbyname"),
+        (socket.socket, "connect"),
+        (socket.socket, "connect_ex"),
+    ):
         monkeypatch.setattr(owner, name, refuse)
     return found
 
 
 def test_the_guard_sees_who_is_asked(asked: list[Any]) -> None:
-    for attempt in (lambda: socket.create_connection(("example.org", 80)), lambda: urlopen("http://example.org")):
+    for attempt in (
+        lambda: socket.create_connection(("example.org", 80)),
+        lambda: urlopen("http://example.org"),
+    ):
         with pytest.raises(Exception, match=r"no network|example\.org"):
             attempt()
     assert len(asked) >= 2
 
 
-def test_nothing_is_fetched(train: Train, text: Path, asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_fetched(
+    train: Train, text: Path, asked: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     config = composed(["data=offline"])
     assert next(iter(build_data(config["data"], config["tokenizer"], 0).source.documents())).text
     folder = train("callbacks=full")
@@ -170,6 +200,11 @@ def test_nothing_is_fetched(train: Train, text: Path, asked: list[Any], capsys: 
 
 
 def test_foreign_callbacks_and_optimizers_still_work(train: Train) -> None:
-    train("optimizer=adamw", "optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.eps",
-          "~optimizer.fused",
-          "+callbacks.x={_target_:lightning.pytorch.callbacks.LearningRateMonitor,logging_interval:step}")  # fmt: skip
+    train(
+        "optimizer=adamw",
+        "optimizer._target_=torch.optim.SGD",
+        "~optimizer.betas",
+        "~optimizer.eps",
+        "~optimizer.fused",
+        "+callbacks.x={_target_:lightning.pytorch.callbacks.LearningRateMonitor,logging_interval:step}",
+    )

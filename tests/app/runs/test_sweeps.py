@@ -1,4 +1,6 @@
-"""Runs beside each other: every member of a sweep is a run of its own, and a name belongs to one run."""
+"""Runs beside each other: every member of a sweep is a run of its own,
+and a name belongs to one run.
+"""
 
 import json
 import subprocess
@@ -15,7 +17,9 @@ from tests.test_train import Train
 from tests.test_train import mistake as told
 
 
-def test_a_sweep_with_a_failing_member_runs_the_others_each_in_its_own_folder(shell: Shell, folder: Path) -> None:
+def test_a_sweep_with_a_failing_member_runs_the_others_each_in_its_own_folder(
+    shell: Shell, folder: Path
+) -> None:
     done = shell("train --multirun SMALL seed=3,4 router=topk,expert_choice")
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if "rror" in line]
@@ -38,7 +42,9 @@ LAUNCHERS = {
 
 
 @pytest.mark.parametrize("package", ["joblib", pytest.param("submitit", marks=pytest.mark.slow)])
-def test_a_failure_in_a_process_of_a_launcher_ends_the_sweep_with_2(package: str, shell: Shell, folder: Path) -> None:
+def test_a_failure_in_a_process_of_a_launcher_ends_the_sweep_with_2(
+    package: str, shell: Shell, folder: Path
+) -> None:
     pytest.importorskip(f"hydra_plugins.hydra_{package}_launcher")
     line = f"train --multirun SMALL router=topk,expert_choice {LAUNCHERS[package]}"
     done = shell(line, timeout=250)
@@ -50,11 +56,16 @@ def test_a_failure_in_a_process_of_a_launcher_ends_the_sweep_with_2(package: str
 
 
 def test_a_member_that_fails_while_it_trains_keeps_its_folder_and_the_others_end(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    train: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    step, calls = LanguageModel.training_step, count(1)
+    step = LanguageModel.training_step
+    calls = count(1)
 
-    def ill(*args: Any) -> Any:  # of four members with two steps each, the third in its second
+    # of four members with two steps each, the third in its second
+    def ill(*args: Any) -> Any:
         if next(calls) == 6:
             raise RuntimeError("out of memory")
         return step(*args)
@@ -72,24 +83,39 @@ def test_a_member_that_fails_while_it_trains_keeps_its_folder_and_the_others_end
 
 def test_a_member_never_goes_on_with_another(shell: Shell, folder: Path) -> None:
     assert (
-        shell("train --multirun SMALL trainer.max_steps=2,4 run='len_${trainer.max_steps}'".replace("'", "")).returncode
+        shell(
+            "train --multirun SMALL trainer.max_steps=2,4 run='len_${trainer.max_steps}'".replace(
+                "'", ""
+            )
+        ).returncode
         == 0
     )
-    assert [json.loads((folder / f"runs/len_{n}/summary.json").read_text())["tokens_seen"] for n in (2, 4)] == [
+    assert [
+        json.loads((folder / f"runs/len_{n}/summary.json").read_text())["tokens_seen"]
+        for n in (2, 4)
+    ] == [
         256,
         512,
     ]
 
 
-def test_one_name_for_a_whole_sweep_is_refused_before_anything_is_written(shell: Shell, folder: Path) -> None:
+def test_one_name_for_a_whole_sweep_is_refused_before_anything_is_written(
+    shell: Shell, folder: Path
+) -> None:
     assert "run='same_${seed}'" in mistake(shell("train --multirun SMALL seed=0,1 run=same"))
     assert not (folder / "runs").exists()
 
 
-def test_of_two_runs_with_one_name_at_once_the_second_ends_in_one_line(folder: Path, shell: Shell) -> None:
+def test_of_two_runs_with_one_name_at_once_the_second_ends_in_one_line(
+    folder: Path, shell: Shell
+) -> None:
     both = [
         subprocess.Popen(
-            command("train SMALL run=one trainer.max_steps=40"), cwd=folder, env=environment(), stderr=-1, text=True
+            command("train SMALL run=one trainer.max_steps=40"),
+            cwd=folder,
+            env=environment(),
+            stderr=-1,
+            text=True,
         )
         for _ in range(2)
     ]
@@ -103,7 +129,9 @@ def test_of_two_runs_with_one_name_at_once_the_second_ends_in_one_line(folder: P
 
 
 @pytest.mark.parametrize("name", ["../up", "..", "", "/tmp/up", "-x", "a b"])
-def test_a_name_that_is_no_plain_name_is_refused(train: Train, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_name_that_is_no_plain_name_is_refused(
+    train: Train, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     assert "plain name" in told(train, capsys, f"run={name}")
 
 
@@ -113,7 +141,12 @@ def test_an_odd_name_is_kept_as_it_was_typed(train: Train) -> None:
     assert [path.name for path in Path("runs").iterdir()] == ["1e3"]
 
 
-FAILED = ("upcycle.checkpoint=none.ckpt", "trainer=ddp data.batch_size=5", "logger=wandb", "experts.top_k=99")
+FAILED = (
+    "upcycle.checkpoint=none.ckpt",
+    "trainer=ddp data.batch_size=5",
+    "logger=wandb",
+    "experts.top_k=99",
+)
 
 
 @pytest.mark.parametrize("wrong", FAILED)
@@ -124,7 +157,11 @@ def test_a_start_that_failed_leaves_its_name_free(
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_sweep_under_a_strategy_of_several_processes_takes_one_process_a_job(shell: Shell, folder: Path) -> None:
-    done = shell("train --multirun SMALL trainer=ddp trainer.accelerator=cpu trainer.devices=1 seed=1,2")
+def test_a_sweep_under_a_strategy_of_several_processes_takes_one_process_a_job(
+    shell: Shell, folder: Path
+) -> None:
+    done = shell(
+        "train --multirun SMALL trainer=ddp trainer.accelerator=cpu trainer.devices=1 seed=1,2"
+    )
     assert done.returncode == 0, done.stderr
     assert len(list((folder / "runs").glob("*/summary.json"))) == 2

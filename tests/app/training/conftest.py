@@ -12,7 +12,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MB where the runs lie."""
     runs = tmp_path / "runs"
     runs.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(runs)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(runs)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("needs the right to mount")
     yield runs

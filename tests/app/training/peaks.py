@@ -1,7 +1,8 @@
-"""How much memory ranks need at most: `python -m tests.app.training.peaks '{...}'`, a process of its own.
+"""How much memory ranks need at most: `python -m tests.app.training.peaks '{...}'`, a process of
+its own.
 
-In the process of the tests, blocks that others have freed would be counted or not. glibc is told to give large blocks
-back, so that what a process holds is what it uses.
+In the process of the tests, blocks that others have freed would be counted or not. glibc is told to
+give large blocks back, so that what a process holds is what it uses.
 """
 
 import json
@@ -25,10 +26,14 @@ from tests.conftest import ROOT
 
 
 def peaks(config: dict[str, Any], ranks: int, steps: int) -> list[dict[str, int]]:
-    """Of every rank, in bytes beyond what it held before it had a model: until the first step, and in the last."""
+    """Of every rank, in bytes beyond what it held before it had a model:
+    until the first step, and in the last.
+    """
     job = json.dumps({"config": config, "ranks": ranks, "steps": steps})
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", __name__, job], capture_output=True, text=True, cwd=ROOT, env=env)
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, job], capture_output=True, text=True, cwd=ROOT, env=env
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -37,14 +42,16 @@ class Watch(lightning.Callback):
     """Notes the peaks."""
 
     def __init__(self) -> None:
-        self.before, self.seen = highest(), dict[str, int]()
+        self.before = highest()
+        self.seen = dict[str, int]()
 
     def on_train_start(self, *_: Any) -> None:
         self.seen["building"] = highest() - self.before
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.seen["step"] = highest() - self.before
-        Path("/proc/self/clear_refs").write_text("5")  # what was highest is now what there is
+        # what was highest is now what there is
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def measured(config: dict[str, Any], ranks: int, steps: int, rank: int) -> dict[str, int]:
@@ -58,7 +65,9 @@ def measured(config: dict[str, Any], ranks: int, steps: int, rank: int) -> dict[
 
 def batch(config: dict[str, Any], ranks: int) -> dict[str, Tensor]:
     """The rows of a rank."""
-    tokens = torch.randint(VOCAB, (config["data"]["batch_size"] // ranks, config["data"]["seq_len"]))
+    tokens = torch.randint(
+        VOCAB, (config["data"]["batch_size"] // ranks, config["data"]["seq_len"])
+    )
     same = dict.fromkeys(("document", "domain", "topic"), torch.zeros_like(tokens))
     whole = torch.ones_like(tokens)
     return {"tokens": tokens, "targets": tokens, "valid": whole.bool(), "nbytes": whole, **same}

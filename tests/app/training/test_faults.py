@@ -1,4 +1,5 @@
-"""What can go wrong while a run goes on: each ends in the right result or in one line, with earlier work intact.
+"""What can go wrong while a run goes on: each ends in the right result or in one line, with earlier
+work intact.
 
 Runs are forked off this process and die of real signals, at places that are chosen exactly.
 """
@@ -30,8 +31,15 @@ from tests.test_train import mistake
 
 Train = Callable[..., Path]
 LAST = 6
-PARTS = ("router=noisy_topk", "balance=[aux,loss_free]", f"schedule.total_steps={LAST}", "schedule.warmup_steps=1",
-         f"trainer.max_steps={LAST}", "trainer.checkpoint_every=2", "trainer.val_every=3")  # fmt: skip
+PARTS = (
+    "router=noisy_topk",
+    "balance=[aux,loss_free]",
+    f"schedule.total_steps={LAST}",
+    "schedule.warmup_steps=1",
+    f"trainer.max_steps={LAST}",
+    "trainer.checkpoint_every=2",
+    "trainer.val_every=3",
+)
 
 
 def kill(*args: Any) -> None:
@@ -105,7 +113,10 @@ def same(one: Any, two: Any) -> bool:
 
 
 def assert_same_end(straight: Path, resumed: Path, last: int = LAST) -> None:
-    one, two = (torch.load(run / f"checkpoints/step_{last}.ckpt", weights_only=True) for run in (straight, resumed))
+    one, two = (
+        torch.load(run / f"checkpoints/step_{last}.ckpt", weights_only=True)
+        for run in (straight, resumed)
+    )
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "tokens_seen", "global_step"):
         assert same(one[part], two[part]), part
 
@@ -132,12 +143,18 @@ def test_a_run_killed_at_random_steps_goes_on_bit_for_bit(train: Train, tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_of_twenty_steps_goes_on_bit_for_bit(train: Train, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_of_twenty_steps_goes_on_bit_for_bit(
+    train: Train, tmp_path: Path
+) -> None:
     for step in range(1, 21):
         killed_at(train, tmp_path, step, 22)
 
 
-TIMED = ("trainer.checkpoint_every=1000", "trainer.checkpoint_minutes=1e-6", "trainer.keep_checkpoints=9")
+TIMED = (
+    "trainer.checkpoint_every=1000",
+    "trainer.checkpoint_minutes=1e-6",
+    "trainer.keep_checkpoints=9",
+)
 
 
 def test_a_run_saves_by_the_clock_too(train: Train, tmp_path: Path) -> None:
@@ -153,7 +170,9 @@ def test_two_processes_agree_on_when_the_clock_says_so(train: Train, tmp_path: P
 
 def test_sigterm_saves_after_the_step_and_ends_well(train: Train, tmp_path: Path) -> None:
     def work() -> None:
-        before(LanguageModel, "training_step", at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        before(
+            LanguageModel, "training_step", at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        )
         train(*PARTS, "trainer.checkpoint_every=100", name="asked")
 
     assert ended(forked(work, tmp_path / "said")) == 128 + signal.SIGTERM
@@ -164,7 +183,9 @@ def test_sigterm_saves_after_the_step_and_ends_well(train: Train, tmp_path: Path
 # --- several processes
 
 
-def on_two(train: Train, tmp_path: Path, ill: Callable[[], None], *overrides: str, strategy: str = "ddp") -> list[int]:
+def on_two(
+    train: Train, tmp_path: Path, ill: Callable[[], None], *overrides: str, strategy: str = "ddp"
+) -> list[int]:
     """The processes of a run, the second of which is ill."""
     port = free_port()
 
@@ -185,11 +206,17 @@ def one_line(said: Path) -> str:
     return lines[0]
 
 
-def test_a_run_ends_when_one_of_its_processes_is_killed_and_goes_on_alone(train: Train, tmp_path: Path) -> None:
-    well, ill = on_two(train, tmp_path, lambda: before(LanguageModel, "training_step", at_step(3, kill)))
+def test_a_run_ends_when_one_of_its_processes_is_killed_and_goes_on_alone(
+    train: Train, tmp_path: Path
+) -> None:
+    well, ill = on_two(
+        train, tmp_path, lambda: before(LanguageModel, "training_step", at_step(3, kill))
+    )
     assert ended(ill) == -signal.SIGKILL
     assert ended(well, 30) == 2
-    assert "another process of the run has ended, or has not answered" in one_line(tmp_path / "said0")
+    assert ("another process of the run has ended, or has not answered") in one_line(
+        tmp_path / "said0"
+    )
     folder = train("trainer=cpu", f"trainer.max_steps={LAST}", "resume=true", name="two")
     assert (folder / f"checkpoints/step_{LAST}.ckpt").exists()
 
@@ -199,16 +226,23 @@ def hang(owner: type, name: str, call: int) -> None:
     before(owner, name, lambda *args: time.sleep(100) if next(calls) == call else None)
 
 
-HANGS = {"in a step": ("ddp", LanguageModel, "training_step", 4), "in an exchange": ("ep", AllToAll, "__call__", 8)}
+HANGS = {
+    "in a step": ("ddp", LanguageModel, "training_step", 4),
+    "in an exchange": ("ep", AllToAll, "__call__", 8),
+}
 
 
 @pytest.mark.parametrize(("strategy", "owner", "name", "call"), HANGS.values(), ids=HANGS)
 def test_a_process_that_hangs_ends_the_run_within_the_time_out(
     train: Train, tmp_path: Path, strategy: str, owner: type, name: str, call: int
 ) -> None:
-    well, ill = on_two(train, tmp_path, lambda: hang(owner, name, call), "trainer.timeout_s=4", strategy=strategy)
+    well, ill = on_two(
+        train, tmp_path, lambda: hang(owner, name, call), "trainer.timeout_s=4", strategy=strategy
+    )
     assert ended(well, 40) == 2
-    assert "another process of the run has ended, or has not answered" in one_line(tmp_path / "said0")
+    assert ("another process of the run has ended, or has not answered") in one_line(
+        tmp_path / "said0"
+    )
     os.kill(ill, signal.SIGTERM)  # as the launcher does
     assert ended(ill, 20) == 128 + signal.SIGTERM
     assert newest(tmp_path / "runs/two/checkpoints")[0] is not None
@@ -236,12 +270,18 @@ def test_a_sweep_that_would_start_processes_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["ddp", "ep"])
-@pytest.mark.parametrize("launch", [["torch.distributed.run", "--nproc-per-node=2"], []], ids=["torchrun", "itself"])
-def test_the_command_line_starts_two_processes(text: Path, tmp_path: Path, trainer: str, launch: list[str]) -> None:
+@pytest.mark.parametrize(
+    "launch", [["torch.distributed.run", "--nproc-per-node=2"], []], ids=["torchrun", "itself"]
+)
+def test_the_command_line_starts_two_processes(
+    text: Path, tmp_path: Path, trainer: str, launch: list[str]
+) -> None:
     start = [sys.executable, *(["-m", *launch] if launch else []), str(ROOT / "train.py")]
     base = ("data=text", f"data.path={text}", f"data.cache_dir={tmp_path}/cache", *NANO, "run=two")
     parts = (f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.precision=32-true")
-    done = subprocess.run([*start, *base, *parts], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [*start, *base, *parts], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/two/checkpoints/step_2.ckpt").exists()
 
@@ -264,9 +304,13 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    tmp_path: Path, damage: str
+) -> None:
     for step in (2, 4):
-        write_atomically({"global_step": step, "x": torch.rand(100)}, tmp_path / f"step_{step}.ckpt")
+        write_atomically(
+            {"global_step": step, "x": torch.rand(100)}, tmp_path / f"step_{step}.ckpt"
+        )
     DAMAGE[damage](tmp_path / "step_4.ckpt")
     path, messages = newest(tmp_path)
     assert path == tmp_path / "step_2.ckpt"
@@ -310,7 +354,8 @@ def test_a_cache_deleted_during_the_run_does_not_disturb_it(
 ) -> None:
     cache = tmp_path / "cache"
     straight = train(*PARTS, name="straight")
-    monkeypatch.setattr(LanguageModel, "training_step", LanguageModel.training_step)  # undone at the end
+    # undone at the end
+    monkeypatch.setattr(LanguageModel, "training_step", LanguageModel.training_step)
     before(LanguageModel, "training_step", at_step(2, lambda: shutil.rmtree(cache)))
     assert_same_end(straight, train(*PARTS, f"data.cache_dir={cache}", name="deleted"))
 
@@ -330,7 +375,9 @@ def test_a_text_that_shrank_is_not_gone_on_with(
     shutil.copy(text, own)
     train(f"data.path={own}")
     own.write_text(own.read_text()[:100_000])
-    assert "other text" in mistake(train, capsys, f"data.path={own}", "resume=true", "trainer.max_steps=3")
+    assert "other text" in mistake(
+        train, capsys, f"data.path={own}", "resume=true", "trainer.max_steps=3"
+    )
 
 
 # --- numbers
@@ -339,7 +386,8 @@ def test_a_text_that_shrank_is_not_gone_on_with(
 def test_a_weight_that_is_not_finite_ends_the_run_with_its_name(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = train("router.select.k=8")  # an expert without tokens would not be noticed
+    # an expert without tokens would not be noticed
+    folder = train("router.select.k=8")
     path = folder / "checkpoints/step_2.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["state_dict"]["model.blocks.1.ffn.experts.routed.w_in"][3, 0, 0] = math.nan
@@ -370,7 +418,9 @@ def ill(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "ep"])
-def test_a_loss_that_is_not_finite_on_one_rank_is_met_by_all(train: Train, tmp_path: Path, strategy: str) -> None:
+def test_a_loss_that_is_not_finite_on_one_rank_is_met_by_all(
+    train: Train, tmp_path: Path, strategy: str
+) -> None:
     for skipped, status in ((0, 2), (1, 0)):
         parts = (f"trainer.skip_bad_steps={skipped}",)
         ranks = on_two(train, tmp_path, spoil, *parts, strategy=strategy)
@@ -381,16 +431,27 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_met_by_all(train: Train, tmp_p
         shutil.rmtree(tmp_path / "runs/two")
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(train: Train, capsys: pytest.CaptureFixture[str], ill: None) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(
+    train: Train, capsys: pytest.CaptureFixture[str], ill: None
+) -> None:
     line = mistake(train, capsys, *PARTS)
     assert "step 2: " in line
     assert "trainer.skip_bad_steps=1" in line
 
 
-def test_a_bad_step_that_is_skipped_changes_nothing_and_is_not_repeated(train: Train, ill: None) -> None:
-    parts = (*PARTS, "trainer.skip_bad_steps=1", "trainer.checkpoint_every=1", "trainer.keep_checkpoints=9")
+def test_a_bad_step_that_is_skipped_changes_nothing_and_is_not_repeated(
+    train: Train, ill: None
+) -> None:
+    parts = (
+        *PARTS,
+        "trainer.skip_bad_steps=1",
+        "trainer.checkpoint_every=1",
+        "trainer.keep_checkpoints=9",
+    )
     straight = train(*parts, name="straight")
-    two, three, four = (torch.load(straight / f"checkpoints/step_{n}.ckpt", weights_only=True) for n in (2, 3, 4))
+    two, three, four = (
+        torch.load(straight / f"checkpoints/step_{n}.ckpt", weights_only=True) for n in (2, 3, 4)
+    )
     assert same(two["state_dict"], three["state_dict"])
     assert same(two["optimizer_states"][0]["state"], three["optimizer_states"][0]["state"])
     assert not same(three["state_dict"], four["state_dict"])
@@ -402,30 +463,56 @@ def test_jumping_losses_and_idle_experts_are_warned_of(capsys: pytest.CaptureFix
     warnings = Warnings(spike_deviations=6.0, dead_steps=10, effective_share=0.5, logit_rms=30.0)
     for step in range(40):
         warnings.check_loss(2.0 + 0.01 * (step % 3), 6.0, step)
-    warnings.check_load(torch.tensor([[5.0, 5.0, 0.0, 5.0], [20.0, 0.0, 0.0, 0.0], [97.0, 1.0, 1.0, 1.0]]), 40)
+    warnings.check_load(
+        torch.tensor([[5.0, 5.0, 0.0, 5.0], [20.0, 0.0, 0.0, 0.0], [97.0, 1.0, 1.0, 1.0]]), 40
+    )
     warnings.check_logits(torch.tensor([3.0, 31.0]), 40)
     warnings.check_loss(3.0, 6.0, 41)
     assert [line.split(";")[0] for line in capsys.readouterr().err.splitlines()] == [
         "warning: step 40: router 1 gave nothing to 3 of 4 experts for 10 steps",
-        "warning: step 40: router 2 has collapsed: its load is as uneven as if 1.2 of 4 experts worked",
+        "warning: step 40: router 2 has collapsed: its load is as uneven as if 1.2 of 4 experts "
+        "worked",
         "warning: step 40: the logits of router 1 explode (root mean square 31)",
         "warning: step 41: the loss jumped to 3.000, from 2.010 in the steps before",
     ]
 
 
-def test_idle_experts_are_warned_of_in_a_run(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    layout = ("experts=coarse", "experts.num_experts=64", "experts.top_k=1", "data.seq_len=8")  # 32 tokens a step
+def test_idle_experts_are_warned_of_in_a_run(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # 32 tokens a step
+    layout = ("experts=coarse", "experts.num_experts=64", "experts.top_k=1", "data.seq_len=8")
     train(*layout, "callbacks=brief", "callbacks.warnings.dead_steps=1", "callbacks.samples=null")
-    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: step 1: router")]
+    warnings = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("warning: step 1: router")
+    ]
     assert len(warnings) == 2, "both layers of the nano model"
-    assert all("of 64 experts for 1 steps; raise the weight of a balance term" in line for line in warnings)
+    assert all(
+        "of 64 experts for 1 steps; raise the weight of a balance term" in line for line in warnings
+    )
 
 
-def test_exploding_logits_are_warned_of_in_a_run(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exploding_logits_are_warned_of_in_a_run(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     watched = ("callbacks=brief", "callbacks.warnings.dead_steps=2", "callbacks.samples=null")
-    train(*watched, "callbacks.warnings.logit_rms=1e-3", "router=oracle", "router.score.learned=true", "balance=none")
-    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: step 2: the logits")]
-    assert len(warnings) == 2 and "inf" not in warnings[0] and "add z_loss to balance" in warnings[0]
+    train(
+        *watched,
+        "callbacks.warnings.logit_rms=1e-3",
+        "router=oracle",
+        "router.score.learned=true",
+        "balance=none",
+    )
+    warnings = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("warning: step 2: the logits")
+    ]
+    assert (
+        len(warnings) == 2 and "inf" not in warnings[0] and ("add z_loss to balance") in warnings[0]
+    )
 
 
 @pytest.mark.slow
@@ -448,52 +535,128 @@ NUMBERS = st.sampled_from(
     [-1, 0, 1, 2, 3, 4, 7, 16, 0.5, 1e-9, 1e9, "null", "abc", "true", "[1,2]", ".nan", ".inf", "''"]
 )
 KEYS = [
-    "model.dim", "model.num_layers", "model.num_heads", "model.num_kv_heads", "model.hidden_dim", "model.first_dense",
-    "model.moe_every", "model.rope_theta", "model.norm_eps", "model.init_std", "model.activation_checkpointing",
-    "experts.num_experts", "experts.top_k", "experts.hidden_dim", "experts.segments", "experts.num_shared",
-    "router.select.k", "router.weigh.normalize", "router.weigh.scale", "balance.aux.weight", "optimizer.lr",
-    "optimizer.eps", "optimizer.weight_decay", "schedule.total_steps", "schedule.warmup_steps", "data.seq_len",
-    "data.batch_size", "data.micro_batch_size", "data.val_rows", "data.num_workers", "trainer.devices",
-    "trainer.val_every", "trainer.log_every", "trainer.checkpoint_every", "trainer.checkpoint_minutes",
-    "trainer.keep_checkpoints", "trainer.gradient_clip_val", "trainer.timeout_s", "trainer.ep_size", "trainer.threads",
-    "trainer.skip_bad_steps", "seed",
-]  # fmt: skip
+    "model.dim",
+    "model.num_layers",
+    "model.num_heads",
+    "model.num_kv_heads",
+    "model.hidden_dim",
+    "model.first_dense",
+    "model.moe_every",
+    "model.rope_theta",
+    "model.norm_eps",
+    "model.init_std",
+    "model.activation_checkpointing",
+    "experts.num_experts",
+    "experts.top_k",
+    "experts.hidden_dim",
+    "experts.segments",
+    "experts.num_shared",
+    "router.select.k",
+    "router.weigh.normalize",
+    "router.weigh.scale",
+    "balance.aux.weight",
+    "optimizer.lr",
+    "optimizer.eps",
+    "optimizer.weight_decay",
+    "schedule.total_steps",
+    "schedule.warmup_steps",
+    "data.seq_len",
+    "data.batch_size",
+    "data.micro_batch_size",
+    "data.val_rows",
+    "data.num_workers",
+    "trainer.devices",
+    "trainer.val_every",
+    "trainer.log_every",
+    "trainer.checkpoint_every",
+    "trainer.checkpoint_minutes",
+    "trainer.keep_checkpoints",
+    "trainer.gradient_clip_val",
+    "trainer.timeout_s",
+    "trainer.ep_size",
+    "trainer.threads",
+    "trainer.skip_bad_steps",
+    "seed",
+]
 # no strategy with a process group: its threads would not survive the forks of the tests that follow
-CHOICES = [
-    "router=" + name for name in ("topk", "switch", "gru", "hash", "top_p", "relu", "sinkhorn", "expert_choice", "no")
-] + ["experts=" + name for name in ("coarse", "dense", "grove", "longcat", "moepp", "latent", "no")] + [
-    "balance=[aux,loss_free]", "balance=none", "balance=[quantile]", "tokenizer=bpe", "trainer=gpu", "trainer=fsdp",
-    "trainer.precision=bf16-mixed", "trainer.precision=8",
-]  # fmt: skip
-VALUES = st.lists(st.tuples(st.sampled_from(KEYS), NUMBERS).map(lambda p: f"{p[0]}={p[1]}"), min_size=1, max_size=2)
-COSTLY = ("=1e9", "=1000000000.0", "num_workers=", "threads=", "trainer.devices=16")  # honest, and too much for a test
+CHOICES = (
+    [
+        "router=" + name
+        for name in (
+            "topk",
+            "switch",
+            "gru",
+            "hash",
+            "top_p",
+            "relu",
+            "sinkhorn",
+            "expert_choice",
+            "no",
+        )
+    ]
+    + [
+        "experts=" + name
+        for name in ("coarse", "dense", "grove", "longcat", "moepp", "latent", "no")
+    ]
+    + [
+        "balance=[aux,loss_free]",
+        "balance=none",
+        "balance=[quantile]",
+        "tokenizer=bpe",
+        "trainer=gpu",
+        "trainer=fsdp",
+        "trainer.precision=bf16-mixed",
+        "trainer.precision=8",
+    ]
+)
+VALUES = st.lists(
+    st.tuples(st.sampled_from(KEYS), NUMBERS).map(lambda p: f"{p[0]}={p[1]}"),
+    min_size=1,
+    max_size=2,
+)
+# honest, and too much for a test
+COSTLY = ("=1e9", "=1000000000.0", "num_workers=", "threads=", "trainer.devices=16")
 
 
 def any_values(train: Train, capsys: pytest.CaptureFixture[str], examples: int) -> None:
     numbers = iter(range(10**6))
 
-    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(values=VALUES, choice=st.sampled_from(["", *CHOICES]))
     def ends_well(values: list[str], choice: str) -> None:
-        overrides = [choice] * bool(choice) + [v for v in values if not any(part in v for part in COSTLY)]
+        overrides = [choice] * bool(choice) + [
+            v for v in values if not any(part in v for part in COSTLY)
+        ]
         capsys.readouterr()
         try:
             train(*overrides, "trainer.max_steps=1", name=f"any{next(numbers)}")
         except SystemExit as end:
             said = capsys.readouterr().err
             assert end.code == 2, overrides
-            assert len([line for line in said.splitlines() if line.startswith("error: ")]) == 1, (overrides, said)
+            assert len([line for line in said.splitlines() if line.startswith("error: ")]) == 1, (
+                overrides,
+                said,
+            )
             assert "Traceback" not in said, overrides
 
     ends_well()
     torch.set_num_threads(1)
 
 
-def test_forty_random_configs_train_or_end_in_one_line(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_forty_random_configs_train_or_end_in_one_line(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     any_values(train, capsys, 40)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_a_thousand_random_configs_train_or_end_in_one_line(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_thousand_random_configs_train_or_end_in_one_line(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     any_values(train, capsys, 1000)

@@ -13,7 +13,9 @@ from app.training.files import write_whole
 
 WRITERS: dict[str, Callable[[Path, int], None]] = {
     "a small file": lambda path, number: write_whole(path, f"number {number}"),
-    "a checkpoint": lambda path, number: write_atomically({"state_dict": {"w": torch.full((9,), number)}}, path),
+    "a checkpoint": lambda path, number: write_atomically(
+        {"state_dict": {"w": torch.full((9,), number)}}, path
+    ),
 }
 
 
@@ -41,7 +43,8 @@ def test_a_file_that_breaks_off_leaves_the_one_before(
 def test_nobody_sees_a_file_that_is_half_written(
     write: Callable[[Path, int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, seen = tmp_path / "step_1.ckpt", []
+    path = tmp_path / "step_1.ckpt"
+    seen = []
 
     def flushed(place: int) -> None:
         seen.append((stat.S_ISDIR(os.fstat(place).st_mode), path.exists()))
@@ -50,4 +53,5 @@ def test_nobody_sees_a_file_that_is_half_written(
     write(path, 1)
     contents = [there for is_folder, there in seen if not is_folder]
     assert contents and not any(contents)
-    assert seen[-1] == (True, True)  # its name is on the disk, too
+    # its name is on the disk, too
+    assert seen[-1] == (True, True)

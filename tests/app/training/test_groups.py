@@ -18,7 +18,10 @@ MODELS = [
     ["experts=lora_skills", "experts.skills=[a,b]", "router=context"],
     ["experts=coarse", "experts/activation=clamped_swiglu", "experts.activation.bias=true"],
     ["experts=coarse", "model.qkv_bias=true", "model.qk_norm=head", "model.tie_embeddings=true"],
-    *([f"router={name}", "experts=coarse"] for name in ("gru", "zaya", "xmoe", "hyper", "gpt_oss", "noisy_topk")),
+    *(
+        [f"router={name}", "experts=coarse"]
+        for name in ("gru", "zaya", "xmoe", "hyper", "gpt_oss", "noisy_topk")
+    ),
 ]
 
 
@@ -27,10 +30,16 @@ def module_of(config: dict[str, Any]) -> LanguageModel:
 
 
 def is_vector(model: nn.Module, name: str) -> bool:
-    """Return whether a parameter is a norm weight, a bias or another vector, single or stacked by expert."""
+    """Return whether a parameter is a norm weight, a bias or another vector,
+    single or stacked by expert.
+    """
     owner, _, own = name.rpartition(".")
     stacked = own in ("b_in", "b_out", "constant")
-    return isinstance(model.get_submodule(owner), nn.RMSNorm) or stacked or model.get_parameter(name).dim() < 2
+    return (
+        isinstance(model.get_submodule(owner), nn.RMSNorm)
+        or stacked
+        or model.get_parameter(name).dim() < 2
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -49,8 +58,12 @@ def test_matrices_decay_and_norms_biases_and_other_vectors_do_not(
         assert decay[parameter] == (0 if is_vector(module.model, name) else 0.3), name
 
 
-def test_a_step_without_gradient_shrinks_matrices_and_leaves_vectors_as_they_are(compose: Compose) -> None:
-    module = module_of(compose("experts=coarse", "model.qkv_bias=true", "optimizer=adamw", "optimizer.lr=0.1"))
+def test_a_step_without_gradient_shrinks_matrices_and_leaves_vectors_as_they_are(
+    compose: Compose,
+) -> None:
+    module = module_of(
+        compose("experts=coarse", "model.qkv_bias=true", "optimizer=adamw", "optimizer.lr=0.1")
+    )
     (made,), _ = module.configure_optimizers()
     before = {}
     for name, parameter in module.model.named_parameters():
@@ -66,10 +79,20 @@ def test_a_step_without_gradient_shrinks_matrices_and_leaves_vectors_as_they_are
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_routers_learn_at_their_own_rate_in_every_layer(compose: Compose, optimizer: str) -> None:
-    parts = ("router=gru", "experts=coarse", "router.lr_factor=0.25", "optimizer.lr=0.4", "model.num_layers=3")
+    parts = (
+        "router=gru",
+        "experts=coarse",
+        "router.lr_factor=0.25",
+        "optimizer.lr=0.4",
+        "model.num_layers=3",
+    )
     module = module_of(compose(f"optimizer={optimizer}", *parts))
     (made,), _ = module.configure_optimizers()
-    rates = {parameter: group["initial_lr"] for group in made.param_groups for parameter in group["params"]}
+    rates = {
+        parameter: group["initial_lr"]
+        for group in made.param_groups
+        for parameter in group["params"]
+    }
     for name, parameter in module.model.named_parameters():
         of_router = ".router." in name or name.startswith("shared_score.")
         assert rates[parameter] == (0.1 if of_router else 0.4), name
@@ -96,9 +119,15 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("name", names("schedule"))
 @pytest.mark.parametrize("warmup", [0, 1, 4])
-def test_a_schedule_rises_from_the_first_step_and_then_falls_by_its_formula(name: str, warmup: int) -> None:
+def test_a_schedule_rises_from_the_first_step_and_then_falls_by_its_formula(
+    name: str, warmup: int
+) -> None:
     formula, knobs = SCHEDULES[name]
-    schedule = make("schedule", {"name": name, "warmup_steps": warmup, "total_steps": 20, **knobs}, key="schedule")
+    schedule = make(
+        "schedule",
+        {"name": name, "warmup_steps": warmup, "total_steps": 20, **knobs},
+        key="schedule",
+    )
     values = [schedule(step) for step in range(25)]
     assert values == pytest.approx([formula(step, warmup, 20) for step in range(25)])
     assert values[0] == (1 / warmup if warmup else 1), "no step is made at rate 0"
@@ -107,9 +136,13 @@ def test_a_schedule_rises_from_the_first_step_and_then_falls_by_its_formula(name
 
 
 @pytest.mark.parametrize("name", names("schedule"))
-def test_every_group_has_the_rate_of_the_schedule_at_every_step(compose: Compose, name: str) -> None:
+def test_every_group_has_the_rate_of_the_schedule_at_every_step(
+    compose: Compose, name: str
+) -> None:
     steps = ("schedule.warmup_steps=2", "schedule.total_steps=6")
-    module = module_of(compose(f"schedule={name}", *steps, "optimizer.lr=0.5", "router.lr_factor=0.5"))
+    module = module_of(
+        compose(f"schedule={name}", *steps, "optimizer.lr=0.5", "router.lr_factor=0.5")
+    )
     (made,), (scheduler,) = module.configure_optimizers()
     for step in range(6):
         for group in made.param_groups:

@@ -33,20 +33,32 @@ def opened(name: str, folder: Path, *overrides: str) -> Any:
 
 
 def test_each_run_has_an_id_of_its_own_at_wandb_and_keeps_it(tmp_path: Path) -> None:
-    first, again, other = (opened("wandb", tmp_path / place / "run").options["id"] for place in ("a", "a", "b"))
+    first, again, other = (
+        opened("wandb", tmp_path / place / "run").options["id"] for place in ("a", "a", "b")
+    )
     assert first == again != other
 
 
 def test_entity_group_and_tags_are_handed_on(tmp_path: Path) -> None:
-    chosen = ("logger.wandb.entity=team", "logger.wandb.group=study", "logger.wandb.tags=[moe,baseline]")
+    chosen = (
+        "logger.wandb.entity=team",
+        "logger.wandb.group=study",
+        "logger.wandb.tags=[moe,baseline]",
+    )
     options = opened("wandb", tmp_path, *chosen).options
-    assert (options["entity"], options["group"], options["tags"]) == ("team", "study", ["moe", "baseline"])
+    assert (options["entity"], options["group"], options["tags"]) == (
+        "team",
+        "study",
+        ["moe", "baseline"],
+    )
     assert options["name"] == tmp_path.name
     options = opened("wandb", tmp_path).options
     assert (options["entity"], options["group"], options["tags"]) == (None, None, [])
 
 
-def test_a_run_that_goes_on_is_the_same_run_at_mlflow_and_another_of_its_name_is_not(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_is_the_same_run_at_mlflow_and_another_of_its_name_is_not(
+    tmp_path: Path,
+) -> None:
     first, again, other = (opened("mlflow", tmp_path / place / "run") for place in ("a", "a", "b"))
     assert first.options["run_id"] is None
     assert again.options["run_id"] == first.run_id

@@ -28,7 +28,9 @@ def route(
     kept: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> Routing:
-    """Tokens with experts (T, K), -1 for none, in one sequence; softmax scores of the logits, gates of 1/K."""
+    """Tokens with experts (T, K), -1 for none, in one sequence;
+    softmax scores of the logits, gates of 1/K.
+    """
     num_tokens, k = expert.shape
     token = torch.arange(num_tokens).repeat_interleave(k)
     flat = expert.flatten().masked_fill(expert.flatten() < 0, num_experts)
@@ -61,13 +63,19 @@ def test_every_statistic_has_words() -> None:
 
 def test_an_even_load_has_no_violation_and_all_experts_take_part() -> None:
     even = torch.tensor([[5.0, 5, 5, 5]])
-    assert max_violation(even).item() == dead_experts(even).item() == coefficient_of_variation(even).item() == 0
+    assert (
+        max_violation(even).item()
+        == dead_experts(even).item()
+        == coefficient_of_variation(even).item()
+        == 0
+    )
     assert load_entropy(even).item() == pytest.approx(math.log(4))
 
 
 def test_a_worked_case_of_four_tokens_and_four_experts() -> None:
     expert = torch.tensor([[0, 1], [0, 2], [0, 1], [0, 1]])  # load 4 3 1 0, mean 2
-    logits = torch.tensor([[math.log(4), math.log(2), 0.0, 0.0]]).expand(4, 4)  # probabilities 1/2 1/4 1/8 1/8
+    # probabilities 1/2 1/4 1/8 1/8
+    logits = torch.tensor([[math.log(4), math.log(2), 0.0, 0.0]]).expand(4, 4)
     seen = statistics([route(expert, 4, logits)])
     worked = {
         "maxvio": 1.0,
@@ -90,7 +98,8 @@ def test_a_worked_case_of_four_tokens_and_four_experts() -> None:
 
 
 def test_a_collapsed_router_shows_dead_experts_and_the_largest_violation() -> None:
-    num_experts, k = 8, 2
+    num_experts = 8
+    k = 2
     seen = statistics([route(torch.tensor([[0, 1]]).expand(16, k), num_experts)])
     assert seen["maxvio"].item() == num_experts / k - 1
     assert seen["dead"].item() == num_experts - k
@@ -111,16 +120,22 @@ def test_padding_and_the_unassigned_count_nowhere() -> None:
     valid = torch.tensor([[True] * 4 + [False] * 2])
     expert = torch.tensor([[0], [1], [1], [2]])
     real = statistics([route(expert, 3, logits)])
-    seen = statistics([route(torch.cat((expert, torch.tensor([[-1], [-1]]))), 3, padded, valid=valid)])
+    seen = statistics(
+        [route(torch.cat((expert, torch.tensor([[-1], [-1]]))), 3, padded, valid=valid)]
+    )
     for name, value in real.items():
         torch.testing.assert_close(seen[name], value, msg=name)
 
 
 def test_all_but_the_micro_batch_violation_are_the_same_however_the_tokens_are_cut() -> None:
     torch.manual_seed(0)
-    expert, logits = torch.randint(0, 6, (2, 24, 2)), torch.randn(2, 24, 6)
+    expert = torch.randint(0, 6, (2, 24, 2))
+    logits = torch.randn(2, 24, 6)
     whole = statistics([route(expert[layer], 6, logits[layer]) for layer in range(2)])
-    cut = [[route(expert[i, part], 6, logits[i, part]) for i in range(2)] for part in torch.arange(24).split(6)]
+    cut = [
+        [route(expert[i, part], 6, logits[i, part]) for i in range(2)]
+        for part in torch.arange(24).split(6)
+    ]
     seen = statistics(*cut)
     for name in whole.keys() - {"maxvio_micro"}:
         torch.testing.assert_close(seen[name], whole[name], msg=name)
@@ -130,9 +145,11 @@ def test_all_but_the_micro_batch_violation_are_the_same_however_the_tokens_are_c
 
 def test_statistics_equal_numpy() -> None:
     torch.manual_seed(1)
-    expert, logits = torch.randint(-1, 5, (64, 3)), 3 * torch.randn(64, 5)
+    expert = torch.randint(-1, 5, (64, 3))
+    logits = 3 * torch.randn(64, 5)
     seen = statistics([route(expert, 5, logits)])
-    chosen, x = expert.numpy(), logits.double().numpy()
+    chosen = expert.numpy()
+    x = logits.double().numpy()
     load = np.array([(chosen == e).sum() for e in range(5)])
     p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
     ordered = np.sort(p, 1)
@@ -162,7 +179,8 @@ def test_a_forbidden_expert_leaves_the_statistics_finite() -> None:
 def test_bits_per_byte_of_a_worked_case() -> None:
     metric = LanguageMetric(["a", "b", "unseen"])
     nll = torch.tensor([[math.log(2), math.log(4), 0.0], [math.log(16), math.log(16), 0.0]])
-    targets, nbytes = torch.tensor([[1, 2, -100], [3, 4, -100]]), torch.tensor([[1, 2, 7], [1, 1, 7]])
+    targets = torch.tensor([[1, 2, -100], [3, 4, -100]])
+    nbytes = torch.tensor([[1, 2, 7], [1, 1, 7]])
     metric.update(nll, targets, nbytes, torch.tensor([[0, 0, 0], [1, 1, 1]]))
     values = metric.compute()
     assert values["bpb_a"].item() == pytest.approx(1.0)

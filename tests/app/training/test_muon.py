@@ -32,7 +32,8 @@ KNOBS: dict[str, Any] = {
     "eps": 1e-8,
     "weight_decay": 0.2,
 }
-GATE_UP = {"axis": -1, "sections": (20, 20), "unit": 1, "paired": True}  # fields of a MatrixLayout: F = 20
+# fields of a MatrixLayout: F = 20
+GATE_UP = {"axis": -1, "sections": (20, 20), "unit": 1, "paired": True}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,9 @@ def orthogonal(x: Tensor, steps: int) -> Tensor:
 
 
 def hidden(matrix: Tensor, axis: int | None = None, **layout: Any) -> dict[str, Any]:
-    """A parameter group of one hidden matrix; on the axis it has one section unless others are given."""
+    """A parameter group of one hidden matrix;
+    on the axis it has one section unless others are given.
+    """
     fields = {"axis": axis}
     if axis is not None:
         fields |= {"sections": (matrix.size(axis),), "unit": 1, "paired": False} | layout
@@ -80,15 +83,20 @@ def test_every_expert_of_a_stack_is_made_orthogonal_by_itself() -> None:
     stack = torch.randn(3, 8, 12) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
     torch.testing.assert_close(orthogonal(stack, 5), torch.stack([orthogonal(x, 5) for x in stack]))
     stack[1] = 0
-    assert not orthogonal(stack, 5)[1].any(), "an expert without a gradient so far stays where it is"
+    assert not orthogonal(stack, 5)[1].any(), (
+        "an expert without a gradient so far stays where it is"
+    )
 
 
 def test_a_matrix_moves_as_the_formula_says_and_as_with_the_muon_of_torch() -> None:
     ours, theirs = (torch.linspace(-1, 1, 40 * 64).view(40, 64).requires_grad_() for _ in range(2))
     start = ours.detach().clone()
-    by_formula, momentum = start.double(), torch.zeros(40, 64, dtype=torch.float64)
+    by_formula = start.double()
+    momentum = torch.zeros(40, 64, dtype=torch.float64)
     optimizer = Muon([hidden(ours)], **KNOBS)
-    other = torch.optim.Muon([theirs], lr=0.1, momentum=0.9, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
+    other = torch.optim.Muon(
+        [theirs], lr=0.1, momentum=0.9, weight_decay=0.2, adjust_lr_fn="match_rms_adamw"
+    )
     for _ in range(4):
         ours.grad = torch.randn(40, 64)
         theirs.grad = ours.grad.clone()
@@ -99,16 +107,26 @@ def test_a_matrix_moves_as_the_formula_says_and_as_with_the_muon_of_torch() -> N
         by_formula -= 0.1 * (0.2 * by_formula + update)
     torch.testing.assert_close(ours.double(), by_formula, atol=1e-4, rtol=0)
     moved, expected = ((x.detach() - start).flatten() for x in (ours, theirs))
-    assert torch.cosine_similarity(moved, expected, 0) > 0.97  # theirs starts from the Frobenius norm, in bfloat16
+    # theirs starts from the Frobenius norm, in bfloat16
+    assert torch.cosine_similarity(moved, expected, 0) > 0.97
     assert moved.norm() / expected.norm() == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("axis", [-2, -1])
 @pytest.mark.parametrize(
     ("block", "unit", "sizes"),
-    [(10, 1, [10, 10]), (8, 1, [7, 7, 6]), (20, 1, [20]), (None, 1, [20]), (11, 5, [10, 10]), (3, 5, [5, 5, 5, 5])],
+    [
+        (10, 1, [10, 10]),
+        (8, 1, [7, 7, 6]),
+        (20, 1, [20]),
+        (None, 1, [20]),
+        (11, 5, [10, 10]),
+        (3, 5, [5, 5, 5, 5]),
+    ],
 )
-def test_a_block_moves_as_a_matrix_of_its_own(axis: int, block: int | None, unit: int, sizes: list[int]) -> None:
+def test_a_block_moves_as_a_matrix_of_its_own(
+    axis: int, block: int | None, unit: int, sizes: list[int]
+) -> None:
     whole = torch.randn(3, 20, 8) if axis == -2 else torch.randn(3, 8, 20)
     gradient = torch.randn_like(whole)
     moved = updated(whole, gradient, hidden(whole, axis, unit=unit), block=block)
@@ -123,7 +141,9 @@ def test_a_block_moves_as_a_matrix_of_its_own(axis: int, block: int | None, unit
 def test_matrices_side_by_side_move_as_if_each_were_a_weight_of_its_own(
     axis: int, block: int | None, sections: tuple[int, ...]
 ) -> None:
-    """No block crosses the boundary between gate and up, or between queries and keys, at any width."""
+    """No block crosses the boundary between gate and up, or between queries and keys,
+    at any width.
+    """
     whole = torch.randn(3, sum(sections), 8)
     whole = whole if axis == -2 else whole.mT.contiguous()
     gradient = torch.randn_like(whole)
@@ -133,9 +153,14 @@ def test_matrices_side_by_side_move_as_if_each_were_a_weight_of_its_own(
     torch.testing.assert_close(moved, torch.cat(expected, axis))
 
 
-@pytest.mark.parametrize(("block", "units"), [(20, [10, 10]), (14, [7, 7, 6]), (128, [20]), (None, [20])])
-def test_together_a_block_is_the_gate_and_up_of_the_same_units(block: int | None, units: list[int]) -> None:
-    whole, gradient = torch.randn(3, 8, 40), torch.randn(3, 8, 40)
+@pytest.mark.parametrize(
+    ("block", "units"), [(20, [10, 10]), (14, [7, 7, 6]), (128, [20]), (None, [20])]
+)
+def test_together_a_block_is_the_gate_and_up_of_the_same_units(
+    block: int | None, units: list[int]
+) -> None:
+    whole = torch.randn(3, 8, 40)
+    gradient = torch.randn(3, 8, 40)
     moved = updated(whole, gradient, hidden(whole, **GATE_UP), block=block, gate_up="together")
     gate, up = moved.chunk(2, -1)
     start = 0
@@ -150,18 +175,28 @@ def test_together_a_block_is_the_gate_and_up_of_the_same_units(block: int | None
 
 def test_the_gate_does_not_move_with_the_gradient_of_up_at_any_width() -> None:
     for width in (4, 20, 64, 65, 96, 128, 172):
-        whole, gradient = torch.randn(8, 2 * width), torch.randn(8, 2 * width)
+        whole = torch.randn(8, 2 * width)
+        gradient = torch.randn(8, 2 * width)
         other = gradient.clone()
         other[:, width:] = torch.randn(8, width)
         group = hidden(whole, -1, sections=(width, width), paired=True)
-        moved, differently = (updated(whole, g, group, block=128)[:, :width] for g in (gradient, other))
+        moved, differently = (
+            updated(whole, g, group, block=128)[:, :width] for g in (gradient, other)
+        )
         torch.testing.assert_close(moved, differently, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(40, 64), (96, 32), (96, 128), (128, 96), (96, 512), (256, 768)])
-def test_the_norm_of_an_update_is_near_that_of_an_orthogonal_matrix(rows: int, columns: int) -> None:
-    """The singular values of a random matrix come to 0.9 to 1 on average; torch's five steps bring 0.8 to 0.96."""
-    x, rank = torch.randn(rows, columns), min(rows, columns)
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(40, 64), (96, 32), (96, 128), (128, 96), (96, 512), (256, 768)]
+)
+def test_the_norm_of_an_update_is_near_that_of_an_orthogonal_matrix(
+    rows: int, columns: int
+) -> None:
+    """The singular values of a random matrix come to 0.9 to 1 on average;
+    torch's five steps bring 0.8 to 0.96.
+    """
+    x = torch.randn(rows, columns)
+    rank = min(rows, columns)
     assert 0.88 < orthogonal(x, 3).norm() / rank**0.5 < 1.02
     rms = orthogonal_update(x, 3, torch.float32).square().mean().sqrt()
     assert 0.88 * 0.2 < rms < 1.02 * 0.2, "that of AdamW's updates"
@@ -181,18 +216,24 @@ def test_what_is_not_hidden_moves_as_with_adamw() -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-def test_experts_attention_and_shared_parts_take_muon_and_nothing_else_does(compose: Compose) -> None:
+def test_experts_attention_and_shared_parts_take_muon_and_nothing_else_does(
+    compose: Compose,
+) -> None:
     parts = ("optimizer=muon", "experts=deepseek", "router.lr_factor=0.5", "model.num_kv_heads=1")
     module = build_module(compose(*parts), VOCAB, ["text"], 4)
     (optimizer,), _ = module.configure_optimizers()
     groups = {p: g for g in optimizer.param_groups for p in g["params"]}
-    blocks = [(n.split(".", 2)[2], p) for n, p in module.model.blocks.named_parameters(prefix="blocks")]
+    blocks = [
+        (n.split(".", 2)[2], p) for n, p in module.model.blocks.named_parameters(prefix="blocks")
+    ]
     inside = {
         name: (p.size(group["axis"]), group["sections"], group["unit"])
         for name, p in blocks
         if (group := groups[p])["hidden"]
     }
-    head, heads, width = 16, 2 * 16, 16
+    head = 16
+    heads = 2 * 16
+    width = 16
     assert inside == {
         "attention.qkv.weight": (2 * heads, (heads, head, head), head),
         "attention.out.weight": (heads, (heads,), head),
@@ -201,27 +242,46 @@ def test_experts_attention_and_shared_parts_take_muon_and_nothing_else_does(comp
         "ffn.experts.common.w_in.weight": (4 * width, (2 * width, 2 * width), 1),
         "ffn.experts.common.w_out.weight": (2 * width, (2 * width,), 1),
     }
-    assert not groups[module.model.embedding.weight]["hidden"] and not groups[module.model.head.weight]["hidden"]
-    router = next(g for g in optimizer.param_groups if module.model.router_parameters()[0] in {*g["params"]})
-    other = next(g for g in optimizer.param_groups if module.model.embedding.weight in {*g["params"]})
+    assert (
+        not groups[module.model.embedding.weight]["hidden"]
+        and not groups[module.model.head.weight]["hidden"]
+    )
+    router = next(
+        g for g in optimizer.param_groups if module.model.router_parameters()[0] in {*g["params"]}
+    )
+    other = next(
+        g for g in optimizer.param_groups if module.model.embedding.weight in {*g["params"]}
+    )
     assert router["initial_lr"] == 0.5 * other["initial_lr"]
 
 
 def weights(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> dict[str, Tensor]:
     """Of a model after two steps."""
     module, _ = trained(config, rank, ranks)
-    return {name: full_tensor(value.detach()).clone() for name, value in module.model.named_parameters()}
+    return {
+        name: full_tensor(value.detach()).clone() for name, value in module.model.named_parameters()
+    }
 
 
-@pytest.mark.parametrize(("trainer", "block"), [("ddp", 128), ("fsdp2", 128), ("fsdp2", 8), ("fsdp2", 12), ("ep", 8)])
+@pytest.mark.parametrize(
+    ("trainer", "block"), [("ddp", 128), ("fsdp2", 128), ("fsdp2", 8), ("fsdp2", 12), ("ep", 8)]
+)
 @pytest.mark.parametrize("gate_up", ["apart", "together"])
 def test_two_ranks_step_as_one_process_does(
     compose: Compose, tmp_path: Path, trainer: str, block: int, gate_up: str
 ) -> None:
-    parts = (*CLIP, "optimizer=muon", "optimizer.lr=0.05", "optimizer.eps=1e-3", "schedule.warmup_steps=0")
+    parts = (
+        *CLIP,
+        "optimizer=muon",
+        "optimizer.lr=0.05",
+        "optimizer.eps=1e-3",
+        "schedule.warmup_steps=0",
+    )
     parts = (*parts, f"optimizer.block={block}", f"optimizer.gate_up={gate_up}", "experts=deepseek")
     one = weights(compose(*parts))
-    for other in each(lambda rank: weights(compose(*parts, f"trainer={trainer}"), rank, 2), 2, tmp_path):
+    for other in each(
+        lambda rank: weights(compose(*parts, f"trainer={trainer}"), rank, 2), 2, tmp_path
+    ):
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
 
 
@@ -234,7 +294,8 @@ APART = (24, 24)
         (Blocks(-2, 8), (24, 16)),
         (Blocks(-1, 8), (48, 8)),
         (Blocks(-2, 24, APART), (24, 16)),
-        (Blocks(-2, 24, (32, 8, 8), unit=8), (32, 16)),  # a block of 16 and, on both ranks, the blocks of 8
+        # a block of 16 and, on both ranks, the blocks of 8
+        (Blocks(-2, 24, (32, 8, 8), unit=8), (32, 16)),
         (Blocks(-2, 8, (32, 8, 8)), (24, 16)),
         (Blocks(-2, 16), (48, 16)),
         (Blocks(-2, 20), (48, 16)),
@@ -242,7 +303,9 @@ APART = (24, 24)
         (Blocks(-2, 48, APART, together=True), (48, 16)),
     ],
 )
-def test_ranks_share_the_blocks_of_a_matrix_out(tmp_path: Path, blocks: Blocks, own: tuple[int, int]) -> None:
+def test_ranks_share_the_blocks_of_a_matrix_out(
+    tmp_path: Path, blocks: Blocks, own: tuple[int, int]
+) -> None:
     x = torch.randn(48, 16)
     update = partial(orthogonal_update, steps=3, dtype=torch.float32)
 
@@ -259,7 +322,9 @@ def test_ranks_share_the_blocks_of_a_matrix_out(tmp_path: Path, blocks: Blocks, 
         return sum(seen), y
 
     for numbers, found in each(work, 2, tmp_path):
-        assert numbers == own[0] * own[1], "three blocks are not shared out between two ranks: both make them"
+        assert numbers == own[0] * own[1], (
+            "three blocks are not shared out between two ranks: both make them"
+        )
         torch.testing.assert_close(found, map_blocks(update, x, blocks))
 
 
@@ -294,7 +359,11 @@ def test_a_mistake_ends_in_one_line(compose: Compose, override: str, line: str) 
     ],
 )
 def test_the_dtype_follows_the_precision_of_the_run_and_not_the_cpu(
-    compose: Compose, monkeypatch: pytest.MonkeyPatch, native: bool, overrides: list[str], dtype: torch.dtype | None
+    compose: Compose,
+    monkeypatch: pytest.MonkeyPatch,
+    native: bool,
+    overrides: list[str],
+    dtype: torch.dtype | None,
 ) -> None:
     """A study fixes the precision, so that its runs are the same on every machine."""
     monkeypatch.setattr("app.training.trainer.is_native", lambda dtype: native)
@@ -303,16 +372,23 @@ def test_the_dtype_follows_the_precision_of_the_run_and_not_the_cpu(
     assert optimizer.dtype == (dtype or (torch.bfloat16 if native else torch.float32))
 
 
-@pytest.mark.parametrize(("value", "rule"), [("apart", "apart"), ("together", "together"), ("null", None)])
-def test_the_rule_for_gate_and_up_is_chosen_by_config(compose: Compose, value: str, rule: str | None) -> None:
-    optimizer = build_optimizer(compose("optimizer=muon", f"optimizer.gate_up={value}"))([torch.zeros(1)])
+@pytest.mark.parametrize(
+    ("value", "rule"), [("apart", "apart"), ("together", "together"), ("null", None)]
+)
+def test_the_rule_for_gate_and_up_is_chosen_by_config(
+    compose: Compose, value: str, rule: str | None
+) -> None:
+    optimizer = build_optimizer(compose("optimizer=muon", f"optimizer.gate_up={value}"))(
+        [torch.zeros(1)]
+    )
     assert isinstance(optimizer, Muon)
     assert optimizer.gate_up == rule
 
 
 def test_without_a_rule_the_axis_is_cut_as_if_it_held_one_matrix() -> None:
     """The rule of runs that were saved before the option existed."""
-    whole, gradient = torch.randn(3, 8, 40), torch.randn(3, 8, 40)
+    whole = torch.randn(3, 8, 40)
+    gradient = torch.randn(3, 8, 40)
     moved = updated(whole, gradient, hidden(whole, **GATE_UP), block=16, gate_up=None)
     parts = zip(whole.split([14, 13, 13], -1), gradient.split([14, 13, 13], -1), strict=True)
     expected = [updated(part, its, hidden(part)) for part, its in parts]

@@ -1,5 +1,6 @@
-"""The gradient of a step does not depend on how its rows are cut into micro-batches or shared among ranks, nor on who
-holds which expert; neither do its norm and what clipping makes of it."""
+"""The gradient of a step does not depend on how its rows are cut into micro-batches or shared among
+ranks, nor on who holds which expert; neither do its norm and what clipping makes of it.
+"""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -24,30 +25,57 @@ from tests.app.training.ranks import each, fork
 from tests.conftest import ROOT
 
 Gradients = dict[str, Tensor]
-ROWS, LENGTH, VOCAB = 4, 16, 64
+ROWS = 4
+LENGTH = 16
+VOCAB = 64
 RATE = 1000.0
 CLIP = ("trainer.gradient_clip_val=null", "data.micro_batch_size=1", "schedule.warmup_steps=0")
 PARTS = {
     "topk": ("balance=none",),
-    "sequence aux, bias": ("balance=[aux,loss_free]", "balance.aux.scope=sequence", "router/weigh=sigmoid"),
+    "sequence aux, bias": (
+        "balance=[aux,loss_free]",
+        "balance.aux.scope=sequence",
+        "router/weigh=sigmoid",
+    ),
     "gru": ("router=gru", "balance=none"),
     "coarse": ("experts=coarse", "balance=none"),
     "cosine": ("router=cosine", "balance=none"),
 }
-EVEN = ("experts=deepseek", "experts.num_experts=7", "experts.num_shared=2")  # 12 routed experts and a shared one
+# 12 routed experts and a shared one
+EVEN = ("experts=deepseek", "experts.num_experts=7", "experts.num_shared=2")
 SHARDED = {
     "topk": (*EVEN, "balance=none"),
-    "deepseek v3, clipped": (*EVEN, "router=deepseek_v3", "router.select.groups=4", "router.select.limit=2",
-                             "balance=[loss_free,seq_v3]", "trainer.gradient_clip_val=0.1"),
+    "deepseek v3, clipped": (
+        *EVEN,
+        "router=deepseek_v3",
+        "router.select.groups=4",
+        "router.select.limit=2",
+        "balance=[loss_free,seq_v3]",
+        "trainer.gradient_clip_val=0.1",
+    ),
     "gru, clipped": (*EVEN, "router=gru", "balance=none", "trainer.gradient_clip_val=0.1"),
     "top_p": (*EVEN, "router=top_p", "balance=none"),
     "two ranks' experts idle": (*EVEN, "balance=loss_free", "+callbacks.starve=6"),
     "grove": ("experts=grove", "balance=none"),
-    "biases": (*EVEN, "experts/activation=clamped_swiglu", "experts.activation.bias=true", "balance=none"),
-    "longcat, recomputed": ("experts=longcat", "balance=none", "model.activation_checkpointing=true"),
-}  # fmt: skip
-LAYOUTS = {  # all others that have stacks
-    "heterogeneous": ("experts=heterogeneous", "experts.hidden_dims=[8,8,8,8,16,16,16,16]", "balance=none"),
+    "biases": (
+        *EVEN,
+        "experts/activation=clamped_swiglu",
+        "experts.activation.bias=true",
+        "balance=none",
+    ),
+    "longcat, recomputed": (
+        "experts=longcat",
+        "balance=none",
+        "model.activation_checkpointing=true",
+    ),
+}
+# all others that have stacks
+LAYOUTS = {
+    "heterogeneous": (
+        "experts=heterogeneous",
+        "experts.hidden_dims=[8,8,8,8,16,16,16,16]",
+        "balance=none",
+    ),
     "latent": ("experts=latent", "experts.shared_dim=16", "balance=none"),
     "moepp": ("experts=moepp", "router=moepp"),
     "residual": ("experts=residual", "balance=none"),
@@ -60,7 +88,8 @@ LAYOUTS = {  # all others that have stacks
 def ragged_batch() -> dict[str, Tensor]:
     """Four rows of 16 tokens, so padded that every cut has another number of targets.
 
-    The second repeats one token, so all its positions choose alike and most experts are idle on that row's rank alone.
+    The second repeats one token, so all its positions choose alike and most experts are idle on
+    that row's rank alone.
     """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, VOCAB, (ROWS, LENGTH + 1), generator=generator)
@@ -69,12 +98,20 @@ def ragged_batch() -> dict[str, Tensor]:
     valid = torch.arange(LENGTH) < lengths[:, None]
     zeros = torch.zeros(ROWS, LENGTH, dtype=torch.int64)
     targets = tokens[:, 1:].masked_fill(~valid, -100)
-    return {"tokens": tokens[:, :-1], "targets": targets, "valid": valid, "document": zeros, "domain": zeros,
-            "topic": zeros, "nbytes": zeros + 1}  # fmt: skip
+    return {
+        "tokens": tokens[:, :-1],
+        "targets": targets,
+        "valid": valid,
+        "document": zeros,
+        "domain": zeros,
+        "topic": zeros,
+        "nbytes": zeros + 1,
+    }
 
 
 def gradients(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> Gradients:
-    """What one step of SGD without momentum subtracts from the parameters, over its rate: the gradient.
+    """What one step of SGD without momentum subtracts from the parameters, over its rate: the
+    gradient.
 
     At a rate of 1000 it is not lost in the rounding of the weights.
     """
@@ -82,13 +119,17 @@ def gradients(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> Gradient
     config["optimizer"] = {"_target_": "torch.optim.SGD", "lr": RATE, "momentum": 0.0}
     lightning.seed_everything(0, verbose=False)
     module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"])
-    if starved:  # the choice never falls on the first experts
+    # the choice never falls on the first experts
+    if starved:
         module.model.balancer.terms["loss_free"].bias[:, :starved] = -100.0
     before = {name: value.detach().clone() for name, value in module.named_parameters()}
     batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
     trainer = bare_trainer(config, ranks, 1)
     trainer.fit(module, DataLoader([batch], batch_size=None))
-    steps = {name: (before[name] - full_tensor(value.detach())) / RATE for name, value in module.named_parameters()}
+    steps = {
+        name: (before[name] - full_tensor(value.detach())) / RATE
+        for name, value in module.named_parameters()
+    }
     return steps | {"norm": trainer.callback_metrics["train/grad_norm"]}
 
 
@@ -97,7 +138,9 @@ def bare_trainer(config: dict[str, Any], ranks: int, steps: int) -> lightning.Tr
     return lightning.Trainer(
         accelerator="cpu",
         devices=ranks,
-        strategy=make_strategy(chosen.strategy, ranks, chosen.timeout_s, chosen.checkpoint_format, chosen.accumulate),
+        strategy=make_strategy(
+            chosen.strategy, ranks, chosen.timeout_s, chosen.checkpoint_format, chosen.accumulate
+        ),
         precision=config["trainer"]["precision"],
         max_steps=steps,
         logger=False,
@@ -116,13 +159,22 @@ def as_run(config: dict[str, Any], trainer: lightning.Trainer) -> LanguageModel:
     return build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"], whole)
 
 
-def go_on(config: dict[str, Any], steps: int, before: Path | None, after: Path, rank: int = 0, ranks: int = 1) -> None:
+def go_on(
+    config: dict[str, Any],
+    steps: int,
+    before: Path | None,
+    after: Path,
+    rank: int = 0,
+    ranks: int = 1,
+) -> None:
     """Trains up to a step, from one checkpoint to another."""
     lightning.seed_everything(0, verbose=False)
     trainer = bare_trainer(config, ranks, steps)
     module = as_run(config, trainer)
     batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
-    trainer.fit(module, DataLoader([batch] * 9, batch_size=None), ckpt_path=before, weights_only=True)
+    trainer.fit(
+        module, DataLoader([batch] * 9, batch_size=None), ckpt_path=before, weights_only=True
+    )
     trainer.save_checkpoint(after)
     trainer.strategy.checkpoint_io.wait()
 
@@ -140,7 +192,9 @@ def on_ranks(config: dict[str, Any], ranks: int, folder: Path) -> Gradients:
 
 
 def assert_equal(one: Gradients, two: Gradients, rounding: float = 1e-9) -> None:
-    """Every parameter's own gradient: a router's small one does not hide behind that of the embedding."""
+    """Every parameter's own gradient: a router's small one does
+    not hide behind that of the embedding.
+    """
     for name, value in one.items():
         assert (value - two[name]).norm() <= 1e-4 * value.norm() + rounding, name
     assert sum(bool(value.any()) for value in one.values()) > len(one) / 2
@@ -160,7 +214,9 @@ def test_two_ranks_have_the_gradient_of_one_process(
     compose: Callable[..., dict[str, Any]], tmp_path: Path, parts: tuple[str, ...], strategy: str
 ) -> None:
     one = gradients(compose(*parts, *CLIP))
-    two = on_ranks(compose(*parts, *CLIP, f"trainer={strategy}", "trainer.precision=32-true"), 2, tmp_path)
+    two = on_ranks(
+        compose(*parts, *CLIP, f"trainer={strategy}", "trainer.precision=32-true"), 2, tmp_path
+    )
     assert_equal(one, two)
 
 
@@ -175,10 +231,22 @@ def test_four_sharded_ranks_have_the_gradient_of_one_process(
 @pytest.mark.parametrize(("ranks", "ep_size"), [(2, 2), (4, 2), (4, 4)])
 @pytest.mark.parametrize("parts", SHARDED.values(), ids=SHARDED)
 def test_experts_sharded_over_ranks_have_the_gradient_of_one_process(
-    compose: Callable[..., dict[str, Any]], tmp_path: Path, parts: tuple[str, ...], ranks: int, ep_size: int
+    compose: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    parts: tuple[str, ...],
+    ranks: int,
+    ep_size: int,
 ) -> None:
-    sharded = ("trainer=ep", f"trainer.devices={ranks}", f"trainer.ep_size={ep_size}", "trainer.precision=32-true")
-    assert_equal(gradients(compose(*CLIP, *parts)), on_ranks(compose(*CLIP, *parts, *sharded), ranks, tmp_path))
+    sharded = (
+        "trainer=ep",
+        f"trainer.devices={ranks}",
+        f"trainer.ep_size={ep_size}",
+        "trainer.precision=32-true",
+    )
+    assert_equal(
+        gradients(compose(*CLIP, *parts)),
+        on_ranks(compose(*CLIP, *parts, *sharded), ranks, tmp_path),
+    )
 
 
 @pytest.mark.parametrize("parts", LAYOUTS.values(), ids=LAYOUTS)
@@ -186,10 +254,13 @@ def test_the_experts_of_every_layout_can_be_sharded(
     compose: Callable[..., dict[str, Any]], tmp_path: Path, parts: tuple[str, ...]
 ) -> None:
     sharded = ("trainer=ep", "trainer.devices=4", "trainer.ep_size=2", "trainer.precision=32-true")
-    assert_equal(gradients(compose(*CLIP, *parts)), on_ranks(compose(*CLIP, *parts, *sharded), 4, tmp_path))
+    assert_equal(
+        gradients(compose(*CLIP, *parts)), on_ranks(compose(*CLIP, *parts, *sharded), 4, tmp_path)
+    )
 
 
-ZOO = yaml.safe_load((ROOT / "conf/race/zoo.yaml").read_text())["contestants"]  # every preset of a router
+# every preset of a router
+ZOO = yaml.safe_load((ROOT / "conf/race/zoo.yaml").read_text())["contestants"]
 
 
 @pytest.mark.slow
@@ -201,7 +272,12 @@ def test_every_router_has_the_gradient_of_one_process_on_four_ranks(
     strategy, ep_size = where
     own = any(word.startswith("experts=") for word in ZOO[name])
     parts = (*CLIP, *(() if own else ("experts=coarse", "experts.num_experts=16")), *ZOO[name])
-    sharded = (f"trainer={strategy}", "trainer.devices=4", f"trainer.ep_size={ep_size}", "trainer.precision=32-true")
+    sharded = (
+        f"trainer={strategy}",
+        "trainer.devices=4",
+        f"trainer.ep_size={ep_size}",
+        "trainer.precision=32-true",
+    )
     assert_equal(gradients(compose(*parts)), on_ranks(compose(*parts, *sharded), 4, tmp_path))
 
 
@@ -218,7 +294,10 @@ CHANGES = {
 
 @pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES)
 def test_a_checkpoint_goes_on_under_another_strategy(
-    compose: Callable[..., dict[str, Any]], tmp_path: Path, before: tuple[Any, ...], after: tuple[Any, ...]
+    compose: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    before: tuple[Any, ...],
+    after: tuple[Any, ...],
 ) -> None:
     def on(place: tuple[Any, ...], steps: int, start: Path | None, end: Path) -> None:
         strategy, ranks, ep_size, written = (*place, "file")[:4]
@@ -230,13 +309,17 @@ def test_a_checkpoint_goes_on_under_another_strategy(
             "optimizer.eps=0.01",
         )  # or Adam would blow up rounding
         where = (f"trainer={strategy}", f"trainer.devices={ranks}", f"trainer.ep_size={ep_size}")
-        config = compose(*parts, *where, "trainer.precision=32-true", f"trainer.checkpoint_format={written}")
+        config = compose(
+            *parts, *where, "trainer.precision=32-true", f"trainer.checkpoint_format={written}"
+        )
         if ranks == 1:
             go_on(config, steps, start, end)
         else:
             fork(lambda rank: go_on(config, steps, start, end, rank, ranks), ranks)
 
-    half, resumed, straight = (tmp_path / name for name in ("half.ckpt", "resumed.ckpt", "straight.ckpt"))
+    half, resumed, straight = (
+        tmp_path / name for name in ("half.ckpt", "resumed.ckpt", "straight.ckpt")
+    )
     on(before, 2, None, half)
     on(after, 3, half, resumed)
     on(("cpu", 1, 1), 3, None, straight)
@@ -248,32 +331,54 @@ def test_a_checkpoint_goes_on_under_another_strategy(
 
 
 def held(config: dict[str, Any], rank: int, ranks: int) -> dict[str, int]:
-    """Bytes of parameters, optimizer state and experts that this rank holds after a step, and of gradients before."""
+    """Bytes of parameters, optimizer state and experts that this rank holds after a step,
+    and of gradients before.
+    """
     trainer = bare_trainer(config, ranks, 1)
-    module, gradients = as_run(config, trainer), []
+    module = as_run(config, trainer)
+    gradients = []
     step = module._optimizer_step
-    module._optimizer_step = lambda norm: gradients.extend(p.grad for p in module.parameters()) or step(norm)
+    module._optimizer_step = lambda norm: (
+        gradients.extend(p.grad for p in module.parameters()) or step(norm)
+    )
     batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
     trainer.fit(module, DataLoader([batch], batch_size=None))
-    state = [v for values in trainer.optimizers[0].state.values() for v in values.values() if v.dim()]
+    state = [
+        v for values in trainer.optimizers[0].state.values() for v in values.values() if v.dim()
+    ]
     parameters = dict(module.named_parameters())
     experts = [value for name, value in parameters.items() if ".routed." in name]
-    held = {"parameters": parameters.values(), "optimizer": state, "experts": experts, "gradients": gradients}
+    held = {
+        "parameters": parameters.values(),
+        "optimizer": state,
+        "experts": experts,
+        "gradients": gradients,
+    }
     return {name: size(values) for name, values in held.items()}
 
 
 def size(values: Iterable[Tensor]) -> int:
-    return sum((v.to_local() if isinstance(v, DTensor) else v).numel() * v.element_size() for v in values)
+    return sum(
+        (v.to_local() if isinstance(v, DTensor) else v).numel() * v.element_size() for v in values
+    )
 
 
 @pytest.mark.parametrize(
-    ("strategy", "ranks", "ep_size", "experts"), [("fsdp2", 2, 1, 2), ("ep", 2, 2, 2), ("ep", 4, 4, 4)]
+    ("strategy", "ranks", "ep_size", "experts"),
+    [("fsdp2", 2, 1, 2), ("ep", 2, 2, 2), ("ep", 4, 4, 4)],
 )
 def test_every_rank_holds_its_share_of_the_bytes(
-    compose: Callable[..., dict[str, Any]], tmp_path: Path, strategy: str, ranks: int, ep_size: int, experts: int
+    compose: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    strategy: str,
+    ranks: int,
+    ep_size: int,
+    experts: int,
 ) -> None:
     parts = (*CLIP, *EVEN, "trainer.precision=32-true")
-    sharded = compose(*parts, f"trainer={strategy}", f"trainer.devices={ranks}", f"trainer.ep_size={ep_size}")
+    sharded = compose(
+        *parts, f"trainer={strategy}", f"trainer.devices={ranks}", f"trainer.ep_size={ep_size}"
+    )
     whole_run = held(compose(*parts), 0, 1)
     fork(lambda rank: torch.save(held(sharded, rank, ranks), tmp_path / f"{rank}"), ranks)
     for rank in range(ranks):
@@ -288,15 +393,27 @@ def test_gradients_kept_whole_until_the_last_micro_batch_are_those_of_one_proces
     compose: Callable[..., dict[str, Any]], tmp_path: Path, strategy: str, ep_size: int
 ) -> None:
     parts = (*CLIP, *EVEN, "balance=none", "trainer.precision=32-true")
-    sharded = compose(*parts, f"trainer={strategy}", f"trainer.ep_size={ep_size}", "trainer.accumulate=whole")
+    sharded = compose(
+        *parts, f"trainer={strategy}", f"trainer.ep_size={ep_size}", "trainer.accumulate=whole"
+    )
     assert_equal(gradients(compose(*parts)), on_ranks(sharded, 2, tmp_path))
     assert each(lambda rank: reduced(sharded, rank), 2, tmp_path)[0] == 0
-    assert each(lambda rank: reduced(sharded | {"trainer": sharded["trainer"] | {"accumulate": "sharded"}}, rank), 2,
-                tmp_path)[0] > 5  # fmt: skip
+    assert (
+        each(
+            lambda rank: reduced(
+                sharded | {"trainer": sharded["trainer"] | {"accumulate": "sharded"}}, rank
+            ),
+            2,
+            tmp_path,
+        )[0]
+        > 5
+    )
 
 
 def reduced(config: dict[str, Any], rank: int) -> int:
-    """How many parameters of the blocks have a gradient, which is reduced, before the last micro-batch of a step."""
+    """How many parameters of the blocks have a gradient, which is reduced,
+    before the last micro-batch of a step.
+    """
     module = build_module(config, VOCAB, ["text"], 1)
     counts: list[int] = []
     module.routing_hooks.append(
@@ -322,19 +439,32 @@ def test_ranks_that_gather_in_bfloat16_have_the_gradient_of_one_process(
 
 
 def gathered(config: dict[str, Any], rank: int, ranks: int) -> dict[str, Any]:
-    """Bytes of copies of matrices that wait for the backward pass, and the dtypes that parameters are gathered in."""
+    """Bytes of copies of matrices that wait for the backward pass,
+    and the dtypes that parameters are gathered in.
+    """
     module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"])
-    watched = {name: p for name, p in module.model.blocks.named_parameters() if "qkv" in name or p.dim() == 3}
-    shapes = {tuple(sorted(p.shape)) for p in watched.values() if p.dim() == 2 or is_native(torch.bfloat16)}
+    watched = {
+        name: p
+        for name, p in module.model.blocks.named_parameters()
+        if "qkv" in name or p.dim() == 3
+    }
+    shapes = {
+        tuple(sorted(p.shape))
+        for p in watched.values()
+        if p.dim() == 2 or is_native(torch.bfloat16)
+    }
     dtypes: dict[str, str] = {}
     kept: list[Tensor] = []
 
     def note(part: Any, inputs: Any, output: Any, name: str) -> None:
-        dtypes.update({f"{name}.{own}": str(p.dtype) for own, p in part.named_parameters(recurse=False)})
+        dtypes.update(
+            {f"{name}.{own}": str(p.dtype) for own, p in part.named_parameters(recurse=False)}
+        )
 
     for name, part in module.model.blocks[0].named_modules():
         part.register_forward_hook(partial(note, name=name))
-    forward, alive = module._forward, []
+    forward = module._forward
+    alive = []
 
     def watching(batch: dict[str, Tensor], micro: int) -> Any:
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -358,5 +488,6 @@ def test_no_gathered_matrix_waits_for_the_backward_pass_and_routers_stay_float32
         assert found["alive"] == 0
         low = {name for name, dtype in found["dtypes"].items() if dtype == "torch.bfloat16"}
         assert low == {f"attention.{n}.weight" for n in ("qkv", "out")} | {
-            f"ffn.experts.{n}" for n in ("routed.w_in", "routed.w_out", "common.w_in.weight", "common.w_out.weight")
+            f"ffn.experts.{n}"
+            for n in ("routed.w_in", "routed.w_out", "common.w_in.weight", "common.w_out.weight")
         }

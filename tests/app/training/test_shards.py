@@ -1,4 +1,6 @@
-"""Checkpoints in parts: what is refused, what a damage or a full disk leaves, and one file of them."""
+"""Checkpoints in parts: what is refused, what a damage or a full disk leaves,
+and one file of them.
+"""
 
 import os
 import pickle
@@ -42,7 +44,10 @@ def test_what_is_written_is_read_back_and_gathered_into_one_file(tmp_path: Path)
     assert same(read_checkpoint(path), STATE)
     gather([str(path), str(tmp_path / "whole/one.ckpt")])
     assert same(read_checkpoint(tmp_path / "whole/one.ckpt"), STATE)
-    assert digest(tmp_path / "whole/one.ckpt") == checksum(tmp_path / "whole/one.ckpt").read_text().strip()
+    assert (
+        digest(tmp_path / "whole/one.ckpt")
+        == checksum(tmp_path / "whole/one.ckpt").read_text().strip()
+    )
 
 
 def test_shapes_are_told_without_the_weights(tmp_path: Path) -> None:
@@ -57,8 +62,11 @@ def test_shapes_are_told_without_the_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", WHERE, "plain.pt"])
 @pytest.mark.parametrize("damage", ["a flipped bit", "missing", "truncated"])
-def test_any_damaged_file_of_a_folder_makes_the_one_before_the_newest(tmp_path: Path, name: str, damage: str) -> None:
-    before, path = written(tmp_path, 1), written(tmp_path, 2)
+def test_any_damaged_file_of_a_folder_makes_the_one_before_the_newest(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    before = written(tmp_path, 1)
+    path = written(tmp_path, 2)
     data = bytearray((path / name).read_bytes())
     data[len(data) // 2] ^= 1
     (path / name).write_bytes(data if damage == "a flipped bit" else data[:-1])

@@ -1,5 +1,6 @@
-"""A model that is built without its matrices and filled when it is split is the one that is built whole, bit for bit,
-and no process holds the whole of it on the way."""
+"""A model that is built without its matrices and filled when it is split is the one that is built
+whole, bit for bit, and no process holds the whole of it on the way.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +25,8 @@ from tests.app.training.ranks import each
 from tests.app.training.test_sharding import bare_trainer
 from tests.conftest import ROOT
 
-CONF, VOCAB = ROOT / "conf", 64
+CONF = ROOT / "conf"
+VOCAB = 64
 PARTS = [
     *(f"router={path.stem}" for path in sorted((CONF / "router").glob("*.yaml"))),
     *(f"experts={path.stem}" for path in sorted((CONF / "experts").glob("*.yaml"))),
@@ -34,10 +36,13 @@ PARTS = [
 
 
 @pytest.mark.parametrize("parts", PARTS)
-def test_every_part_is_drawn_as_in_a_whole_model(compose: Callable[..., dict[str, Any]], parts: str) -> None:
+def test_every_part_is_drawn_as_in_a_whole_model(
+    compose: Callable[..., dict[str, Any]], parts: str
+) -> None:
     build = partial(build_model, compose(*parts.split(), "allow_non_causal=true"), VOCAB)
     torch.manual_seed(3)
-    whole, behind = build(), torch.get_rng_state()
+    whole = build()
+    behind = torch.get_rng_state()
     torch.manual_seed(3)
     bare, draws = unfilled(build)
     assert torch.equal(torch.get_rng_state(), behind)
@@ -53,11 +58,14 @@ class Twice(nn.Module):
 
     def __init__(self, ffn: nn.Module) -> None:
         super().__init__()
-        self.ffn, self.own = ffn, nn.Linear(4, 4)
+        self.ffn = ffn
+        self.own = nn.Linear(4, 4)
         self.scale = nn.Parameter(self.own.weight.detach()[0].clone())
 
 
-def test_a_model_that_needs_the_numbers_of_its_matrices_is_built_whole(compose: Callable[..., dict[str, Any]]) -> None:
+def test_a_model_that_needs_the_numbers_of_its_matrices_is_built_whole(
+    compose: Callable[..., dict[str, Any]],
+) -> None:
     def build() -> Transformer:
         model = build_model(compose(), VOCAB)
         model.blocks[0].ffn = Twice(model.blocks[0].ffn)
@@ -72,11 +80,19 @@ def test_a_model_that_needs_the_numbers_of_its_matrices_is_built_whole(compose: 
         assert torch.equal(model.get_parameter(name), weights), name
 
 
-@pytest.mark.parametrize(("ranks", "strategy", "ep_size"), [(2, "fsdp2", 1), (4, "fsdp2", 1), (4, "ep", 2)])
+@pytest.mark.parametrize(
+    ("ranks", "strategy", "ep_size"), [(2, "fsdp2", 1), (4, "fsdp2", 1), (4, "ep", 2)]
+)
 def test_ranks_fill_their_parts(
     compose: Callable[..., dict[str, Any]], tmp_path: Path, ranks: int, strategy: str, ep_size: int
 ) -> None:
-    parts = ("model.tie_embeddings=true", "experts.num_experts=7", "router=gru", "balance=none", f"trainer={strategy}")
+    parts = (
+        "model.tie_embeddings=true",
+        "experts.num_experts=7",
+        "router=gru",
+        "balance=none",
+        f"trainer={strategy}",
+    )
     config = compose(*parts, f"trainer.ep_size={ep_size}", "data.micro_batch_size=1")
     lightning.seed_everything(5, verbose=False)
     whole = dict(build_module(config, VOCAB, ["text"], 1).named_parameters())
@@ -89,7 +105,8 @@ def test_ranks_fill_their_parts(
         with torch.no_grad():
             module.model.norm.weight.add_(1)
             module.model.embedding.weight.add_(1)
-        module.configure_model()  # as before validation alone: what was learned stays
+        # as before validation alone: what was learned stays
+        module.configure_model()
         return {name: full_tensor(weights.detach()) for name, weights in module.named_parameters()}
 
     for weights in each(begun, ranks, tmp_path):
@@ -104,23 +121,37 @@ def test_a_run_builds_nothing_whole(
 ) -> None:
     bare: list[bool] = []
     configure = LanguageModel.configure_model
-    monkeypatch.setattr(LanguageModel, "configure_model", lambda m: bare.append(is_bare(m.model)) or configure(m))
+    monkeypatch.setattr(
+        LanguageModel, "configure_model", lambda m: bare.append(is_bare(m.model)) or configure(m)
+    )
     train("trainer=fsdp", "trainer.devices=1", name="first")
     train("trainer=fsdp", "trainer.devices=1", "trainer.max_steps=3", "resume=true", name="first")
     train("trainer=fsdp", "trainer.devices=1", "init.from=runs/first", name="second")
     train("init.from=runs/first", name="third")
     assert bare == [True, True, True, False]
-    second, third = (read_checkpoint(tmp_path / f"runs/{name}/checkpoints/step_2.ckpt") for name in ("second", "third"))
+    second, third = (
+        read_checkpoint(tmp_path / f"runs/{name}/checkpoints/step_2.ckpt")
+        for name in ("second", "third")
+    )
     for name, weights in third["state_dict"].items():
         torch.testing.assert_close(second["state_dict"][name], weights, rtol=0, atol=1e-5)
 
 
-def test_dense_weights_are_made_to_experts_before_a_model_is_split(train: Callable[..., Path], tmp_path: Path) -> None:
+def test_dense_weights_are_made_to_experts_before_a_model_is_split(
+    train: Callable[..., Path], tmp_path: Path
+) -> None:
     train("experts=dense", "balance=none", name="dense")
-    start = ("upcycle.checkpoint=runs/dense/checkpoints/step_2.ckpt", "experts=coarse", "trainer.max_steps=1")
+    start = (
+        "upcycle.checkpoint=runs/dense/checkpoints/step_2.ckpt",
+        "experts=coarse",
+        "trainer.max_steps=1",
+    )
     train(*start, name="one")
     train(*start, "trainer=fsdp", "trainer.devices=1", name="split")
-    one, split = (read_checkpoint(tmp_path / f"runs/{name}/checkpoints/step_1.ckpt") for name in ("one", "split"))
+    one, split = (
+        read_checkpoint(tmp_path / f"runs/{name}/checkpoints/step_1.ckpt")
+        for name in ("one", "split")
+    )
     for name, weights in one["state_dict"].items():
         torch.testing.assert_close(split["state_dict"][name], weights, rtol=0, atol=1e-5)
 
@@ -140,7 +171,13 @@ def configured(module: LanguageModel, config: dict[str, Any], ranks: int) -> Non
 
 
 def test_no_rank_holds_the_whole(compose: Callable[..., dict[str, Any]]) -> None:
-    parts = ("model.dim=512", "model.num_layers=8", "experts.num_experts=64", "trainer=fsdp", "trainer.devices=4")
+    parts = (
+        "model.dim=512",
+        "model.num_layers=8",
+        "experts.num_experts=64",
+        "trainer=fsdp",
+        "trainer.devices=4",
+    )
     config = compose(*parts)
     size = 4 * Budget.of(build_module(config, VOCAB, ["text"], 1).model, 32).total_params
     for seen in peaks(config, 4, steps=1):

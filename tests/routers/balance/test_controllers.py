@@ -11,7 +11,10 @@ from routers.balancer import Balancer
 from routers.contract import Routing
 from tests.routers.balance.test_laws import routing, sizes, term
 
-L, E, K, T = 2, 8, 2, 400
+L = 2
+E = 8
+K = 2
+T = 400
 STEERING = [name for name in names("balance") if build_part("balance", name).offset() is not None]
 
 
@@ -41,7 +44,8 @@ def spread(routings: list[Routing]) -> float:
 
 def test_pid_equals_the_position_form_of_the_controller():
     part = term("pid", sizes(E, K), proportional=0.3, integral=0.1, derivative=0.2, memory=0.4)
-    smooth, errors = np.zeros((L, E)), [np.zeros((L, E))] * 2
+    smooth = np.zeros((L, E))
+    errors = [np.zeros((L, E))] * 2
     for step in range(6):
         part.update(loads(step), torch.tensor(100))
         smooth = 0.4 * smooth + 0.6 * violation(loads(step))
@@ -51,8 +55,14 @@ def test_pid_equals_the_position_form_of_the_controller():
 
 
 def test_pid_equals_longcats_rule_and_leaves_identity_experts_alone():
-    """db_i = mu (K_e / (K N) - T_i / (K T)) for the N experts with a network, in LongCat's letters."""
-    num_ffn, k, wanted, mu, tokens = 5, 3, 2.2, 0.04, 700
+    """db_i = mu (K_e / (K N) - T_i / (K T)) for the N experts with a network,
+    in LongCat's letters.
+    """
+    num_ffn = 5
+    k = 3
+    wanted = 2.2
+    mu = 0.04
+    tokens = 700
     size = sizes(E, k)._replace(free=(5, 6, 7))
     rate = mu * wanted / (k * num_ffn)
     part = term("pid", size, integral=rate, expected=wanted, free=-1.0)
@@ -78,22 +88,29 @@ def test_the_pool_as_it_is_needs_no_expected_number():
 
 @pytest.mark.parametrize("name", ["loss_free", "pid", "momentum_bias"])
 def test_a_violation_is_not_clamped_where_the_mean_load_is_below_one(name):
-    """One token, one expert of eight: the mean load is 1/8, the violation of the chosen one is 1 - 8 = -7."""
+    """One token, one expert of eight: the mean load is 1/8,
+    the violation of the chosen one is 1 - 8 = -7.
+    """
     load = torch.zeros(L, E).index_fill(1, torch.tensor([3]), 1.0)
     if name == "momentum_bias":
-        part, expected = term(name, sizes(E, 1), rate=1.0, sharpness=0.1, momentum=0.0), np.tanh(-0.7)
+        part = term(name, sizes(E, 1), rate=1.0, sharpness=0.1, momentum=0.0)
+        expected = np.tanh(-0.7)
         expected -= (np.tanh(-0.7) + 7 * np.tanh(0.1)) / 8
     elif name == "pid":
-        part, expected = term(name, sizes(E, 1), integral=1.0), -7.0
+        part = term(name, sizes(E, 1), integral=1.0)
+        expected = -7.0
     else:
-        part, expected = term(name, sizes(E, 1), rate=1.0, rule="proportional", recenter=False), -7.0
+        part = term(name, sizes(E, 1), rate=1.0, rule="proportional", recenter=False)
+        expected = -7.0
     part.update(load, torch.tensor(1))
     np.testing.assert_allclose(part.offset()[:, 3], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("recenter", [True, False])
 @pytest.mark.parametrize("rule", ["sign", "proportional"])
-def test_loss_free_raises_the_bias_of_an_expert_with_too_little_and_stops_at_its_freeze_step(rule, recenter):
+def test_loss_free_raises_the_bias_of_an_expert_with_too_little_and_stops_at_its_freeze_step(
+    rule, recenter
+):
     part = term("loss_free", sizes(E, K), rate=0.01, rule=rule, recenter=recenter, freeze_step=3)
     bias = np.zeros((L, E))
     for step in range(5):
@@ -103,7 +120,9 @@ def test_loss_free_raises_the_bias_of_an_expert_with_too_little_and_stops_at_its
         bias = bias + 0.01 * change * (step < 3)
         np.testing.assert_allclose(part.offset(), bias, rtol=1e-4, atol=1e-6)
     least = loads(0)[0].argmin()
-    assert part.bias[0, least] == part.bias[0, least] and abs(float(part.bias.mean())) < (1e-6 if recenter else 1)
+    assert part.bias[0, least] == part.bias[0, least] and abs(float(part.bias.mean())) < (
+        1e-6 if recenter else 1
+    )
 
 
 def test_pid_without_p_and_d_is_the_proportional_rule():
@@ -117,7 +136,8 @@ def test_pid_without_p_and_d_is_the_proportional_rule():
 
 def test_momentum_bias_follows_its_rule():
     part = term("momentum_bias", sizes(E, K), rate=0.01, sharpness=2.0, momentum=0.7)
-    bias, speed = np.zeros((L, E)), np.zeros((L, E))
+    bias = np.zeros((L, E))
+    speed = np.zeros((L, E))
     for step in range(5):
         part.update(loads(step), torch.tensor(100))
         change = 0.01 * np.tanh(2 * violation(loads(step)))
@@ -187,8 +207,11 @@ def test_a_step_without_tokens_changes_nothing_for_the_worse(name):
     routings = made(0, torch.zeros(L, E))
     for _ in range(3):
         part.update(part.observe(routings), torch.tensor(T))
-    before = {key: b.clone() for key, b in part.named_buffers() if key in ("bias", "tau", "coefficient")}
-    if name in ("quantile", "threshold", "relu_lambda"):  # the others see a violation of 0
+    before = {
+        key: b.clone() for key, b in part.named_buffers() if key in ("bias", "tau", "coefficient")
+    }
+    # the others see a violation of 0
+    if name in ("quantile", "threshold", "relu_lambda"):
         part.update(torch.zeros_like(part.observe(routings)), torch.tensor(0))
         assert all(torch.equal(b, dict(part.named_buffers())[key]) for key, b in before.items())
 
@@ -202,11 +225,19 @@ def test_only_one_term_may_steer():
 @pytest.mark.parametrize(
     ("name", "knob", "value"),
     [
-        ("pid", "integral", 0.0), ("pid", "memory", 1.0), ("momentum_bias", "rate", 0.0), ("quantile", "bins", 1),
-        ("quantile", "span", 0.0), ("threshold", "memory", 1.0), ("relu_lambda", "start", 0.0),
-        ("relu_lambda", "rate", 1.0), ("device", "num_groups", 3), ("aux", "weight", -1.0), ("loss_free", "rate", 0.0),
+        ("pid", "integral", 0.0),
+        ("pid", "memory", 1.0),
+        ("momentum_bias", "rate", 0.0),
+        ("quantile", "bins", 1),
+        ("quantile", "span", 0.0),
+        ("threshold", "memory", 1.0),
+        ("relu_lambda", "start", 0.0),
+        ("relu_lambda", "rate", 1.0),
+        ("device", "num_groups", 3),
+        ("aux", "weight", -1.0),
+        ("loss_free", "rate", 0.0),
     ],
-)  # fmt: skip
+)
 def test_a_value_out_of_range_is_refused_with_its_name(name, knob, value):
     with pytest.raises(ValueError, match=f"^{knob}="):
         term(name, sizes(E, K), **{knob: value})

@@ -1,4 +1,6 @@
-"""What every balance loss is worth where its value is known, and which cuts of a batch leave its gradient alone."""
+"""What every balance loss is worth where its value is known,
+and which cuts of a batch leave its gradient alone.
+"""
 
 import math
 
@@ -34,12 +36,15 @@ def routing(logits: Tensor, expert: Tensor, valid: Tensor | None = None, **more:
     token = torch.arange(len(logits)).repeat_interleave(expert.size(1))
     expert = expert.flatten().masked_fill(~valid.flatten()[token], num_experts)
     gate = scores[token, expert.clamp(max=num_experts - 1)] * (expert < num_experts)
-    kept, top_k = expert < num_experts, len(token) // len(logits)
+    kept = expert < num_experts
+    top_k = len(token) // len(logits)
     return Routing(token, expert, gate, kept, logits, scores, scores, top_k, valid, None, **more)
 
 
 def uniform(num_experts: int, top_k: int, rows: int = 2) -> Routing:
-    """Every expert equally often in every sequence, equal logits (with a little noise that decides the top-k)."""
+    """Every expert equally often in every sequence,
+    equal logits (with a little noise that decides the top-k).
+    """
     token = torch.arange(rows * num_experts)[:, None]
     expert = (token + torch.arange(top_k)) % num_experts
     logits = torch.zeros(rows * num_experts, num_experts).scatter(1, expert, 1e-7)
@@ -49,7 +54,9 @@ def uniform(num_experts: int, top_k: int, rows: int = 2) -> Routing:
 @pytest.mark.parametrize(("num_experts", "top_k"), [(4, 1), (8, 2), (8, 3), (12, 12), (16, 6)])
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("name", FAMILY)
-def test_an_fp_loss_is_one_at_uniform_load_for_any_k_and_any_number_of_experts(name, scope, num_experts, top_k):
+def test_an_fp_loss_is_one_at_uniform_load_for_any_k_and_any_number_of_experts(
+    name, scope, num_experts, top_k
+):
     size = sizes(num_experts, top_k)
     loss = term(name, size, **({} if name == "seq_v3" else {"scope": scope}))
     made = [uniform(num_experts, top_k)] * 2
@@ -62,7 +69,9 @@ def test_an_fp_loss_is_one_at_uniform_load_for_any_k_and_any_number_of_experts(n
 def test_no_shift_of_the_logits_lowers_an_fp_loss(name, weigh, shift):
     made = uniform(8, 2)
     activated = build_part("weigh", weigh).activated(made.logits + shift)
-    shifted = made._replace(logits=activated.logits, scores=activated.scores, probabilities=activated.probabilities)
+    shifted = made._replace(
+        logits=activated.logits, scores=activated.scores, probabilities=activated.probabilities
+    )
     torch.testing.assert_close(term(name, sizes(8, 2)).loss([shifted] * 2, None), torch.tensor(1.0))
 
 
@@ -71,32 +80,47 @@ def test_the_expert_level_loss_is_e_over_k_times_the_mass_at_collapse(scope):
     logits = torch.zeros(2, 8, 4)
     logits[..., 0] = 20
     made = routing(logits, torch.zeros(16, 1, dtype=torch.int64))
-    torch.testing.assert_close(term("aux", sizes(4, 1), scope=scope).loss([made], None), torch.tensor(4.0))
+    torch.testing.assert_close(
+        term("aux", sizes(4, 1), scope=scope).loss([made], None), torch.tensor(4.0)
+    )
 
 
 def test_the_neutral_values_that_the_docstrings_state():
-    size, made = sizes(8, 2), [uniform(8, 2)] * 2
-    torch.testing.assert_close(term("z_loss", size).loss(made, None), torch.tensor(math.log(8) ** 2))
+    size = sizes(8, 2)
+    made = [uniform(8, 2)] * 2
+    torch.testing.assert_close(
+        term("z_loss", size).loss(made, None), torch.tensor(math.log(8) ** 2)
+    )
     torch.testing.assert_close(term("importance", size).loss(made, None), torch.tensor(0.0))
     torch.testing.assert_close(term("entropy", size).loss(made, None), torch.tensor(math.log(8)))
-    torch.testing.assert_close(term("mutual_information", size).loss(made, None), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        term("mutual_information", size).loss(made, None), torch.tensor(0.0), atol=1e-6, rtol=0
+    )
     noisy = [r._replace(clean=torch.zeros(16, 8), noise_std=torch.ones(16, 8)) for r in made]
-    torch.testing.assert_close(term("smooth_load", size).loss(noisy, None), torch.tensor(0.0), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        term("smooth_load", size).loss(noisy, None), torch.tensor(0.0), atol=1e-9, rtol=0
+    )
     rows = torch.linalg.qr(torch.randn(16, 8)).Q.T
     aligned = [r._replace(directions=rows) for r in made]
-    torch.testing.assert_close(term("orthogonality", size).loss(aligned, None), torch.tensor(0.0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        term("orthogonality", size).loss(aligned, None), torch.tensor(0.0), atol=1e-4, rtol=0
+    )
     lam = term("relu_lambda", size, start=0.5)
-    torch.testing.assert_close(lam.loss(made, None), torch.tensor(0.5))  # softmax scores of a token sum to 1
+    # softmax scores of a token sum to 1
+    torch.testing.assert_close(lam.loss(made, None), torch.tensor(0.5))
 
 
 def test_importance_of_two_equal_experts_alone_is_e_over_k_minus_one():
     made = routing(torch.zeros(1, 6, 8), torch.tensor([[0, 1]]).expand(6, 2))
-    torch.testing.assert_close(term("importance", sizes(8, 2)).loss([made], None), torch.tensor(3.0))
+    torch.testing.assert_close(
+        term("importance", sizes(8, 2)).loss([made], None), torch.tensor(3.0)
+    )
 
 
 def test_the_prior_is_the_squared_distance_of_the_mean_gates_and_pulls_towards_it():
     made = routing(torch.zeros(1, 6, 8), torch.tensor([[0, 1]]).expand(6, 2))
-    gate = torch.tensor([1.5, -0.5]).repeat(6).requires_grad_()  # means 1.5, -0.5, and 0 of the others
+    # means 1.5, -0.5, and 0 of the others
+    gate = torch.tensor([1.5, -0.5]).repeat(6).requires_grad_()
     made = made._replace(gate=gate)
     loss = term("prior", sizes(8, 2), target=[1.0, 0.0, *[0.25] * 6]).loss([made, made], None)
     torch.testing.assert_close(loss, torch.tensor(0.5**2 + 0.5**2 + 6 * 0.25**2))
@@ -109,7 +133,9 @@ def test_the_prior_is_the_squared_distance_of_the_mean_gates_and_pulls_towards_i
 def test_mutual_information_is_minus_ln_e_for_sure_tokens_that_use_all_experts():
     logits = 50 * torch.eye(8)[None]
     made = routing(logits, torch.arange(8)[:, None])
-    torch.testing.assert_close(term("mutual_information", sizes(8, 1)).loss([made], None), -torch.tensor(8.0).log())
+    torch.testing.assert_close(
+        term("mutual_information", sizes(8, 1)).loss([made], None), -torch.tensor(8.0).log()
+    )
 
 
 def test_entropy_of_one_hot_probabilities_is_zero_with_a_finite_gradient():
@@ -139,8 +165,11 @@ def forward(router: nn.Linear, x: Tensor) -> list[Routing]:
 
 
 def accumulated(loss: Balance, router: nn.Linear, micros: list[Tensor]) -> Tensor:
-    """The gradient of the mean over micro-batches, each seeing the earlier ones, as in the training step."""
-    seen, total = None, torch.zeros_like(router.weight)
+    """The gradient of the mean over micro-batches, each seeing the earlier ones,
+    as in the training step.
+    """
+    seen = None
+    total = torch.zeros_like(router.weight)
     for x in micros:
         routings = forward(router, x)
         total += torch.autograd.grad(loss.loss(routings, seen), router.weight)[0] / len(micros)
@@ -153,10 +182,17 @@ def accumulated(loss: Balance, router: nn.Linear, micros: list[Tensor]) -> Tenso
 def test_sequence_scope_has_one_gradient_whole_and_in_accumulated_quarters(name):
     router, x = batch()
     loss = term(name, sizes(8, 2), **({} if name == "seq_v3" else {"scope": "sequence"}))
-    torch.testing.assert_close(accumulated(loss, router, [x]), accumulated(loss, router, list(x.split(1))))
+    torch.testing.assert_close(
+        accumulated(loss, router, [x]), accumulated(loss, router, list(x.split(1)))
+    )
 
 
-CUTS = [(name, scope) for name in FAMILY for scope in ("sequence", "global") if (name, scope) != ("seq_v3", "global")]
+CUTS = [
+    (name, scope)
+    for name in FAMILY
+    for scope in ("sequence", "global")
+    if (name, scope) != ("seq_v3", "global")
+]
 
 
 def cut_term(name: str, scope: str) -> Balance:
@@ -165,13 +201,19 @@ def cut_term(name: str, scope: str) -> Balance:
 
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
-    """The mean of the gradients of two real ranks with half the rows each, for every cut, as either rank has it."""
+    """The mean of the gradients of two real ranks with half the rows each, for every cut,
+    as either rank has it.
+    """
 
     def work(rank: int) -> dict[str, Tensor]:
         distributed.init_process_group("gloo", rank=rank, world_size=2)
         router, x = batch()
-        mine = {" ".join(cut): accumulated(cut_term(*cut), router, [x.split(2)[rank]]) for cut in CUTS}
-        return {cut: rank_sum(gradient) / 2 for cut, gradient in mine.items()} | {"ranks": torch.tensor(num_ranks())}
+        mine = {
+            " ".join(cut): accumulated(cut_term(*cut), router, [x.split(2)[rank]]) for cut in CUTS
+        }
+        return {cut: rank_sum(gradient) / 2 for cut, gradient in mine.items()} | {
+            "ranks": torch.tensor(num_ranks())
+        }
 
     return each(work, 2, tmp_path_factory.mktemp("ranks"))
 
@@ -189,7 +231,9 @@ def test_micro_scope_is_the_mean_of_the_micro_batches_own_gradients(name):
     router, x = batch()
     loss = term(name, sizes(8, 2), scope="micro")
     own = [accumulated(loss, router, [micro]) for micro in x.split(2)]
-    torch.testing.assert_close(accumulated(loss, router, list(x.split(2))), torch.stack(own).mean(0))
+    torch.testing.assert_close(
+        accumulated(loss, router, list(x.split(2))), torch.stack(own).mean(0)
+    )
     assert not torch.allclose(own[0], own[1])
 
 
@@ -209,14 +253,25 @@ def test_global_scope_over_micro_batches_uses_the_counts_so_far(name):
 @pytest.mark.parametrize("name", names("balance"))
 def test_a_loss_ignores_padding_and_rows_that_are_all_padding(name):
     torch.manual_seed(0)
-    logits, choice = torch.randn(2, 6, 8), torch.rand(12, 8).topk(2).indices
-    more = {"clean": torch.randn(12, 8), "noise_std": torch.rand(12, 8) + 0.1, "directions": torch.randn(8, 8)}
+    logits = torch.randn(2, 6, 8)
+    choice = torch.rand(12, 8).topk(2).indices
+    more = {
+        "clean": torch.randn(12, 8),
+        "noise_std": torch.rand(12, 8) + 0.1,
+        "directions": torch.randn(8, 8),
+    }
     short = routing(logits, choice, **more)
-    longer = {key: torch.cat([value, torch.randn(6, 8)]) if len(value) == 12 else value for key, value in more.items()}
+    longer = {
+        key: torch.cat([value, torch.randn(6, 8)]) if len(value) == 12 else value
+        for key, value in more.items()
+    }
     valid = torch.tensor([[True] * 6, [True] * 6, [False] * 6])
-    padded = routing(torch.cat([logits, torch.randn(1, 6, 8)]), torch.cat([choice, choice[:6]]), valid, **longer)
+    padded = routing(
+        torch.cat([logits, torch.randn(1, 6, 8)]), torch.cat([choice, choice[:6]]), valid, **longer
+    )
     loss = term(name, sizes(8, 2))
-    value, other = loss.loss([short] * 2, None), loss.loss([padded] * 2, None)
+    value = loss.loss([short] * 2, None)
+    other = loss.loss([padded] * 2, None)
     assert (value is None) == (other is None)
     if value is not None:
         torch.testing.assert_close(value, other)

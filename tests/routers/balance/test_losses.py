@@ -10,7 +10,11 @@ from torch import Tensor
 from routers.contract import Routing
 from tests.routers.balance.test_laws import routing, sizes, term
 
-B, S, E, K, D = 3, 5, 8, 2, 4
+B = 3
+S = 5
+E = 8
+K = 2
+D = 4
 T = B * S
 
 
@@ -21,7 +25,9 @@ def case(seed: int, k: int = K) -> tuple[Tensor, Routing]:
     valid = torch.rand(B, S) > 0.2
     clean = logits.detach().flatten(0, 1) + 0.3
     std = torch.rand(T, E, dtype=torch.float64) + 0.2
-    return logits, routing(logits, torch.rand(T, E).topk(k).indices, valid, clean=clean, noise_std=std)
+    return logits, routing(
+        logits, torch.rand(T, E).topk(k).indices, valid, clean=clean, noise_std=std
+    )
 
 
 def selected(r: Routing) -> np.ndarray:
@@ -55,7 +61,8 @@ def grouped(values: np.ndarray) -> np.ndarray:
 
 def device(r: Routing, p: np.ndarray) -> float:
     """As printed: f' the mean of f, P' the sum of P."""
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     for b in range(B):
         row = (np.arange(T) // S == b) & r.valid.numpy().ravel()
         if not row.any():
@@ -128,18 +135,25 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "knobs", "formula"), CASES, ids=[f"{n}-{k.get('scope', '')}" for n, k, _ in CASES])
+@pytest.mark.parametrize(
+    ("name", "knobs", "formula"), CASES, ids=[f"{n}-{k.get('scope', '')}" for n, k, _ in CASES]
+)
 def test_value_and_gradient_equal_the_formula(name, knobs, formula):
     loss = term(name, sizes(E, K), **knobs).double()
     for seed in range(3):
         logits, made = case(seed)
         value = loss.loss([made, made], None)
-        np.testing.assert_allclose(value.detach(), formula(made, made.scores.detach().numpy()), rtol=1e-6)
+        np.testing.assert_allclose(
+            value.detach(), formula(made, made.scores.detach().numpy()), rtol=1e-6
+        )
         grad = torch.autograd.grad(value, logits)[0].flatten()
-        for index in (0, 7, 50, 119):  # finite differences, the choice held
+        # finite differences, the choice held
+        for index in (0, 7, 50, 119):
             step = torch.zeros_like(grad).index_fill(0, torch.tensor(index), 1e-6).view_as(logits)
             ends = [_moved(made, logits.detach() + sign * step) for sign in (1, -1)]
-            slope = (formula(ends[0], ends[0].scores.numpy()) - formula(ends[1], ends[1].scores.numpy())) / 2e-6
+            slope = (
+                formula(ends[0], ends[0].scores.numpy()) - formula(ends[1], ends[1].scores.numpy())
+            ) / 2e-6
             np.testing.assert_allclose(float(grad[index]), slope, rtol=2e-3, atol=2e-6)
 
 
@@ -151,15 +165,22 @@ def test_the_loss_of_moepp_weighs_experts_without_a_network_by_tau():
         valid = made.valid.numpy().ravel()
         f = E * selected(made)[valid].sum(0) / selected(made)[valid].sum()
         expected = (eta * f * made.scores.detach().numpy()[valid].mean(0)).sum()
-        value = term("heterogeneous", size, scope="micro", tau=0.6).double().loss([made, made], None)
+        value = (
+            term("heterogeneous", size, scope="micro", tau=0.6).double().loss([made, made], None)
+        )
         np.testing.assert_allclose(value.detach(), expected, rtol=1e-6)
         assert torch.autograd.grad(value, logits)[0].any()
-        alike = term("heterogeneous", size, scope="micro", tau=1.0), term("aux", size, scope="micro")
+        alike = (
+            term("heterogeneous", size, scope="micro", tau=1.0),
+            term("aux", size, scope="micro"),
+        )
         torch.testing.assert_close(*(part.double().loss([made], None) for part in alike))
 
 
 def test_f_counts_the_first_choice_alone_as_in_the_implementations_of_gshard():
-    """mean(me * ce) * E * E with ce the share of first choices, as Tensor2Tensor, DeepSpeed and Tutel have it."""
+    """mean(me * ce) * E * E with ce the share of first choices, as Tensor2Tensor,
+    DeepSpeed and Tutel have it.
+    """
     torch.manual_seed(0)
     logits = torch.randn(B, S, E) + torch.linspace(0, 1, E)
     made = routing(logits, logits.flatten(0, 1).topk(K).indices.flip(-1))  # whatever their order
@@ -167,14 +188,18 @@ def test_f_counts_the_first_choice_alone_as_in_the_implementations_of_gshard():
     first = np.eye(E)[p.argmax(-1)].mean(0)
     value = term("aux", sizes(E, K), choices="first").loss([made], None)
     np.testing.assert_allclose(float(value), E * (first * p.mean(0)).sum(), rtol=1e-6)
-    assert not np.isclose(float(value), float(term("aux", sizes(E, K)).loss([made], None)), rtol=1e-3)
+    assert not np.isclose(
+        float(value), float(term("aux", sizes(E, K)).loss([made], None)), rtol=1e-3
+    )
 
 
 def test_orthogonality_is_the_sum_of_absolute_entries():
     rows = torch.randn(E, 5)
     made = case(0)[1]._replace(directions=rows)
     value = term("orthogonality", sizes(E, K)).loss([made], None)
-    np.testing.assert_allclose(float(value), np.abs(rows.numpy() @ rows.numpy().T - np.eye(E)).sum(), rtol=1e-5)
+    np.testing.assert_allclose(
+        float(value), np.abs(rows.numpy() @ rows.numpy().T - np.eye(E)).sum(), rtol=1e-5
+    )
 
 
 def test_with_plain_top_k_the_v3_loss_is_the_sequence_loss_and_with_an_offset_it_is_not():
@@ -182,7 +207,8 @@ def test_with_plain_top_k_the_v3_loss_is_the_sequence_loss_and_with_an_offset_it
     logits = torch.randn(B, S, E)
     plain = routing(logits, logits.flatten(0, 1).topk(K).indices)
     moved = routing(logits, (logits.flatten(0, 1) + 3 * torch.randn(E)).topk(K).indices)
-    sequence, v3 = term("aux", sizes(E, K), scope="sequence"), term("seq_v3", sizes(E, K))
+    sequence = term("aux", sizes(E, K), scope="sequence")
+    v3 = term("seq_v3", sizes(E, K))
     torch.testing.assert_close(sequence.loss([plain], None), v3.loss([plain], None))
     assert not torch.isclose(sequence.loss([moved], None), v3.loss([moved], None))
 

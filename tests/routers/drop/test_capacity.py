@@ -10,7 +10,8 @@ from app.registry import find
 from routers.contract import Context, Drop, Selected
 from tests.routers.nano import SIZES
 
-E, K = 4, 2
+E = 4
+K = 2
 
 
 def drop(order: str = "position", **knobs: object) -> Drop:
@@ -27,14 +28,23 @@ def choice(seed: int, rows: int = 3, length: int = 7) -> tuple[Selected, Context
     token = torch.arange(rows * length).repeat_interleave(K)
     expert = expert.masked_fill(~valid.flatten()[token], E)
     mixed = torch.randperm(len(token))  # in any order
-    return Selected(token[mixed], expert[mixed], torch.ones(len(token)), scores, K), Context(valid, seed=seed)
+    return Selected(token[mixed], expert[mixed], torch.ones(len(token)), scores, K), Context(
+        valid, seed=seed
+    )
 
 
 def loop(order: str, factor: float, made: Selected, context: Context) -> Tensor:
     rows, length = context.valid.shape
     places = {e: math.ceil(factor * rows * length * K / E) for e in range(E)}
-    pairs = [(int(t), int(e), i) for i, (t, e) in enumerate(zip(made.token, made.expert, strict=True)) if e < E]
-    best = {t: sorted((e for u, e, _ in pairs if u == t), key=lambda e: -made.scores[t, e]) for t, _, _ in pairs}
+    pairs = [
+        (int(t), int(e), i)
+        for i, (t, e) in enumerate(zip(made.token, made.expert, strict=True))
+        if e < E
+    ]
+    best = {
+        t: sorted((e for u, e, _ in pairs if u == t), key=lambda e: -made.scores[t, e])
+        for t, _, _ in pairs
+    }
     keys = {
         "position": lambda p: (p[0] % length, p[0] // length),
         "choice": lambda p: (best[p[0]].index(p[1]), p[0]),
@@ -77,7 +87,9 @@ def test_the_exempt_sequences_depend_on_the_seed_alone():
     assert torch.equal(part(made, context), part(made, context))
     assert not torch.equal(part(made, context), part(made, context._replace(seed=1)))
     for seed in (20_000, 2**32 - 1):
-        assert len(part(made, context._replace(seed=((seed * 1_000_003 + 9) * 1_000_003 + 1) * 1_000 + 3)))
+        assert len(
+            part(made, context._replace(seed=((seed * 1_000_003 + 9) * 1_000_003 + 1) * 1_000 + 3))
+        )
 
 
 def test_capacity_is_a_constant_of_the_shape():

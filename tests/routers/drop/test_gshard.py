@@ -7,7 +7,8 @@ from routers.contract import Context, Selected
 from routers.drop.gshard import GShard
 from tests.routers.nano import SIZES
 
-E, T = 4, 40
+E = 4
+T = 40
 
 
 def case(seed: int) -> tuple[Selected, Context]:
@@ -22,8 +23,11 @@ def case(seed: int) -> tuple[Selected, Context]:
 
 
 def algorithm(made: Selected, capacity: int, drawn: Tensor) -> Tensor:
-    """Lines 4 to 18: first choices one after the other, then second ones, by chance and while there is room."""
-    count, kept = dict.fromkeys(range(E), 0), torch.zeros(2 * T, dtype=torch.bool)
+    """Lines 4 to 18: first choices one after the other, then second ones,
+    by chance and while there is room.
+    """
+    count = dict.fromkeys(range(E), 0)
+    kept = torch.zeros(2 * T, dtype=torch.bool)
     for choice in (0, 1):
         for s in range(T):
             a = 2 * s + choice
@@ -47,7 +51,13 @@ def test_what_is_used_equals_the_algorithm_and_evaluation_drops_nothing():
 def test_a_second_expert_is_used_with_twice_its_gate_as_probability():
     scores = torch.tensor([[0.56, 0.14, 0.2, 0.1]]).expand(20_000, 4)  # gates 0.8 and 0.2
     token = torch.arange(20_000).repeat_interleave(2)
-    selected = Selected(token, torch.tensor([0, 1]).repeat(20_000), torch.tensor([0.8, 0.2]).repeat(20_000), scores, 2)
+    selected = Selected(
+        token,
+        torch.tensor([0, 1]).repeat(20_000),
+        torch.tensor([0.8, 0.2]).repeat(20_000),
+        scores,
+        2,
+    )
     context = Context(torch.ones(1, 20_000, dtype=torch.bool), seed=1)
     kept = GShard(SIZES._replace(num_experts=E), factor=4.0).train()(selected, context).view(-1, 2)
     assert kept[:, 0].all() and abs(float(kept[:, 1].float().mean()) - 0.4) < 0.02

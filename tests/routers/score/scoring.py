@@ -25,7 +25,9 @@ def knobs(kind: str, name: str, top_k: int) -> dict[str, Any]:
 
 def context(num_tokens: int, **more: Any) -> Context:
     ids = torch.arange(num_tokens) % SIZES.vocab_size
-    return Context(torch.ones(1, num_tokens, dtype=torch.bool), ids, **{"seed": 7, "domain": ids % 3, **more})
+    return Context(
+        torch.ones(1, num_tokens, dtype=torch.bool), ids, **{"seed": 7, "domain": ids % 3, **more}
+    )
 
 
 def tokens(num_tokens: int, sizes: Sizes = SIZES) -> Tensor:

@@ -14,13 +14,16 @@ SIZES = Sizes(dim=6, num_experts=5, top_k=2, num_layers=2, vocab_size=40)
 
 
 def stack(name: str, sizes: Sizes = SIZES) -> tuple[nn.ModuleList, nn.Module | None]:
-    cls, values = find("score", name), knobs("score", name, sizes.top_k)
+    cls = find("score", name)
+    values = knobs("score", name, sizes.top_k)
     layers: list[Score] = [cls(sizes._replace(layer=i), **values) for i in range(sizes.num_layers)]
     shared = layers[0].shared()
     return nn.ModuleList([*layers, *([shared] if shared else [])]), shared
 
 
-def run(name: str, x: torch.Tensor, training: bool = True, sizes: Sizes = SIZES, **more: Any) -> list[Scored]:
+def run(
+    name: str, x: torch.Tensor, training: bool = True, sizes: Sizes = SIZES, **more: Any
+) -> list[Scored]:
     torch.manual_seed(0)
     modules, shared = stack(name, sizes)
     modules.train(training)
@@ -40,7 +43,9 @@ class TestScore:
 
     @pytest.mark.parametrize("factor", [0.0, 1.0, 1e4])
     @pytest.mark.parametrize("num_tokens,num_experts", [(1, 5), (3, 1)])
-    def test_hard_inputs_stay_finite(self, name: str, factor: float, num_tokens: int, num_experts: int) -> None:
+    def test_hard_inputs_stay_finite(
+        self, name: str, factor: float, num_tokens: int, num_experts: int
+    ) -> None:
         sizes = SIZES._replace(num_experts=num_experts, top_k=1)
         for scored in run(name, tokens(num_tokens) * factor, sizes=sizes):
             assert scored.logits.masked_fill(scored.logits == -torch.inf, 0).isfinite().all()
@@ -62,15 +67,22 @@ class TestScore:
 
     def test_every_parameter_of_two_layers_gets_a_gradient(self, name: str) -> None:
         modules, shared = stack(name)
-        x, state, loss = tokens(9), None, torch.zeros(())
+        x = tokens(9)
+        state = None
+        loss = torch.zeros(())
         for layer in modules[:2]:
             scored = layer(x, context(9, state=state, shared=shared))
             allowed = scored.logits.masked_fill(scored.logits == -torch.inf, 0)
-            loss, state = loss + (allowed * torch.randn(9, 5)).sum(), scored.state
+            loss = loss + (allowed * torch.randn(9, 5)).sum()
+            state = scored.state
         if any(True for _ in modules.parameters()):
             loss.backward()
         for key, parameter in modules.named_parameters():
-            assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), key
+            assert (
+                parameter.grad is not None
+                and parameter.grad.isfinite().all()
+                and parameter.grad.any()
+            ), key
 
     def test_directions_are_one_row_for_each_expert(self, name: str) -> None:
         modules, _ = stack(name)

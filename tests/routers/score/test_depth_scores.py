@@ -32,7 +32,8 @@ def affine(x: np.ndarray, linear: torch.nn.Linear) -> np.ndarray:
 def test_depth_average_adds_the_scaled_state_and_scores_it_by_three_layers() -> None:
     bottom, top = (DepthAverage(SIZES._replace(layer=i), state_dim=4) for i in range(2))
     torch.nn.init.normal_(top.gamma)
-    x, y = tokens(5), tokens(5)
+    x = tokens(5)
+    y = tokens(5)
     below = bottom(x, context(5)).state
     ours = top(y, context(5, state=below))
     r = affine(array(x), bottom.proj)
@@ -47,7 +48,8 @@ def test_depth_average_adds_the_scaled_state_and_scores_it_by_three_layers() -> 
 
 def test_residual_adds_the_mapped_sum_of_all_layers_below() -> None:
     scores = [Residual(SIZES._replace(layer=i), hidden_per_expert=0) for i in range(3)]
-    expected, state = np.zeros((5, 5)), None
+    expected = np.zeros((5, 5))
+    state = None
     for score in scores:
         x = tokens(5)
         scored = score(x, context(5, state=state))
@@ -55,20 +57,27 @@ def test_residual_adds_the_mapped_sum_of_all_layers_below() -> None:
         expected = own if score.map is None else own + expected @ array(score.map.weight).T
         assert_equal(scored.logits, expected)
         state = scored.state
-    assert_gradients_are_those_of_the_formula(scores[1], tokens(3), context(3, state=torch.randn(3, 5)))
+    assert_gradients_are_those_of_the_formula(
+        scores[1], tokens(3), context(3, state=torch.randn(3, 5))
+    )
 
 
 def test_the_released_gate_of_moepp_has_a_hidden_tanh_layer_of_eight_units_an_expert() -> None:
-    score, x, below = Residual(SIZES, hidden_per_expert=8), tokens(5), torch.randn(5, 5)
+    score = Residual(SIZES, hidden_per_expert=8)
+    x = tokens(5)
+    below = torch.randn(5, 5)
     assert score.hidden[0].weight.shape == (40, 6)
     own = np.tanh(array(x) @ array(score.hidden[0].weight).T) @ array(score.proj.weight).T
-    assert_equal(score(x, context(5, state=below)).logits, own + array(below) @ array(score.map.weight).T)
+    assert_equal(
+        score(x, context(5, state=below)).logits, own + array(below) @ array(score.map.weight).T
+    )
     assert_gradients_are_those_of_the_formula(score, x, context(5, state=below))
 
 
-def test_context_is_an_mlp_of_one_layer_that_all_layers_above_hand_up_and_send_their_gradient_to() -> None:
+def test_context_is_an_mlp_of_one_layer_that_all_layers_above_share() -> None:
     below, own, above = (
-        ContextAware(SIZES._replace(layer=i, num_layers=3), at=1, hidden_dims=[7, 4]) for i in range(3)
+        ContextAware(SIZES._replace(layer=i, num_layers=3), at=1, hidden_dims=[7, 4])
+        for i in range(3)
     )
     for parameter in own.parameters():
         torch.nn.init.normal_(parameter)
@@ -93,7 +102,9 @@ def test_constant_is_one_learned_vector_of_the_first_layer_that_starts_with_equa
     torch.nn.init.normal_(first.logits)
     scored = first(x, context(5))
     assert_equal(scored.logits, np.tile(array(first.logits), (5, 1)))
-    assert torch.equal(above(x, context(5, state=scored.state)).logits, scored.logits) and not [*above.parameters()]
+    assert torch.equal(above(x, context(5, state=scored.state)).logits, scored.logits) and not [
+        *above.parameters()
+    ]
     assert_gradients_are_those_of_the_formula(first, x, context(5))
 
 

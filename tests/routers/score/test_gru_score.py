@@ -48,24 +48,30 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 def test_it_is_the_printed_gru_over_the_layers_of_a_token() -> None:
     scores, shared = layers()
     xs = [tokens(5) for _ in scores]
-    w, u = array(shared.cell.weight_ih), array(shared.cell.weight_hh)
-    b, c = array(shared.cell.bias_ih), array(shared.cell.bias_hh)
+    w = array(shared.cell.weight_ih)
+    u = array(shared.cell.weight_hh)
+    b = array(shared.cell.bias_ih)
+    c = array(shared.cell.bias_hh)
     h = np.zeros((5, 4))
     for score, x, ours in zip(scores, xs, unroll(scores, shared, xs), strict=True):
         a = array(x) @ array(score.proj.weight).T @ w.T + b  # (T, 3P): reset, update, candidate
         v = h @ u.T + c
-        reset, update = sigmoid(a[:, :4] + v[:, :4]), sigmoid(a[:, 4:8] + v[:, 4:8])
+        reset = sigmoid(a[:, :4] + v[:, :4])
+        update = sigmoid(a[:, 4:8] + v[:, 4:8])
         h = (1 - update) * np.tanh(a[:, 8:] + reset * v[:, 8:]) + update * h
         assert_equal(ours.state, h)
         assert_equal(ours.logits, h @ array(score.head.weight).T)
 
 
-@pytest.mark.parametrize("cell,reference", [("gru", nn.GRUCell), ("rnn", nn.RNNCell), ("lstm", nn.LSTMCell)])
+@pytest.mark.parametrize(
+    "cell,reference", [("gru", nn.GRUCell), ("rnn", nn.RNNCell), ("lstm", nn.LSTMCell)]
+)
 def test_each_cell_is_torchs_unrolled_over_depth(cell: str, reference: type[nn.Module]) -> None:
     scores, shared = layers(cell=cell)
     theirs = reference(4, 4)
     theirs.load_state_dict(shared.cell.state_dict())
-    xs, state = [tokens(5) for _ in scores], None
+    xs = [tokens(5) for _ in scores]
+    state = None
     for score, x, ours in zip(scores, xs, unroll(scores, shared, xs), strict=True):
         state = theirs(score.proj(x), state)
         h = state[0] if cell == "lstm" else state

@@ -23,8 +23,11 @@ def trained(min_std: float = 0.01) -> Noisy:
 
 
 def test_noise_has_the_learned_width_in_training_and_is_absent_in_evaluation() -> None:
-    score, x, where = trained(), tokens(4), context(4)
-    clean, raw = array(x) @ array(score.proj.weight).T, array(x) @ array(score.noise.weight).T
+    score = trained()
+    x = tokens(4)
+    where = context(4)
+    clean = array(x) @ array(score.proj.weight).T
+    raw = array(x) @ array(score.noise.weight).T
     std = np.log1p(np.exp(raw)) + 0.01
     draws = where.drawn("score", 5, torch.randn)
     scored = score(x, where)
@@ -41,15 +44,18 @@ def test_gradients() -> None:
 
 
 def test_another_step_draws_other_noise_and_the_global_generator_is_left_alone() -> None:
-    score, x = trained(), tokens(4)
+    score = trained()
+    x = tokens(4)
     before = torch.get_rng_state()
-    one, two = score(x, context(4, seed=1)).logits, score(x, context(4, seed=2)).logits
+    one = score(x, context(4, seed=1)).logits
+    two = score(x, context(4, seed=2)).logits
     assert not torch.equal(one, two)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_it_starts_without_a_signal() -> None:
-    score, x = Noisy(SIZES, min_std=0.0), tokens(4)
+    score = Noisy(SIZES, min_std=0.0)
+    x = tokens(4)
     scored = score(x, context(4))
     assert not scored.clean.any() and torch.allclose(scored.noise_std, torch.tensor(2.0).log())
 

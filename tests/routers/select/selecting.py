@@ -12,7 +12,8 @@ from routers.contract import Activated, Context, Select, Sizes
 
 SIZES = Sizes(dim=8, num_experts=6, top_k=2, num_layers=1, vocab_size=16)
 CONF = Path(__file__).parents[3] / "conf" / "router" / "select"
-OVERRIDES = {"group_limited": {"groups": 3, "limit": 2}, "sparsemixer": {"eps": 0.0}}  # 6 experts; without a draw
+# 6 experts; without a draw
+OVERRIDES = {"group_limited": {"groups": 3, "limit": 2}, "sparsemixer": {"eps": 0.0}}
 Pairs = set[tuple[int, int]]
 
 
@@ -40,7 +41,9 @@ def every(*shape: int) -> Tensor:
     return torch.ones(*shape, dtype=torch.bool)
 
 
-def pairs(select: Select, choice: Tensor, valid: Tensor | None = None, scores: Tensor | None = None) -> Pairs:
+def pairs(
+    select: Select, choice: Tensor, valid: Tensor | None = None, scores: Tensor | None = None
+) -> Pairs:
     """The chosen (token, expert) of valid tokens, as the router sees them; each at most once."""
     num_tokens, num_experts = choice.shape
     valid = every(1, num_tokens) if valid is None else valid
@@ -48,12 +51,19 @@ def pairs(select: Select, choice: Tensor, valid: Tensor | None = None, scores: T
     scores = choice if scores is None else scores
     logits = choice if select.by == "logits" else scores
     activated = Activated(
-        logits, scores, scores.clamp_min(0).log(), scores / scores.sum(-1, keepdim=True).clamp_min(1e-20)
+        logits,
+        scores,
+        scores.clamp_min(0).log(),
+        scores / scores.sum(-1, keepdim=True).clamp_min(1e-20),
     )
     token, expert = select(activated, choice, Context(valid, seed=3))
     assert torch.equal(given, choice), "a selection does not change its input"
-    assert token.shape == expert.shape == (len(token),) and token.dtype == expert.dtype == torch.int64
-    assert ((token >= 0) & (token < num_tokens)).all() and ((expert >= 0) & (expert <= num_experts)).all()
+    assert (
+        token.shape == expert.shape == (len(token),) and token.dtype == expert.dtype == torch.int64
+    )
+    assert ((token >= 0) & (token < num_tokens)).all() and (
+        (expert >= 0) & (expert <= num_experts)
+    ).all()
     assert token.equal(token.sort().values), "assignments stand in the order of their tokens"
     forbidden = choice == -torch.inf
     chosen = [

@@ -14,7 +14,9 @@ def cut(choice: torch.Tensor, valid: torch.Tensor, scope: str, select: Select) -
     if scope == "batch":
         return {(int(where[t]), e) for t, e in pairs(select, choice[where])}
     parts = [row.nonzero().flatten() + i * valid.size(1) for i, row in enumerate(valid)]
-    return {(int(part[t]), e) for part in parts if len(part) for t, e in pairs(select, choice[part])}
+    return {
+        (int(part[t]), e) for part in parts if len(part) for t, e in pairs(select, choice[part])
+    }
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -37,7 +39,8 @@ class TestSelect:
             choice = probabilities(2 * 8)
             later = torch.arange(16) % 8 >= 5
             other = torch.where(later[:, None], probabilities(16), choice)
-            one, two = pairs(select, choice, every(2, 8)), pairs(select, other, every(2, 8))
+            one = pairs(select, choice, every(2, 8))
+            two = pairs(select, other, every(2, 8))
             same.append({p for p in one if not later[p[0]]} == {p for p in two if not later[p[0]]})
         assert all(same) if causal else not all(same)
 
@@ -45,15 +48,19 @@ class TestSelect:
         select = build(name).train(training)
         same = []
         for _ in range(20):
-            one, two = probabilities(8), probabilities(8)
-            alone, together = pairs(select, one), pairs(select, torch.cat((one, two)), every(2, 8))
+            one = probabilities(8)
+            two = probabilities(8)
+            alone = pairs(select, one)
+            together = pairs(select, torch.cat((one, two)), every(2, 8))
             same.append(alone == {p for p in together if p[0] < 8})
         scope = select.scope if training else select.eval_scope or select.scope
         assert all(same) if scope != "batch" else not all(same)
         alone = {(t, e) for t in range(8) for _, e in pairs(select, one[t : t + 1])}
         assert scope != "token" or alone == pairs(select, one)
 
-    @pytest.mark.parametrize("num_tokens,num_experts,top_k", [(1, 6, 2), (4, 1, 1), (5, 6, 6), (1, 1, 1)])
+    @pytest.mark.parametrize(
+        "num_tokens,num_experts,top_k", [(1, 6, 2), (4, 1, 1), (5, 6, 6), (1, 1, 1)]
+    )
     @pytest.mark.parametrize("kind", ["random", "equal", "one-hot", "negative"])
     def test_hard_inputs(
         self, name: str, training: bool, num_tokens: int, num_experts: int, top_k: int, kind: str
@@ -61,8 +68,14 @@ class TestSelect:
         sizes = SIZES._replace(num_experts=num_experts, top_k=top_k)
         changed = {"limit": min(3, num_experts)} if name == "group_limited" else {}
         select = build(name, sizes, **changed).train(training)
-        logits = torch.zeros(num_tokens, num_experts) if kind == "equal" else torch.randn(num_tokens, num_experts)
-        choice = (logits * (1e4 if kind == "one-hot" else 1)).softmax(-1) - (2 if kind == "negative" else 0)
+        logits = (
+            torch.zeros(num_tokens, num_experts)
+            if kind == "equal"
+            else torch.randn(num_tokens, num_experts)
+        )
+        choice = (logits * (1e4 if kind == "one-hot" else 1)).softmax(-1) - (
+            2 if kind == "negative" else 0
+        )
         chosen = pairs(select, choice, scores=choice.clamp_min(0))
         if select.k is not None and select.k == select.max_k:
             assert len(chosen) == num_tokens * select.k
@@ -84,7 +97,20 @@ def test_what_a_selection_gives_is_declared() -> None:
     sizes = Sizes(dim=8, num_experts=8, top_k=2, num_layers=1, vocab_size=16)
     made = {name: build(name, sizes) for name in names("select")}
     decided = {name: (select.k, select.max_k) for name, select in made.items()}
-    exact = {"top_k", "group_limited", "grouped", "sinkhorn", "base_layer", "sparsemixer", "growing_k"}
-    other = {"expert_choice": (2, None), "seq_top_k": (2, 4), "top_p": (None, 8), "positive": (None, None)}
+    exact = {
+        "top_k",
+        "group_limited",
+        "grouped",
+        "sinkhorn",
+        "base_layer",
+        "sparsemixer",
+        "growing_k",
+    }
+    other = {
+        "expert_choice": (2, None),
+        "seq_top_k": (2, 4),
+        "top_p": (None, 8),
+        "positive": (None, None),
+    }
     other |= {"expert_threshold": (2, None)}
     assert decided == dict.fromkeys(exact, (2, 2)) | other

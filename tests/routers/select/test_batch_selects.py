@@ -1,4 +1,6 @@
-"""expert_choice, sinkhorn, base, seq_top_k: each equals its rule written out, and evens out what it promises to."""
+"""expert_choice, sinkhorn, base, seq_top_k:
+each equals its rule written out, and evens out what it promises to.
+"""
 
 from itertools import product
 
@@ -57,7 +59,8 @@ def test_sinkhorn_takes_the_best_of_the_doubly_normalised_matrix() -> None:
 
 
 def test_sinkhorn_evens_out_the_load_in_training_only() -> None:
-    select, choice = Sinkhorn(SIZES, k=1, rounds=10), skewed(300)
+    select = Sinkhorn(SIZES, k=1, rounds=10)
+    choice = skewed(300)
     assert max(load(pairs(select, choice))) < 2 * 50 < max(load(pairs(select.eval(), choice)))
 
 
@@ -75,12 +78,18 @@ def test_base_finds_the_best_even_assignment() -> None:
         chosen = pairs(Base(sizes, k=1), choice)
         worth = sum(choice[t, e].item() for t, e in chosen)
         even = [a for a in product(range(3), repeat=6) if all(a.count(e) == 2 for e in range(3))]
-        assert worth == pytest.approx(max(sum(choice[t, e].item() for t, e in enumerate(a)) for a in even))
+        assert worth == pytest.approx(
+            max(sum(choice[t, e].item() for t, e in enumerate(a)) for a in even)
+        )
 
 
-@pytest.mark.parametrize("num_tokens,num_experts", [(1, 5), (40, 1), (64, 8), (61, 8), (50, 16), (3, 7)])
+@pytest.mark.parametrize(
+    "num_tokens,num_experts", [(1, 5), (40, 1), (64, 8), (61, 8), (50, 16), (3, 7)]
+)
 @pytest.mark.parametrize("kind", ["random", "collapsed", "tied"])
-def test_the_assignment_is_worth_as_much_as_scipys(num_tokens: int, num_experts: int, kind: str) -> None:
+def test_the_assignment_is_worth_as_much_as_scipys(
+    num_tokens: int, num_experts: int, kind: str
+) -> None:
     rng = np.random.default_rng(0)
     for _ in range(5):
         worth = rng.normal(size=(num_tokens, num_experts))
@@ -108,13 +117,17 @@ def test_base_serves_a_token_even_if_its_only_expert_is_full(k: int) -> None:
 
 
 @pytest.mark.parametrize("cls,knobs", [(Base, {}), (Sinkhorn, {"rounds": 10})])
-def test_in_evaluation_balanced_selections_are_plain_top_k(cls: type[TopK], knobs: dict[str, int]) -> None:
+def test_in_evaluation_balanced_selections_are_plain_top_k(
+    cls: type[TopK], knobs: dict[str, int]
+) -> None:
     choice = skewed(10)
     assert pairs(cls(SIZES, k=2, **knobs).eval(), choice) == pairs(TopK(SIZES, k=2), choice)
 
 
 def seq_rule(rows: np.ndarray, budget: int, min_k: int, max_k: int) -> set[tuple[int, int]]:
-    """The `budget` best pairs of the given tokens, each token's best min_k first, none beyond its best max_k."""
+    """The `budget` best pairs of the given tokens, each token's best min_k first,
+    none beyond its best max_k.
+    """
     ranked = []
     for t, row in enumerate(rows):
         for place, e in enumerate(np.argsort(-row)[:max_k]):
@@ -124,16 +137,20 @@ def seq_rule(rows: np.ndarray, budget: int, min_k: int, max_k: int) -> set[tuple
 
 @pytest.mark.parametrize("min_k,max_k", [(0, 6), (1, 4), (2, 2)])
 def test_seq_top_k_takes_the_best_pairs_of_a_sequence(min_k: int, max_k: int) -> None:
-    select, choice = SeqTopK(SIZES, k=2, min_k=min_k, max_k=max_k), probabilities(14)
+    select = SeqTopK(SIZES, k=2, min_k=min_k, max_k=max_k)
+    choice = probabilities(14)
     rows = choice.double().numpy()
-    first, second = seq_rule(rows[:7], 14, min_k, max_k), seq_rule(rows[7:], 14, min_k, max_k)
+    first = seq_rule(rows[:7], 14, min_k, max_k)
+    second = seq_rule(rows[7:], 14, min_k, max_k)
     assert pairs(select, choice, every(2, 7)) == first | {(t + 7, e) for t, e in second}
 
 
 @pytest.mark.parametrize("min_k,max_k", [(0, 6), (1, 4), (2, 2)])
 def test_seq_top_k_decides_online_in_evaluation(min_k: int, max_k: int) -> None:
-    select, choice = SeqTopK(SIZES, k=2, min_k=min_k, max_k=max_k).eval(), probabilities(11)
-    rows, expected = choice.double().numpy(), set()
+    select = SeqTopK(SIZES, k=2, min_k=min_k, max_k=max_k).eval()
+    choice = probabilities(11)
+    rows = choice.double().numpy()
+    expected = set()
     for t in range(11):
         so_far = seq_rule(rows[: t + 1], 2 * (t + 1), min_k, max_k)
         expected |= {pair for pair in so_far if pair[0] == t}
@@ -149,9 +166,13 @@ def test_the_budget_of_seq_top_k_is_spent_in_full_in_training() -> None:
 
 @pytest.mark.parametrize("length,pairs_each", [(1, 3), (2, 1), (7, 3), (8, 2), (13, 4)])
 def test_ranks_count_what_comes_before_also_among_ties(length: int, pairs_each: int) -> None:
-    value = torch.randint(0, 4, (2, length, pairs_each)).float().sort(dim=-1, descending=True).values
+    value = (
+        torch.randint(0, 4, (2, length, pairs_each)).float().sort(dim=-1, descending=True).values
+    )
     flat = value.flatten(1).tolist()
-    for b, (full, prefix) in enumerate(zip(full_rank(value).flatten(1), prefix_rank(value).flatten(1), strict=True)):
+    for b, (full, prefix) in enumerate(
+        zip(full_rank(value).flatten(1), prefix_rank(value).flatten(1), strict=True)
+    ):
         for i, mine in enumerate(flat[b]):
             before = [j for j, v in enumerate(flat[b]) if (-v, j) < (-mine, i)]
             assert full[i] == len(before)

@@ -13,9 +13,10 @@ from routers.drop.capacity import Capacity
 from tests.routers.select.presets import CONF, NAMES, build, config, parts
 
 SIZES = Sizes(dim=8, num_experts=16, top_k=2, num_layers=2, vocab_size=32)
-NEEDED = """topk switch gshard noisy_topk mixtral olmoe deepseek_v1 deepseek_v2 deepseek_v3 deepseek_v4 xmoe cosine
-smoe_mlp gru zaya moepp hyper random hash base_layer sinkhorn expert_choice expert_threshold top_p relu moge quantile
-seq_top_k grin llama4 sigmoid smoe_dropout oracle"""
+NEEDED = """\
+topk switch gshard noisy_topk mixtral olmoe deepseek_v1 deepseek_v2 deepseek_v3 deepseek_v4 xmoe
+cosine smoe_mlp gru zaya moepp hyper random hash base_layer sinkhorn expert_choice expert_threshold
+top_p relu moge quantile seq_top_k grin llama4 sigmoid smoe_dropout oracle"""
 
 
 def test_all_presets_exist() -> None:
@@ -26,20 +27,28 @@ def test_all_presets_exist() -> None:
 def test_a_preset_routes_and_its_router_learns(name: str) -> None:
     torch.manual_seed(0)
     layers = [build(name, SIZES._replace(layer=i)) for i in range(2)]
-    shared, state = layers[0].score.shared(), None
+    shared = layers[0].score.shared()
+    state = None
     valid = torch.ones(2, 8, dtype=torch.bool)
-    x, loss = torch.randn(16, 8), torch.zeros(())
+    x = torch.randn(16, 8)
+    loss = torch.zeros(())
     for router in layers:
         routing = router(
-            x, Context(valid, torch.arange(16), state, shared=shared, seed=1, domain=torch.arange(16) // 8)
+            x,
+            Context(
+                valid, torch.arange(16), state, shared=shared, seed=1, domain=torch.arange(16) // 8
+            ),
         )
         assert routing.kept.any() and routing.gate.isfinite().all()
-        loss, state = loss + (routing.gate * torch.randn_like(routing.gate)).sum(), routing.state
+        loss = loss + (routing.gate * torch.randn_like(routing.gate)).sum()
+        state = routing.state
     parameters = [p for module in (*layers, shared) if module for p in module.parameters()]
     assert bool(parameters) == (name not in ("hash", "random", "smoe_dropout", "oracle"))
     if parameters:
         loss.backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in parameters)
+        assert all(
+            p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in parameters
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,11 +70,17 @@ def test_presets_that_compose_to_the_same_say_so_in_their_first_line() -> None:
         frozenset(p) for p in combinations(("topk", "olmoe", "deepseek_v1"), 2)
     }
     for one, two in same:
-        assert f"`{two}`" in made[one] or f"`{one}`" in made[two] or ("`topk`" in made[one] and "`topk`" in made[two])
+        assert (
+            f"`{two}`" in made[one]
+            or f"`{one}`" in made[two]
+            or ("`topk`" in made[one] and "`topk`" in made[two])
+        )
 
 
 @pytest.mark.parametrize(("name", "k"), [("switch", 1), ("gshard", 2), ("topk", 4)])
-def test_capacity_and_the_v3_loss_count_the_experts_that_the_preset_selects(name: str, k: int) -> None:
+def test_capacity_and_the_v3_loss_count_the_experts_that_the_preset_selects(
+    name: str, k: int
+) -> None:
     torch.manual_seed(0)
     sizes = SIZES._replace(top_k=4)
     router = build(name, sizes).eval()

@@ -1,4 +1,6 @@
-"""top_k, group_limited, grouped, top_p, positive: each equals its rule written out for one token."""
+"""top_k, group_limited, grouped, top_p, positive:
+each equals its rule written out for one token.
+"""
 
 import numpy as np
 import pytest
@@ -31,8 +33,12 @@ def test_top_k_takes_the_k_best() -> None:
 
 
 @pytest.mark.parametrize("score", ["max", "top2"])
-@pytest.mark.parametrize("num_experts,groups,limit,k", [(16, 4, 2, 3), (15, 4, 2, 6), (8, 8, 3, 3), (12, 3, 1, 4)])
-def test_group_limited_stays_in_the_best_groups(num_experts: int, groups: int, limit: int, k: int, score: str) -> None:
+@pytest.mark.parametrize(
+    "num_experts,groups,limit,k", [(16, 4, 2, 3), (15, 4, 2, 6), (8, 8, 3, 3), (12, 3, 1, 4)]
+)
+def test_group_limited_stays_in_the_best_groups(
+    num_experts: int, groups: int, limit: int, k: int, score: str
+) -> None:
     split = np.array_split(np.arange(num_experts), groups)
 
     def rule(row: np.ndarray) -> list[int]:
@@ -41,14 +47,17 @@ def test_group_limited_stays_in_the_best_groups(num_experts: int, groups: int, l
         return allowed[best(row[allowed], k)].tolist()
 
     choice = torch.randn(20, num_experts).sigmoid()
-    assert pairs(GroupLimited(sizes(num_experts), k=k, groups=groups, limit=limit, score=score), choice) == each(
-        choice, rule
-    )
+    assert pairs(
+        GroupLimited(sizes(num_experts), k=k, groups=groups, limit=limit, score=score), choice
+    ) == each(choice, rule)
 
 
 def test_top2_and_max_may_prefer_different_groups() -> None:
     choice = torch.tensor([[0.9, 0.0, 0.6, 0.5]])
-    by = {s: pairs(GroupLimited(sizes(4), k=2, groups=2, limit=1, score=s), choice) for s in ("max", "top2")}
+    by = {
+        s: pairs(GroupLimited(sizes(4), k=2, groups=2, limit=1, score=s), choice)
+        for s in ("max", "top2")
+    }
     assert by == {"max": {(0, 0), (0, 1)}, "top2": {(0, 2), (0, 3)}}
 
 
@@ -58,11 +67,15 @@ def test_a_group_with_one_allowed_expert_beats_a_group_with_none() -> None:
 
 
 @pytest.mark.parametrize("num_experts,k,groups", [(12, 4, 2), (15, 3, None), (16, 3, 3), (6, 6, 3)])
-def test_grouped_takes_equally_many_of_every_group(num_experts: int, k: int, groups: int | None) -> None:
+def test_grouped_takes_equally_many_of_every_group(
+    num_experts: int, k: int, groups: int | None
+) -> None:
     split = np.array_split(np.arange(num_experts), groups or k)
     choice = torch.randn(20, num_experts).softmax(-1)
     chosen = pairs(Grouped(sizes(num_experts), k=k, groups=groups), choice)
-    assert chosen == each(choice, lambda row: [g[i] for g in split for i in best(row[g], k // len(split))])
+    assert chosen == each(
+        choice, lambda row: [g[i] for g in split for i in best(row[g], k // len(split))]
+    )
     for group in split:
         assert sum(e in group for _, e in chosen) == 20 * k // len(split)
 
@@ -112,7 +125,9 @@ def test_an_offset_orders_the_experts_of_top_p_but_does_not_count() -> None:
 def test_positive_takes_what_is_above_zero_be_it_nothing() -> None:
     choice = torch.tensor([[1e-9, 0.0, -1.0], [-1.0, -2.0, 0.0], [3.0, 2.0, 1.0]])
     assert pairs(Positive(sizes(3)), choice) == {(0, 0), (2, 0), (2, 1), (2, 2)}
-    token, expert = Positive(sizes(3))(Activated(choice, choice, choice, choice), choice, Context(~every(1, 3)))
+    token, expert = Positive(sizes(3))(
+        Activated(choice, choice, choice, choice), choice, Context(~every(1, 3))
+    )
     assert len(token) == len(expert) == 0
 
 

@@ -43,7 +43,8 @@ def test_forbidden_and_huge_logits_have_finite_scores_and_gradients(name):
 def test_a_constant_gate_is_refused_and_says_what_to_do(name):
     sizes = SIZES._replace(top_k=1)
     weigh = build_part("weigh", name, sizes)
-    score, drop = build_part("score", "linear", sizes), build_part("drop", "none", sizes)
+    score = build_part("score", "linear", sizes)
+    drop = build_part("drop", "none", sizes)
     for select in (
         find("select", "top_k")(sizes, k=1),
         find("select", "top_p")(sizes, p=0.4, min_k=1, max_k=1),
@@ -65,9 +66,12 @@ def test_the_logarithm_of_the_scores_is_exact_where_they_round_to_zero(name):
     if not weigh.signed:
         torch.testing.assert_close(weigh.log_scores(logits).exp(), weigh.scores(logits))
     low = torch.tensor([[-60.0, -61.0, -200.0, -60.0]])
-    if name != "relu":  # its scores are 0 there, not small
+    # its scores are 0 there, not small
+    if name != "relu":
         share = low.double().mul(0.5 if name == "sqrt_softplus" else 1.0).softmax(-1)
-        torch.testing.assert_close(weigh.activated(low).probabilities.double(), share, rtol=1e-5, atol=1e-12)
+        torch.testing.assert_close(
+            weigh.activated(low).probabilities.double(), share, rtol=1e-5, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "sqrt_softplus"])
@@ -76,8 +80,11 @@ def test_normalised_gates_sum_to_one_for_any_shift_of_the_logits(name, shift):
     weigh = build_part("weigh", name, SIZES)
     weigh.normalize = True
     logits = (shift + torch.randn(5, 8)).requires_grad_()
-    token, expert = torch.arange(5).repeat_interleave(3), logits.topk(3).indices.flatten()
-    gate = weigh(weigh.activated(logits), token, expert, Context(torch.ones(1, 5, dtype=torch.bool)))
+    token = torch.arange(5).repeat_interleave(3)
+    expert = logits.topk(3).indices.flatten()
+    gate = weigh(
+        weigh.activated(logits), token, expert, Context(torch.ones(1, 5, dtype=torch.bool))
+    )
     torch.testing.assert_close(gate.view(5, 3).sum(-1), torch.ones(5))
     gradient = torch.autograd.grad(gate.view(5, 3)[:, 0].sum(), logits)[0]
     assert gradient.isfinite().all() and (shift > 20 or gradient.abs().max() > 1e-3)

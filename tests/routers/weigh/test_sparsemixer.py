@@ -1,4 +1,6 @@
-"""GRIN: what is drawn, how often, and gates and gradients against transformers' Phi-MoE with the same noise."""
+"""GRIN: what is drawn, how often, and gates and gradients against
+transformers' Phi-MoE with the same noise.
+"""
 
 from itertools import pairwise
 
@@ -16,7 +18,8 @@ EVERY = 60_000
 
 def router(num_experts: int, k: int = 2) -> Router:
     sizes = SIZES._replace(num_experts=num_experts, top_k=k)
-    score, drop = build_part("score", "linear", sizes), build_part("drop", "none", sizes)
+    score = build_part("score", "linear", sizes)
+    drop = build_part("drop", "none", sizes)
     select = type(build_part("select", "sparsemixer", sizes))(sizes, k=k, eps=0.01)
     return Router(score, build_part("weigh", "sparsemixer", sizes), select, drop, sizes)
 
@@ -55,7 +58,9 @@ def test_a_choice_that_was_not_the_likeliest_counts_a_third_except_for_one_in_fo
     torch.testing.assert_close(gate[expert == 0], p[0].expand_as(gate[expert == 0]))
     other = gate[expert == 1] / p[1]
     assert float((other > 0.9).float().mean()) == pytest.approx(0.25, abs=0.02)
-    torch.testing.assert_close(other[other < 0.9].unique(), torch.tensor([1 / 3]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        other[other < 0.9].unique(), torch.tensor([1 / 3]), rtol=1e-5, atol=0
+    )
 
 
 def test_two_seeds_draw_other_experts_and_one_seed_the_same():
@@ -82,7 +87,9 @@ class Drawn:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("spread", [0.01, 0.1, 3.0])
-def test_experts_gates_and_gradients_equal_phi_moe_with_the_same_noise(training, spread, monkeypatch):
+def test_experts_gates_and_gradients_equal_phi_moe_with_the_same_noise(
+    training, spread, monkeypatch
+):
     modeling = pytest.importorskip("transformers.models.phimoe.modeling_phimoe")
     torch.manual_seed(0)
     logits = (2 + spread * torch.randn(400, 8)).requires_grad_()
@@ -99,7 +106,9 @@ def test_experts_gates_and_gradients_equal_phi_moe_with_the_same_noise(training,
     weight = torch.linspace(-1, 1, 800).view(400, 2)
     ours, reference = (torch.autograd.grad((g * weight).sum(), logits)[0] for g in (gate, theirs))
     torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-6)
-    assert not training or any(bool((a != b).any()) for a, b in pairwise([expert[:, 0], logits.argmax(-1)]))
+    assert not training or any(
+        bool((a != b).any()) for a, b in pairwise([expert[:, 0], logits.argmax(-1)])
+    )
 
 
 def test_the_unassigned_have_gate_zero_and_take_no_mass():

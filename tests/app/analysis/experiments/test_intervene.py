@@ -1,4 +1,6 @@
-"""One thing about the experts of a layer is changed, and nothing else, and only for as long as it is asked for."""
+"""One thing about the experts of a layer is changed, and nothing else,
+and only for as long as it is asked for.
+"""
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from app.config.compose import composed
 from app.model.assemble import build_model
 from app.model.moe import MoE
 
-LAYOUT = ["experts=deepseek", "experts.num_experts=4", "experts.segments=2", "experts.num_shared=1"]  # 3 of 7
+# 3 of 7
+LAYOUT = ["experts=deepseek", "experts.num_experts=4", "experts.segments=2", "experts.num_shared=1"]
 
 
 @pytest.fixture
@@ -38,8 +41,12 @@ def expert(layer: MoE, number: int, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def by_definition(layer: MoE, x: Tensor, masked: int, serves: dict[int, int] | None = None) -> Tensor:
-    """Token by token: the best `masked` experts are struck out, the next three have softmax gates over the rest."""
+def by_definition(
+    layer: MoE, x: Tensor, masked: int, serves: dict[int, int] | None = None
+) -> Tensor:
+    """Token by token: the best `masked` experts are struck out,
+    the next three have softmax gates over the rest.
+    """
     y = torch.zeros_like(x)
     for place in range(x.size(0) * x.size(1)):
         b, s = divmod(place, x.size(1))
@@ -69,7 +76,8 @@ def test_a_redirected_expert_has_its_gate_and_the_others_weights(layer: MoE, x: 
 
 
 def test_nobody_is_served_by_a_shared_expert_that_is_left_out(layer: MoE, x: Tensor) -> None:
-    before, common = output(layer, x), layer.experts.common(x).detach()
+    before = output(layer, x)
+    common = layer.experts.common(x).detach()
     with unshared([layer]):
         torch.testing.assert_close(output(layer, x), before - common)
     assert torch.equal(output(layer, x), before)
@@ -78,6 +86,10 @@ def test_nobody_is_served_by_a_shared_expert_that_is_left_out(layer: MoE, x: Ten
 def test_an_error_inside_leaves_the_model_as_it_was(layer: MoE, x: Tensor) -> None:
     before = output(layer, x)
     hooks: tuple[nn.Module, ...] = (layer.router, layer.router.score)
-    with pytest.raises(RuntimeError), forbidden([layer], lambda logits: logits > 0), unshared([layer]):
+    with (
+        pytest.raises(RuntimeError),
+        forbidden([layer], lambda logits: logits > 0),
+        unshared([layer]),
+    ):
         raise RuntimeError
     assert torch.equal(output(layer, x), before) and not any(hook._forward_hooks for hook in hooks)

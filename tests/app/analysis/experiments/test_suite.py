@@ -1,4 +1,6 @@
-"""The experiments on a trained run: values that can be known beforehand, through the real `train.py`."""
+"""The experiments on a trained run: values that can be known beforehand,
+through the real `train.py`.
+"""
 
 import math
 from collections import defaultdict
@@ -42,7 +44,9 @@ def trained(train: Train, text: Path, tmp_path: Path) -> Trained:
     def run(*overrides: str) -> tuple[TrainedRun, list[Batch]]:
         (tmp_path / "digits.txt").write_text("".join(f"{7 * n % 1009} " for n in range(9000)))
         sources = f"data.sources={{code:{{path:{text}}},digits:{{path:{tmp_path / 'digits.txt'}}}}}"
-        folder = train("trainer.max_steps=20", "optimizer.lr=0.02", *overrides, source=("data=mix", sources))
+        folder = train(
+            "trainer.max_steps=20", "optimizer.lr=0.02", *overrides, source=("data=mix", sources)
+        )
         found = read_run(folder)
         return found, list(found.text.held_out(2, BATCH))
 
@@ -54,7 +58,9 @@ def nats(run: TrainedRun, batches: list[Batch]) -> float:
 
 
 def test_an_expert_of_one_domain_is_missed_by_that_domain_alone(trained: Trained) -> None:
-    run, batches = trained("router=oracle", "experts=coarse", "experts.num_experts=6", "balance=none")
+    run, batches = trained(
+        "router=oracle", "experts=coarse", "experts.num_experts=6", "balance=none"
+    )
     found = removal.measure(run, batches)
     assert found is not None and found["domains"] == ["code", "digits"]
     assert len(found["rise"]) == len(run.model.blocks)
@@ -75,11 +81,13 @@ def test_two_equal_experts_are_redundant_and_merge_into_one(trained: Trained) ->
     )
     stack = run.model.blocks[1].ffn.experts.routed
     order = torch.randperm(stack.w_out.size(1))
-    both = torch.cat((order, order + len(order)))  # of the gate and of what it gates
+    # of the gate and of what it gates
+    both = torch.cat((order, order + len(order)))
     for weight in (stack.w_in, stack.b_in):
         weight.data[3] = weight.data[0][..., both]
     stack.w_out.data[3], stack.b_out.data[3] = stack.w_out.data[0][order], stack.b_out.data[0]
-    exchanged, merger = redundancy.measure(run, batches), merging.measure(run, batches)
+    exchanged = redundancy.measure(run, batches)
+    merger = merging.measure(run, batches)
     assert exchanged is not None and merger is not None
     rise = exchanged["rise"][1]
     assert rise[0][3] == rise[3][0] == pytest.approx(0, abs=1e-5) and rise[0][0] is None
@@ -94,12 +102,21 @@ def test_a_merger_is_a_mean_by_load_and_passes_by(trained: Trained) -> None:
     before = [weight.clone() for weight in stack.parameters()]
     with merging.merged(stack, (2, 1), torch.tensor([9.0, 30, 10, 0])):
         ordered = merging.in_order(stack, 2, 2)
-        assert all(torch.equal(new, weight[2]) for new, weight in zip(ordered, stack.parameters(), strict=True))
-        assert torch.equal(stack.w_in[1], stack.w_in[2]) and torch.equal(stack.w_in[0], before[0][0])
+        assert all(
+            torch.equal(new, weight[2])
+            for new, weight in zip(ordered, stack.parameters(), strict=True)
+        )
+        assert torch.equal(stack.w_in[1], stack.w_in[2]) and torch.equal(
+            stack.w_in[0], before[0][0]
+        )
         rows = {tuple(row) for row in before[1][1].mul(0.75).round(decimals=4).tolist()}
         rest = (stack.w_out[2] - 0.25 * before[1][2]).round(decimals=4)
-        assert {tuple(row) for row in rest.tolist()} == rows, "the hidden units of the second, in another order"
-    assert all(torch.equal(weight, old) for weight, old in zip(stack.parameters(), before, strict=True))
+        assert {tuple(row) for row in rest.tolist()} == rows, (
+            "the hidden units of the second, in another order"
+        )
+    assert all(
+        torch.equal(weight, old) for weight, old in zip(stack.parameters(), before, strict=True)
+    )
 
 
 def test_the_masks_are_sixteenths_and_leave_enough_to_choose_from(trained: Trained) -> None:
@@ -122,7 +139,9 @@ def test_the_sweep_is_of_a_coarse_grid_where_many_experts_work() -> None:
 
 
 def test_the_shared_expert_is_missed(trained: Trained) -> None:
-    run, batches = trained("experts=deepseek", "experts.num_experts=4", "experts.segments=2", "experts.num_shared=1")
+    run, batches = trained(
+        "experts=deepseek", "experts.num_experts=4", "experts.segments=2", "experts.num_shared=1"
+    )
     found = without_shared.measure(run, batches)
     assert found is not None and found["as trained"] == nats(run, batches)
     assert found["one more routed instead"] > found["as trained"]
@@ -190,21 +209,33 @@ def test_easy_and_hard_tokens_of_each_domain_take_what_the_routings_say(trained:
 
 
 def test_a_mixture_of_skills_is_told_by_domain_by_layer_and_by_token(trained: Trained) -> None:
-    run, batches = trained("experts=lora_skills", "experts.skills=[a,b,c]", "router=mixtral", "experts.top_k=2")
+    run, batches = trained(
+        "experts=lora_skills", "experts.skills=[a,b,c]", "router=mixtral", "experts.top_k=2"
+    )
     found = skill_mixture.measure(run, batches)
-    assert found is not None and (found["skills"], found["domains"]) == (["a", "b", "c"], ["code", "digits"])
+    assert found is not None and (found["skills"], found["domains"]) == (
+        ["a", "b", "c"],
+        ["code", "digits"],
+    )
     of: dict[tuple[int, int, int], list[float]] = defaultdict(list)
     for batch, _, layers in passes(run, batches):
         for place in np.flatnonzero(batch["valid"].flatten()):
             for layer, routing in enumerate(layers):
                 gate = dict.fromkeys(range(3), 0.0)
-                gate |= {int(e): float(g) for t, e, g in zip(*routing[:3], strict=True) if t == place and e < 3}
+                gate |= {
+                    int(e): float(g)
+                    for t, e, g in zip(*routing[:3], strict=True)
+                    if t == place and e < 3
+                }
                 for skill, share in gate.items():
                     of[int(batch["domain"].flatten()[place]), layer, skill].append(share)
     for (domain, layer, skill), shares in of.items():
         assert found["mean"][domain][layer][skill] == pytest.approx(fmean(shares), abs=1e-6)
         assert found["spread"][domain][layer][skill] == pytest.approx(np.std(shares), abs=1e-6)
-    first = [fmean(of[1, layer, 2][place] for layer in range(len(found["mean"][1]))) for place in range(5)]
+    first = [
+        fmean(of[1, layer, 2][place] for layer in range(len(found["mean"][1])))
+        for place in range(5)
+    ]
     assert [token[2] for token in found["tokens"][1]][:5] == pytest.approx(first, abs=1e-6)
     assert not np.allclose(found["mean"][0], found["mean"][1], atol=1e-3)
 
@@ -213,13 +244,16 @@ def test_certainty_is_that_of_the_probabilities(trained: Trained) -> None:
     run, batches = trained("experts=coarse", "experts.num_experts=6", "experts.top_k=3")
     found = routers_certainty.measure(run, batches)
     assert found is not None
-    share = np.concatenate([layers[1].probabilities.numpy() for _, layers in routings(run, batches)]).astype(float)
+    share = np.concatenate(
+        [layers[1].probabilities.numpy() for _, layers in routings(run, batches)]
+    ).astype(float)
     best = -np.sort(-share, 1)
     assert found["entropy"][1] == pytest.approx(-(share * np.log(share)).sum(1).mean(), rel=1e-5)
     assert found["inner_balance"][1] == pytest.approx(np.median(best[:, 0] / best[:, 1]), rel=1e-2)
     assert found["outer_balance"][1] == pytest.approx(np.median(best[:, :3].sum(1)), rel=1e-2)
     first = [
-        np.concatenate([layers[i].probabilities.argmax(1) for _, layers in routings(run, batches)]) for i in (0, 1)
+        np.concatenate([layers[i].probabilities.argmax(1) for _, layers in routings(run, batches)])
+        for i in (0, 1)
     ]
     joint = np.histogram2d(*first, bins=6)[0] / len(first[0])
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
@@ -229,15 +263,19 @@ def test_certainty_is_that_of_the_probabilities(trained: Trained) -> None:
 
 
 def test_saturation_is_the_share_of_the_final_choices(trained: Trained) -> None:
-    run, batches = trained("experts=coarse", "trainer.checkpoint_every=10", "trainer.keep_checkpoints=2")
+    run, batches = trained(
+        "experts=coarse", "trainer.checkpoint_every=10", "trainer.keep_checkpoints=2"
+    )
     found = saturation.measure(run, batches)
     assert found is not None and found["steps"] == [10]
     before = read_run(run.folder / "checkpoints/step_10.ckpt")
-    same, number = 0, 0
+    same = 0
+    number = 0
     for (_, then), (_, now) in zip(routings(before, batches), routings(run, batches), strict=True):
         had = {*zip(then[0].token.tolist(), then[0].expert.tolist(), strict=True)}
         has = {*zip(now[0].token.tolist(), now[0].expert.tolist(), strict=True)}
-        same, number = same + len(had & has), number + len(has)
+        same = same + len(had & has)
+        number = number + len(has)
     assert found["saturation"][0][0] == pytest.approx(same / number) and 0.3 < same / number < 1
     newest = run.folder / "checkpoints/step_10.ckpt"
     newest.write_bytes(newest.read_bytes()[:-9])
@@ -245,18 +283,24 @@ def test_saturation_is_the_share_of_the_final_choices(trained: Trained) -> None:
 
 
 def test_experts_that_read_domains_specialise_on_domains(trained: Trained) -> None:
-    run, batches = trained("router=oracle", "experts=coarse", "experts.num_experts=6", "balance=none")
+    run, batches = trained(
+        "router=oracle", "experts=coarse", "experts.num_experts=6", "balance=none"
+    )
     found = labels.measure(run, batches)
     assert found["shares"]["domain"] == [1, 1] and found["chance"]["domain"][0] < 0.7
-    assert found["shares"]["word read"] > found["chance"]["word read"], "digits are read in one domain, letters in one"
+    assert found["shares"]["word read"] > found["chance"]["word read"], (
+        "digits are read in one domain, letters in one"
+    )
 
 
 def test_the_favourite_expert_of_a_label_is_counted() -> None:
-    have = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1], [0, 1], [0, 1], [1, 0]], dtype=torch.float64)[
-        None
-    ]  # (1, T, E)
+    have = torch.tensor(
+        [[1, 0], [1, 0], [0, 1], [0, 1], [0, 1], [0, 1], [1, 0]], dtype=torch.float64
+    )[None]  # (1, T, E)
     label = torch.tensor([0, 0, 0, 4, 4, 4, -1])
-    assert labels.favourite(have, label).tolist() == pytest.approx([5 / 6]), "2 of the 3 zeros, and all fours"
+    assert labels.favourite(have, label).tolist() == pytest.approx([5 / 6]), (
+        "2 of the 3 zeros, and all fours"
+    )
     rare = torch.cat((label.repeat(8), torch.tensor([7])))
     more = torch.cat((have.repeat(1, 8, 1), torch.tensor([[[0.0, 1]]], dtype=torch.float64)), 1)
     assert labels.favourite(more, rare).tolist() == pytest.approx([5 / 6]), "one token says nothing"

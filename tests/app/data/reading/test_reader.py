@@ -1,4 +1,6 @@
-"""What only large or broken input shows: parts of a long text, rows over the reader's own pieces, an early end."""
+"""What only large or broken input shows:
+parts of a long text, rows over the reader's own pieces, an early end.
+"""
 
 import json
 from pathlib import Path
@@ -31,9 +33,13 @@ def test_a_text_over_the_largest_document_is_read_in_parts_at_line_ends(
 
 
 @pytest.mark.parametrize("indent", [None, 1])
-def test_rows_of_an_array_may_be_longer_than_what_is_read_at_once(tmp_path: Path, indent: int | None) -> None:
+def test_rows_of_an_array_may_be_longer_than_what_is_read_at_once(
+    tmp_path: Path, indent: int | None
+) -> None:
     texts = ["é" * 700_000, "b" * 3_000_000, *(f"row {number}" for number in range(100_000))]
-    (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in texts], indent=indent, ensure_ascii=False))
+    (tmp_path / "a.json").write_text(
+        json.dumps([{"text": text} for text in texts], indent=indent, ensure_ascii=False)
+    )
     assert [row["text"] for _, row in rows_of(tmp_path / "a.json", "text")] == texts
 
 
@@ -48,7 +54,11 @@ def test_a_wrong_key_is_told_before_all_is_read() -> None:
     row = {"id": 1, "page": {"body": "x", "title": "y"}, "url": "z"}
     for number in range(1, ENOUGH):
         assert column.text("a.jsonl", number, row) is None
-    with pytest.raises(UserError, match=r"none of 10,000 rows .*first: a.jsonl:1; set .* page.body, page.title, url$"):
+    with pytest.raises(
+        UserError,
+        match=r"none of 10,000 rows .*first: a.jsonl:1; set .* "
+        r"page.body, page.title, url$",
+    ):
         column.text("a.jsonl", ENOUGH, row)
 
 
@@ -59,7 +69,8 @@ def test_late_rows_without_text_end_nothing() -> None:
         column.text("a.jsonl", number, {"text": None})
     assert (
         column.finish()
-        == "data.path=x: 19,998 of 19,999 rows without text are left out (19,998 null), first: a.jsonl:2"
+        == "data.path=x: 19,998 of 19,999 rows without text are left out (19,998 null), first: "
+        "a.jsonl:2"
     )
 
 
@@ -70,14 +81,20 @@ def test_a_key_with_dots_of_its_own_is_meant_first() -> None:
     assert column.text("a", 3, {"a": "no object"}) is None
 
 
-def test_home_is_the_users_unless_something_has_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_is_the_users_unless_something_has_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     assert home("~/a", "data.path") == tmp_path / "home/a"
     (tmp_path / "~").mkdir()
     (tmp_path / "~/a").write_text("")
     assert home("~/a", "data.path") == Path("~/a")
-    with pytest.raises(UserError, match=r"^data.cache_dir=~nobody-of-this-name/a: no home folder is known here"):
+    with pytest.raises(
+        UserError,
+        match=r"^data.cache_dir=~nobody-of-this-name/a: no home folder "
+        r"is known here",
+    ):
         home("~nobody-of-this-name/a", "data.cache_dir")
 
 

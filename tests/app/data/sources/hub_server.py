@@ -1,4 +1,6 @@
-"""The Hub, as far as reading a data set of Parquet shards needs it, at an address of this machine."""
+"""The Hub, as far as reading a data set of Parquet shards needs it,
+at an address of this machine.
+"""
 
 import hashlib
 import json
@@ -30,7 +32,9 @@ configs:
 
 
 def write_set(folder: Path) -> None:
-    """Two revisions of two configs of three shards; a column beside the text is of another type in each shard."""
+    """Two revisions of two configs of three shards;
+    a column beside the text is of another type in each shard.
+    """
     for revision in (OLD, NEW):
         root = folder / revision
         for config in ("en", "fr"):
@@ -38,16 +42,23 @@ def write_set(folder: Path) -> None:
             for shard in range(3):
                 other = [0, "a word", {"inner": 0}][shard]
                 _write(
-                    root / config / f"train-{shard:05}-of-00003.parquet", f"{revision[0]} {config} {shard}", 200, other
+                    root / config / f"train-{shard:05}-of-00003.parquet",
+                    f"{revision[0]} {config} {shard}",
+                    200,
+                    other,
                 )
         _write(root / "en/validation-00000-of-00001.parquet", f"{revision[0]} val", 50, 0)
         (root / "README.md").write_text(CARD)
 
 
 def _write(path: Path, what: str, number: int, other: Any) -> None:
-    texts = [f"{what} row {row}: what the people of the town say to each other" for row in range(number)]
+    texts = [
+        f"{what} row {row}: what the people of the town say to each other" for row in range(number)
+    ]
     meta = [{"title": f"title {row}", "number": row} for row in range(number)]
-    parquet.write_table(pyarrow.table({"text": texts, "meta": meta, "other": [other] * number}), path)
+    parquet.write_table(
+        pyarrow.table({"text": texts, "meta": meta, "other": [other] * number}), path
+    )
 
 
 class Server(ThreadingHTTPServer):
@@ -55,7 +66,8 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.head = folder, NEW
+        self.folder = folder
+        self.head = NEW
 
     @property
     def address(self) -> str:
@@ -74,8 +86,14 @@ class Handler(BaseHTTPRequestHandler):
         for pattern, answer in ANSWERS.items():
             found = re.fullmatch(pattern, path)
             if found:
-                root = self.server.folder / (self.server.head if found[1] in (None, "main") else found[1])
-                return answer(self, root, found, body) if root.is_dir() else self.missing("RevisionNotFound")
+                root = self.server.folder / (
+                    self.server.head if found[1] in (None, "main") else found[1]
+                )
+                return (
+                    answer(self, root, found, body)
+                    if root.is_dir()
+                    else self.missing("RevisionNotFound")
+                )
         return self.missing("RepoNotFound")
 
     do_HEAD = do_POST = do_GET
@@ -83,7 +101,12 @@ class Handler(BaseHTTPRequestHandler):
     def about(self, root: Path, found: re.Match[str], body: str) -> None:
         files = [str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()]
         self.send(
-            {"id": "owner/set", "sha": root.name, "siblings": [{"rfilename": file} for file in files], "tags": []}
+            {
+                "id": "owner/set",
+                "sha": root.name,
+                "siblings": [{"rfilename": file} for file in files],
+                "tags": [],
+            }
         )
 
     def listed(self, root: Path, found: re.Match[str], body: str) -> None:
@@ -100,10 +123,14 @@ class Handler(BaseHTTPRequestHandler):
         if not (root / found[2]).is_file():
             return self.missing("EntryNotFound")
         data = (root / found[2]).read_bytes()
-        start, stop, status = 0, len(data), 200
+        start = 0
+        stop = len(data)
+        status = 200
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if asked:
-            start, stop, status = int(asked[1]), min(int(asked[2] or stop) + 1, stop), 206
+            start = int(asked[1])
+            stop = min(int(asked[2] or stop) + 1, stop)
+            status = 206
         about = [("ETag", f'"{hashlib.sha1(data).hexdigest()}"'), ("X-Repo-Commit", root.name)]
         about += [("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")] if asked else []
         return self.send(data[start:stop], status, about)
@@ -111,7 +138,12 @@ class Handler(BaseHTTPRequestHandler):
     def entry(self, root: Path, file: Path) -> dict[str, Any]:
         kind, size = ("directory", 0) if file.is_dir() else ("file", file.stat().st_size)
         path = file.relative_to(root).as_posix()
-        return {"type": kind, "path": path, "oid": hashlib.sha1(str(file).encode()).hexdigest(), "size": size}
+        return {
+            "type": kind,
+            "path": path,
+            "oid": hashlib.sha1(str(file).encode()).hexdigest(),
+            "size": size,
+        }
 
     def missing(self, code: str) -> None:
         self.send({"error": code}, 404, [("X-Error-Code", code)])

