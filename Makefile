@@ -2,19 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-slow test-browser test-gpu mutants check docs clean
+.PHONY: train test test-nightly test-gpu mutants check docs clean
 
 train: .venv/train ## the main job
 	$(BIN)/python train.py $(ARGS)
 
-test: .venv/dev ## the tests, on all cores
+test: .venv/dev ## the tests of the gate, on all cores: minutes
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
-test-slow: .venv/dev ## minutes, not seconds
-	$(BIN)/python -m pytest -m slow
-
-test-browser: .venv/dev ## needs chromium, Debian: apt-get install chromium
-	$(BIN)/python -m pytest -m browser
+test-nightly: .venv/dev ## all other tests, then the planted faults: hours; browser tests need chromium
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "nightly or browser" $(ARGS)
+	$(BIN)/python -m tests.mutants
 
 test-gpu: .venv/dev ## everything that has a CUDA path; writes docs/gpu.md, which can be committed
 	$(BIN)/python -m pytest -m gpu -p tests.gpu_page $(ARGS)

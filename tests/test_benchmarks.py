@@ -78,7 +78,7 @@ def test_a_table_for_a_page() -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "name", ["layer", "growth", "step", "memory", "data", "startup", "loop", "routers"]
 )

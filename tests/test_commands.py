@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.nightly
+
 ROOT = Path(__file__).parent.parent
 CUT = (
     "model=nano data.seq_len=32 data.batch_size=4 data.micro_batch_size=null data.val_rows=2 "
@@ -87,7 +89,6 @@ def type_in(folder: Path, command: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     dict.fromkeys(line for page in ("README.md", "docs/scale.md") for line in commands(page)),

@@ -30,8 +30,6 @@ def test_the_layer_of_the_readme_trains_a_step_without_hydra() -> None:
     build, step = re.findall(
         r"```python\n(.*?)```", section(README, "From Python"), flags=re.DOTALL
     )
-    lines = [line for line in build.splitlines() if line]
-    assert len(lines) < 10
     check = "before = layer.experts.routed.w_in.detach().clone()\n"
     after = "import sys\nassert 'hydra' not in sys.modules and 'lightning' not in sys.modules\n"
     after += (
@@ -141,6 +139,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
     return tree, [Path(name).stem for name, _ in blocks if name.endswith(".py")]
 
 
+@pytest.mark.nightly
 def test_a_part_added_as_contributing_says_passes_the_contract_tests(
     extended: tuple[Path, list[str]],
 ) -> None:

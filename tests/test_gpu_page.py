@@ -11,6 +11,8 @@ import torch
 from tests.conftest import ROOT
 from tests.gpu_page import PAGE, page
 
+pytestmark = pytest.mark.nightly
+
 
 def test_the_page_has_the_card_and_a_row_for_each_function() -> None:
     results = [

@@ -9,7 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import NANO, ROOT
+
+pytestmark = pytest.mark.nightly
 
 
 def test_an_installed_package_adds_a_router(text: Path, tmp_path: Path) -> None:

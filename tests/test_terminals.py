@@ -17,6 +17,8 @@ from app.registry import UserError
 from tests.app.runs.conftest import SMALL, environment, write_text
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

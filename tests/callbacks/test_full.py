@@ -121,6 +121,7 @@ class Saves(lightning.Callback):
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "a.ckpt")
 
 
+@pytest.mark.nightly
 def test_a_checkpoint_before_a_step_takes_nothing_of_its_forward_pass(start: Start) -> None:
     def slow(module: LanguageModel) -> None:
         module.model.register_forward_hook(lambda *_: time.sleep(0.1))

@@ -10,6 +10,8 @@ from tests.app.runs.conftest import SMALL, write_text
 from tests.app.runs.test_moments import TWO, train, train_two
 from tests.conftest import events_of
 
+pytestmark = pytest.mark.nightly
+
 EVERY = ("controllers", "expert_pictures", "expert_weights", "weight_similarity")
 LINE = (
     f"{SMALL} data.micro_batch_size=2 experts=deepseek experts.num_experts=8 "

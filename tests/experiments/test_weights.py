@@ -16,6 +16,7 @@ def test_an_experiment_has_the_printed_weight_in_our_units(weight):
     assert weight.configured == pytest.approx(weight.ours, rel=1e-6)
 
 
+@pytest.mark.nightly
 def test_every_weight_of_a_paper_experiment_is_in_the_table():
     listed = {(weight.experiment, weight.term) for weight in WEIGHTS}
     # their files say so

@@ -103,13 +103,13 @@ def train(name: str, knobs: dict[str, Any], parts: dict[str, str], seed: int) ->
     return violations
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("method", METHODS)
 def test_a_collapsed_router_is_balanced_within_three_hundred_steps(method):
     assert violation(method, *METHODS[method]) < BOUND
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_without_any_method_the_router_stays_collapsed():
     assert violation("none", "z_loss", {"weight": 0.0}, {}) > BOUND
 

@@ -47,6 +47,7 @@ def two_steps(combination: dict[str, str]) -> Tensor:
     return net.eval()(**data)[0].mean()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("part", range(4))
 def test_two_hundred_random_combinations_train_two_steps_or_are_refused_in_one_line(part):
     refused = 0

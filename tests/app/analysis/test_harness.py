@@ -165,6 +165,7 @@ def test_so_is_one_in_a_task(folder: Path) -> None:
         run._loglikelihood_tokens([(("import", ""), ids("import"), [])])
 
 
+@pytest.mark.nightly
 def test_its_own_command_line_runs_tasks_defined_in_files(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, ITEMS)))
     for name, values in TASKS.items():

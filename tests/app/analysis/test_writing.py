@@ -34,6 +34,7 @@ def tokens(net: Transformer, prompts: list[list[int]], **asked: Any) -> list[lis
     ]
 
 
+@pytest.mark.nightly
 # which writes nothing
 @pytest.mark.parametrize("router", [name for name in NAMES if name != "oracle"])
 def test_a_token_is_the_same_with_and_without_what_is_remembered(router: str) -> None:

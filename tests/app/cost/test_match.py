@@ -39,6 +39,7 @@ def test_a_layout_comes_within_half_a_percent_of_its_reference(layout, by):
     assert costs(matched(config, own))[by] == pytest.approx(goal, rel=0.005)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("layout", ["deepseek", "longcat"])
 def test_both_costs_are_met_with_another_number_of_experts(layout):
     reference = "experts=coarse experts.num_experts=24 experts.top_k=3"

@@ -75,7 +75,7 @@ def planned(words: str) -> float:
     return budget_of(config)[1].at_most
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 def test_processes_need_what_was_planned(strategy: str, shape: str) -> None:

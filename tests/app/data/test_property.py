@@ -26,6 +26,8 @@ from app.data.tokenizers.file import File
 from app.registry import UserError
 from tests.app.runs.test_data_page import PACK, written
 
+pytestmark = pytest.mark.nightly
+
 ANY = settings(max_examples=100, deadline=None, derandomize=True)
 LETTERS = st.characters(exclude_categories=["Cs"])
 WORDS = [

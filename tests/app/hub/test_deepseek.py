@@ -19,6 +19,8 @@ from app.registry import UserError
 from tests.app.runs.conftest import SMALL, command, environment, write_text
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.nightly
+
 pytest.importorskip("transformers", minversion="5.0")
 VOCAB = 257
 DIM = 16

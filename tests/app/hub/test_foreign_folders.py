@@ -18,6 +18,8 @@ from app.registry import UserError
 from app.runs.read import read_run
 from tests.app.hub.models import CASES, config_of, model_of, written
 
+pytestmark = pytest.mark.nightly
+
 transformers = pytest.importorskip("transformers", minversion="5.0")
 BEGIN = "<s>"
 END = "</s>"

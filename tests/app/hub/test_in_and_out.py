@@ -18,6 +18,8 @@ from tests.app.hub.models import CASES, config_of, model_of, written
 from tests.app.runs.conftest import SMALL, command, environment, mistake, write_text
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.nightly
+
 pytest.importorskip("transformers", minversion="5.0")
 THEIRS = """
 import sys, torch

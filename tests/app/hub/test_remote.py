@@ -17,6 +17,8 @@ from app.registry import UserError
 from tests.app.hub.models import VOCAB
 from tests.app.runs.conftest import environment
 
+pytestmark = pytest.mark.nightly
+
 pytest.importorskip("transformers", minversion="5.0")
 READ = """
 import sys, torch

@@ -20,13 +20,15 @@ from app.registry import UserError
 from tests.app.hub.models import VOCAB
 from tests.app.hub.models import config_of as config_by
 
+pytestmark = pytest.mark.nightly
+
 transformers = pytest.importorskip("transformers", minversion="5.0")
 # the others are tried in the slow tests
 GATE = ("topk", "deepseek_v3", "gru")
 # their choice depends on which tokens are computed together, as the definition of each says
 BATCHED = ("expert_choice", "seq_top_k", "base_layer", "sinkhorn")
 ROUTERS = [
-    pytest.param(name, marks=() if name in GATE else pytest.mark.slow)
+    pytest.param(name, marks=() if name in GATE else pytest.mark.nightly)
     for name in choices("router")
     # reads the domain of a text
     if name != "oracle"

@@ -14,6 +14,8 @@ from app.pages.exports import choices, pairs, table
 from app.registry import UserError
 from tests.app.hub.models import VOCAB, written
 
+pytestmark = pytest.mark.nightly
+
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
 

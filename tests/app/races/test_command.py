@@ -20,6 +20,8 @@ from app.race import main
 from tests.app.runs.conftest import SMALL, environment, write_text
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.nightly
+
 COMMON = [
     *SMALL.replace("tokenizer=bytes", "tokenizer.vocab_size=280").split(),
     "model.dim=24",
@@ -118,7 +120,6 @@ def test_a_race_ends_with_a_row_for_everybody_also_for_those_who_failed(raced: R
     assert json.loads((folder / "results/mine/result.json").read_text())["xs"]["missing"] == 0
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("launcher", "package"), [("submitit_local", "submitit"), ("ray", "ray")])
 def test_the_launchers_for_other_machines_give_the_same_race(
@@ -183,7 +184,6 @@ def test_a_mistake_is_told_in_a_line(
     assert one_line(caught.value).startswith(said) and not (tmp_path / "results").exists()
 
 
-@pytest.mark.slow
 def test_a_killed_race_goes_on_and_gives_the_same_table(raced: Raced, tmp_path: Path) -> None:
     write_race(tmp_path)
     there = environment() | {"PYTHONPATH": str(ROOT)}
@@ -219,7 +219,6 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
     return condition()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
 @pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
 def test_a_killed_study_leaves_no_trial_running(tmp_path: Path, launcher: list[str]) -> None:

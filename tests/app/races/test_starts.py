@@ -45,6 +45,7 @@ def test_a_member_starts_from_runs_of_its_seed_which_come_first(
     assert other.starts["base"].key != base.key and len(staged.first([other], {})) == 1
 
 
+@pytest.mark.nightly
 def test_another_run_to_start_from_makes_another_member() -> None:
     longer = {
         "base": [*STAGES["before"]["base"], "trainer.max_steps=9"],

@@ -29,6 +29,7 @@ def test_no_difference_is_called_one_in_5_of_100_cases() -> None:
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_a_difference_of_the_margin_is_called_equivalent_in_at_most_5_of_100_cases(
     sign: int,
@@ -38,6 +39,7 @@ def test_a_difference_of_the_margin_is_called_equivalent_in_at_most_5_of_100_cas
     assert abs(rate - 0.05) < NOISE
 
 
+@pytest.mark.nightly
 def test_no_difference_is_called_equivalent_where_the_margin_is_wide() -> None:
     assert (
         np.mean([equivalence_p(values, 1.0) < 0.05 for values in draws(0, 5, 0.2).tolist()]) > 0.99

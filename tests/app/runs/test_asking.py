@@ -59,6 +59,7 @@ def test_text_that_needs_text_refuses_other_bytes(
         generate.main([str(learned), "--prompt", "a\udcff"])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("words", "message"),
     [

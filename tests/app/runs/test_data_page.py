@@ -23,6 +23,8 @@ from tests.app.runs.conftest import SENTENCE
 from tests.app.runs.test_moments import FRESH, _train, ended
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.nightly
+
 PAGE = (ROOT / "docs/data.md").read_text()
 SMALL = (
     "model=nano data=text data.seq_len=16 data.batch_size=2 data.val_rows=2 callbacks=off "

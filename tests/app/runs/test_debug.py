@@ -30,6 +30,7 @@ def test_overfit_brings_the_loss_of_one_batch_towards_zero(train: Train) -> None
     assert losses[-1] < 0.1 < 2 < losses[0]
 
 
+@pytest.mark.nightly
 def test_profile_shows_the_operations_and_leaves_a_trace(train: Train) -> None:
     run = train("debug=profile", "trainer.max_steps=6")
     text = (

@@ -17,6 +17,8 @@ from tests.app.runs.conftest import SMALL, environment
 from tests.app.training.test_faults import same
 from tests.conftest import ROOT, free_port
 
+pytestmark = pytest.mark.nightly
+
 ILL = f"""
 import os, runpy, signal, sys
 sys.path.insert(0, "{ROOT}")
@@ -95,7 +97,6 @@ def newest_step(run: Path) -> int:
     return max((step for step, _ in steps(run / "checkpoints")), default=0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["fsdp trainer.checkpoint_format=async", "ddp"])
 def test_torchrun_starts_a_killed_rank_again_and_the_run_ends_as_a_straight_one(
     torchrun: Start, folder: Path, trainer: str
@@ -126,7 +127,6 @@ def test_no_process_trains_on_when_torchrun_is_killed(torchrun: Start, folder: P
     assert "which is saved" in (folder / "said0").read_text()
 
 
-@pytest.mark.slow
 def test_no_process_trains_on_when_the_first_one_is_killed(folder: Path) -> None:
     words = f"{ROOT}/train.py {WORDS} {LONG} run=long trainer=ddp trainer.devices=2".split()
     with (folder / "said").open("w") as said:
@@ -140,7 +140,6 @@ def test_no_process_trains_on_when_the_first_one_is_killed(folder: Path) -> None
     wait_for(lambda: not workers(folder), 30)
 
 
-@pytest.mark.slow
 def test_a_run_on_two_nodes_goes_on_with_the_one_that_is_left(
     torchrun: Start, folder: Path
 ) -> None:
@@ -164,7 +163,6 @@ def test_a_run_on_two_nodes_goes_on_with_the_one_that_is_left(
     wait_for(lambda: not workers(folder), 30)
 
 
-@pytest.mark.slow
 def test_two_nodes_of_two_processes_train(torchrun: Start, folder: Path) -> None:
     address = f"--rdzv-backend=c10d --rdzv-endpoint=localhost:{free_port()}"
     what = (

@@ -94,7 +94,7 @@ def killed(
 
 
 # test_moments.py has every moment, at exact places
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_killed_from_outside_shows_every_point_once_and_every_validation(
     shell: Shell, folder: Path
 ) -> None:
@@ -110,9 +110,10 @@ def test_a_run_killed_from_outside_shows_every_point_once_and_every_validation(
     assert (cut / "summary.json").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("number", "status"),
-    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)],
+    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.nightly), (signal.SIGINT, 130)],
 )
 def test_a_run_that_is_asked_to_end_saves_says_how_to_go_on_and_does_not_look_finished(
     shell: Shell, folder: Path, number: signal.Signals, status: int
@@ -136,6 +137,7 @@ def test_a_run_that_is_asked_to_end_saves_says_how_to_go_on_and_does_not_look_fi
     assert logged(run, "Loss/train") == list(range(last + 2))
 
 
+@pytest.mark.nightly
 def test_ctrl_c_during_tokenisation_leaves_no_half_cache(folder: Path) -> None:
     (folder / "t.txt").write_text((folder / "t.txt").read_text() * 400)
     hears = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  what a shell starts with & does not
@@ -232,6 +234,7 @@ def test_the_same_text_at_another_place_is_the_same_text(
     assert (tmp_path / "runs/run/checkpoints/step_4.ckpt").exists()
 
 
+@pytest.mark.nightly
 def test_a_run_of_two_processes_under_a_matched_config_goes_on_alone(
     shell: Shell, folder: Path
 ) -> None:
@@ -247,6 +250,7 @@ def test_a_run_of_two_processes_under_a_matched_config_goes_on_alone(
     assert logged(folder / "runs/wide", "Loss/train") == list(range(6))
 
 
+@pytest.mark.nightly
 def test_a_process_that_never_joins_ends_the_other_in_one_line(folder: Path) -> None:
     alone = {
         "WORLD_SIZE": "2",

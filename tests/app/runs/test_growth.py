@@ -13,11 +13,12 @@ import pytest
 
 from tests.conftest import NANO, ROOT
 
+pytestmark = pytest.mark.nightly
+
 STEPS = 2000
 WARM = 400
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_two_thousand_steps_with_all_callbacks_and_validations_need_no_more_memory(
     text: Path, tmp_path: Path

@@ -22,6 +22,8 @@ from tests.app.runs.conftest import SMALL, shown, write_text
 from tests.app.training.test_faults import before, same
 from tests.conftest import ROOT, become_rank, free_port
 
+pytestmark = pytest.mark.nightly
+
 # every process starts as one that has imported, and done no more
 FRESH = multiprocessing.get_context("forkserver")
 FRESH.set_forkserver_preload(["app.runs.run", __name__])
@@ -251,7 +253,9 @@ def straight_in_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("moment", "written"),
     [
-        pytest.param(moment, written, marks=[] if (moment, written) == QUICK else pytest.mark.slow)
+        pytest.param(
+            moment, written, marks=[] if (moment, written) == QUICK else pytest.mark.nightly
+        )
         for moment in PARTS
         for written in ("sharded", "async")
     ],

@@ -169,6 +169,7 @@ def test_a_merge_that_makes_no_sense_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -210,6 +211,7 @@ def test_a_damaged_line_of_the_curves_is_left_out(train: Train) -> None:
     assert table_of(run, ["Loss/train"])["Loss/train"] == whole and len(whole) > 1
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("content", [b"", b"x,y\n1,2\n", b"step,x\n" + b"9" * 200_000 + b",1\n"])
 def test_curves_that_cannot_be_resumed_are_refused_before_training(
     train: Train, capsys: pytest.CaptureFixture[str], content: bytes

@@ -40,6 +40,7 @@ def said(command: Callable[[list[str]], None], capsys: Captured, *words: object)
     return capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_a_run_says_the_same_when_its_text_and_the_cache_have_gone(
     run: Path, own: Path, tmp_path: Path, capsys: Captured
 ) -> None:

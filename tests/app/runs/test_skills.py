@@ -181,6 +181,7 @@ def test_a_stage_goes_on_to_the_same_bits(library: Path) -> None:
     assert all(torch.equal(weights, whole[name]) for name, weights in state("pair").items())
 
 
+@pytest.mark.nightly
 def test_a_skill_is_added_shown_and_removed_from_the_command_line(library: Path) -> None:
     def typed(*words: str) -> subprocess.CompletedProcess[str]:
         there = environment() | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
@@ -286,6 +287,7 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     assert sorted(Path("runs").iterdir()) == runs
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("level", ["parameter", "logits"])
 def test_two_processes_learn_the_mixture_that_one_learns(

@@ -16,6 +16,8 @@ from tests.app.runs.conftest import Shell, command, environment, mistake
 from tests.test_train import Train
 from tests.test_train import mistake as told
 
+pytestmark = pytest.mark.nightly
+
 
 def test_a_sweep_with_a_failing_member_runs_the_others_each_in_its_own_folder(
     shell: Shell, folder: Path
@@ -41,7 +43,7 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize("package", ["joblib", pytest.param("submitit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("package", ["joblib", pytest.param("submitit", marks=pytest.mark.nightly)])
 def test_a_failure_in_a_process_of_a_launcher_ends_the_sweep_with_2(
     package: str, shell: Shell, folder: Path
 ) -> None:

@@ -142,7 +142,7 @@ def test_a_run_killed_at_random_steps_goes_on_bit_for_bit(train: Train, tmp_path
         killed_at(train, tmp_path, step, LAST)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_killed_at_any_of_twenty_steps_goes_on_bit_for_bit(
     train: Train, tmp_path: Path
 ) -> None:
@@ -232,6 +232,7 @@ HANGS = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("strategy", "owner", "name", "call"), HANGS.values(), ids=HANGS)
 def test_a_process_that_hangs_ends_the_run_within_the_time_out(
     train: Train, tmp_path: Path, strategy: str, owner: type, name: str, call: int
@@ -268,7 +269,7 @@ def test_a_sweep_that_would_start_processes_is_refused(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("trainer", ["ddp", "ep"])
 @pytest.mark.parametrize(
     "launch", [["torch.distributed.run", "--nproc-per-node=2"], []], ids=["torchrun", "itself"]
@@ -515,7 +516,7 @@ def test_exploding_logits_are_warned_of_in_a_run(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_compiled_run_trains(train: Train) -> None:
     train("trainer.compile=true")
 
@@ -648,13 +649,14 @@ def any_values(train: Train, capsys: pytest.CaptureFixture[str], examples: int) 
     torch.set_num_threads(1)
 
 
+@pytest.mark.nightly
 def test_forty_random_configs_train_or_end_in_one_line(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     any_values(train, capsys, 40)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(3000)
 def test_a_thousand_random_configs_train_or_end_in_one_line(
     train: Train, capsys: pytest.CaptureFixture[str]

@@ -16,6 +16,8 @@ from app.training.sharding import full_tensor
 from tests.app.training.ranks import fork
 from tests.app.training.test_sharding import CLIP, EVEN, as_run, bare_trainer, go_on, ragged_batch
 
+pytestmark = pytest.mark.nightly
+
 Gradients = dict[str, Tensor]
 PLACES = {  # strategy, ranks, ep_size
     "one": ("cpu", 1, 1),
@@ -81,7 +83,6 @@ def assert_close(
         assert (value - found[name]).norm() <= 1e-5 * value.norm() + 1e-9, f"{case}: {name}"
 
 
-@pytest.mark.slow
 def test_the_first_gradient_after_any_change_of_place_is_that_of_one_process(
     compose: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

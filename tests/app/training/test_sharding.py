@@ -263,7 +263,7 @@ def test_the_experts_of_every_layout_can_be_sharded(
 ZOO = yaml.safe_load((ROOT / "conf/race/zoo.yaml").read_text())["contestants"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("where", [("fsdp", 1), ("ep", 2)], ids=["fsdp", "ep"])
 @pytest.mark.parametrize("name", [name for name in ZOO if "dense" not in name])
 def test_every_router_has_the_gradient_of_one_process_on_four_ranks(
@@ -292,6 +292,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES)
 def test_a_checkpoint_goes_on_under_another_strategy(
     compose: Callable[..., dict[str, Any]],

@@ -170,6 +170,7 @@ def configured(module: LanguageModel, config: dict[str, Any], ranks: int) -> Non
     module.configure_model()
 
 
+@pytest.mark.nightly
 def test_no_rank_holds_the_whole(compose: Callable[..., dict[str, Any]]) -> None:
     parts = (
         "model.dim=512",

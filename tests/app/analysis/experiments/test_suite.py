@@ -150,6 +150,7 @@ def test_the_shared_expert_is_missed(trained: Trained) -> None:
 FIXED = {"number_of_experts"}
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("overrides", "lacking"),
     [

@@ -138,6 +138,7 @@ def test_splits_a_nested_column_and_an_older_revision_are_chosen(
     assert set(re.sub(r"\d", "", text(tmp_path)).split("\n")) == {"", "title "}
 
 
+@pytest.mark.nightly
 def test_a_stream_is_drawn_through_a_buffer_out_of_all_shards_alike_each_time(
     told: Told, tmp_path: Path
 ) -> None:
@@ -156,6 +157,7 @@ def test_a_stream_is_drawn_through_a_buffer_out_of_all_shards_alike_each_time(
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.nightly
 def test_a_killed_stream_goes_on_at_its_row_though_the_set_has_moved_on(
     told: Told, hub: Server, tmp_path: Path
 ) -> None:
@@ -172,6 +174,7 @@ def test_a_killed_stream_goes_on_at_its_row_though_the_set_has_moved_on(
     assert "a en" in text(tmp_path) and "b en" not in text(tmp_path)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -214,6 +217,7 @@ def test_a_mistake_is_one_line(told: Told, tmp_path: Path, words: str, line: str
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("listens", [True, False])
 def test_a_hub_that_does_not_answer_is_one_line_within_half_a_minute(
     monkeypatch: pytest.MonkeyPatch, listens: bool

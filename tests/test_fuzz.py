@@ -29,6 +29,8 @@ from tests.app.runs.conftest import SMALL, write_text
 from tests.conftest import ROOT
 from tests.support.damage import copy_of, damage, files_of, seal, survived
 
+pytestmark = pytest.mark.nightly
+
 FEW = range(12)
 MANY = range(12, 160)
 HUB = range(12, 212)
@@ -42,7 +44,7 @@ RUN = [
 
 
 def cases(few: range, many: range) -> list[Any]:
-    return [*few, *(pytest.param(number, marks=pytest.mark.slow) for number in many)]
+    return [*few, *(pytest.param(number, marks=pytest.mark.nightly) for number in many)]
 
 
 def train(*overrides: str) -> None:
