@@ -24,6 +24,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from app.races.statistics import interval
+from app.races.tables import told
 
 LAYOUTS = {
     32: ["experts=fine_grained", "experts.num_experts=16", "experts.segments=4"],  # 8 of 64
@@ -119,16 +120,12 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
             differences = [a - b for a, b in zip(apart, together, strict=True)]
             all_differences += differences
             if seeds:
+                shown = told(interval(differences), 4, sign=True)
                 means = f"{interval(apart).mean:.4f} | {interval(together).mean:.4f}"
-                yield f"| {width} | {length} | {len(seeds)} | {means} | {shown(differences)} |"
+                yield f"| {width} | {length} | {len(seeds)} | {means} | {shown} |"
         if all_differences:
-            yield f"| all | {length} | {len(all_differences)} | | | {shown(all_differences)} |"
-
-
-def shown(differences: list[float]) -> str:
-    """Return a mean with half the width of its interval."""
-    mean, half = interval(differences)
-    return f"{mean:+.4f}" + (f" ± {half:.4f}" if half is not None else "")
+            shown = told(interval(all_differences), 4, sign=True)
+            yield f"| all | {length} | {len(all_differences)} | | | {shown} |"
 
 
 def main() -> None:

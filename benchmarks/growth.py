@@ -19,46 +19,35 @@ from benchmarks.timing import medians
 
 
 def run(quick: bool, device: str = "cpu") -> list[Row]:
-    """One row for every size."""
+    """Return one row for every size."""
     dtype = dtypes(device)[-1]
+    rows: list[Row] = []
+
+    def add(what: str, milliseconds: float, ratio: float) -> None:
+        name = str(dtype).removeprefix("torch.")
+        rows.append({"what": what, "dtype": name, "ms": milliseconds, "ratio": ratio})
+
     time = partial(_milliseconds, dtype=dtype, device=device, rounds=3 if quick else 20)
-    experts = {
-        number: time(number, 4096, 0.0)
-        for number in ((16, 64) if quick else (16, 32, 64, 128, 256))
-    }
-    tokens = {
-        number: time(64, number, 0.0) / number
-        for number in ((1024,) if quick else (1024, 4096, 16384))
-    }
-    steps = {
-        number: _step_ms(number, dtype, device, quick) for number in ((2,) if quick else (2, 4, 8))
-    }
-    name = str(dtype).removeprefix("torch.")
-    return [
-        *(
-            {"what": f"{e} experts", "dtype": name, "ms": ms, "ratio": ms / experts[16]}
-            for e, ms in experts.items()
-        ),
-        {
-            "what": "64 experts, Zipf 1.0",
-            "dtype": name,
-            "ms": (skewed := time(64, 4096, 1.0)),
-            "ratio": skewed / experts[64],
-        },
-        *(
-            {
-                "what": f"{t} tokens, 64 experts",
-                "dtype": name,
-                "ms": each * t,
-                "ratio": each / tokens[1024],
-            }
-            for t, each in tokens.items()
-        ),
-        *(
-            {"what": f"{n} layers", "dtype": name, "ms": ms, "ratio": 2 * ms / n / steps[2]}
-            for n, ms in steps.items()
-        ),
-    ]
+    by_experts = {}
+    for number in (16, 64) if quick else (16, 32, 64, 128, 256):
+        by_experts[number] = time(number, 4096, 0.0)
+        add(f"{number} experts", by_experts[number], by_experts[number] / by_experts[16])
+
+    skewed = time(64, 4096, 1.0)
+    add("64 experts, Zipf 1.0", skewed, skewed / by_experts[64])
+
+    per_token = {}
+    for number in (1024,) if quick else (1024, 4096, 16384):
+        milliseconds = time(64, number, 0.0)
+        per_token[number] = milliseconds / number
+        add(f"{number} tokens, 64 experts", milliseconds, per_token[number] / per_token[1024])
+
+    per_layer = {}
+    for number in (2,) if quick else (2, 4, 8):
+        milliseconds = _step_ms(number, dtype, device, quick)
+        per_layer[number] = milliseconds / number
+        add(f"{number} layers", milliseconds, per_layer[number] / per_layer[2])
+    return rows
 
 
 def _step_ms(layers: int, dtype: torch.dtype, device: str, quick: bool) -> float:

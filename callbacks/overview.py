@@ -32,6 +32,7 @@ BY_LAYER = ("load_max", "load_min", "maxvio", "effective_experts", "dead", "drop
 ROUTERS = ("token_entropy", "margin", "mean_k", "logit_rms")  # of `router_by_layer`
 PARTS = ("data", "forward", "backward", "optimizer")  # of a step
 UNLISTED = ("callbacks", "run", "resume", "hydra", "experiment", "trainer", "allow_non_causal")
+Scalar = bool | int | float | str
 Layout = dict[str, dict[str, list[Any]]]
 LINES = "Multiline"
 MARGIN = "Margin"
@@ -91,31 +92,34 @@ class Overview(lightning.Callback):
 
 
 def layout(domains: list[str]) -> Layout:
-    """Charts by category; the bits per byte of every domain in one chart."""
-    by_domain = [f"Loss/val_bpb_{domain}" for domain in domains] * (len(domains) > 1)
-    return {
-        category: {
-            title: [kind, tags + by_domain * ("Loss/val_bpb" in tags)]
-            for title, (kind, tags) in charts.items()
-        }
-        for category, charts in CHARTS.items()
-    }
+    """Return the charts by category; the bits per byte of all domains are in one chart."""
+    by_domain = [f"Loss/val_bpb_{domain}" for domain in domains] if len(domains) > 1 else []
+    categories: Layout = {}
+    for category, charts in CHARTS.items():
+        categories[category] = {}
+        for title, (kind, tags) in charts.items():
+            extra = by_domain if "Loss/val_bpb" in tags else []
+            categories[category][title] = [kind, [*tags, *extra]]
+    return categories
 
 
-def run_config(folder: Path) -> dict[str, bool | int | float | str]:
-    """The saved config of a run as flat keys, what runs differ in most first;
-    empty where none was saved.
+def run_config(folder: Path) -> dict[str, Scalar]:
+    """Return the saved config of a run as flat keys, those in which runs differ most first.
+
+    It is empty where no config was saved.
     """
     path = folder / "config.yaml"
     if not path.exists():
         return {}
     config = read_config(path)
-    return _short(config) | dict(
-        _flat("", {key: value for key, value in config.items() if key not in UNLISTED})
-    )
+    values = _short(config)
+    for key, value in config.items():
+        if key not in UNLISTED:
+            values.update(_flat(key, value))
+    return values
 
 
-def _short(config: Config) -> dict[str, bool | int | float | str]:
+def _short(config: Config) -> dict[str, Scalar]:
     """Router, layout, balance, size and learning rate, in a word each."""
     router = config["router"]
     model = config["model"]
@@ -128,11 +132,11 @@ def _short(config: Config) -> dict[str, bool | int | float | str]:
     }
 
 
-def _flat(prefix: str, value: Any) -> list[tuple[str, bool | int | float | str]]:
+def _flat(key: str, value: Any) -> dict[str, Scalar]:
+    """Return the values inside of a value, with dotted keys; what is no scalar becomes a text."""
     if isinstance(value, dict):
-        return [
-            pair
-            for key, inner in value.items()
-            for pair in _flat(f"{prefix}.{key}" if prefix else str(key), inner)
-        ]
-    return [(prefix, value if isinstance(value, bool | int | float | str) else str(value))]
+        flat = {}
+        for inner_key, inner in value.items():
+            flat.update(_flat(f"{key}.{inner_key}", inner))
+        return flat
+    return {key: value if isinstance(value, bool | int | float | str) else str(value)}

@@ -20,7 +20,7 @@ class RoutingCallback(lightning.Callback):
     step that logs.
     """
 
-    # attributes that go on in a resumed run as if nothing had been
+    # Names of the attributes that a checkpoint holds and a resumed run restores.
     kept: tuple[str, ...] = ()
 
     def setup(
@@ -37,16 +37,19 @@ class RoutingCallback(lightning.Callback):
         pl_module.routing_hooks.remove(self._hook)
 
     def state_dict(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in self.kept}
-        return {
-            name: value.state() if isinstance(value, Total) else value
-            for name, value in values.items()
-        }
+        state = {}
+        for name in self.kept:
+            value = getattr(self, name)
+            state[name] = value.state() if isinstance(value, Total) else value
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
-            mine = getattr(self, name)
-            mine.restore(value) if isinstance(mine, Total) else setattr(self, name, value)
+            attribute = getattr(self, name)
+            if isinstance(attribute, Total):
+                attribute.restore(value)
+            else:
+                setattr(self, name, value)
 
     def on_training_routings(self, routings: list[Routing], batch: Batch) -> None:
         """Called without gradient after every forward pass of training:

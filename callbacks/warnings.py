@@ -93,7 +93,7 @@ class Warnings(RoutingCallback):
         step = trainer.global_step
         if self.deviations is not None:
             assert isinstance(pl_module, LanguageModel)
-            self.unread.append(pl_module.own_loss)
+            self.unread.append(pl_module.local_loss)
             if step % trainer.log_every_n_steps == 0 or step == trainer.max_steps:  # type: ignore[attr-defined]
                 self.read(step, self.deviations)
         if self.dead_steps is not None and step % self.dead_steps == 0:

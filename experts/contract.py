@@ -162,13 +162,16 @@ class Stack(nn.Module):
         self.make()
 
     def make(self) -> None:
-        """Makes the weights that the activation needs."""
-        (num_experts, dim, hidden_dim), activation = self.shape, self.activation
-        width = activation.columns * hidden_dim
+        """Make the weights that the activation needs."""
+        num_experts, dim, hidden_dim = self.shape
+        width = self.activation.columns * hidden_dim
         self.w_in = uniform(num_experts, dim, width, inputs=dim)
         self.w_out = uniform(num_experts, hidden_dim, dim, inputs=hidden_dim)
-        self.b_in = nn.Parameter(torch.zeros(num_experts, width)) if activation.bias else None
-        self.b_out = nn.Parameter(torch.zeros(num_experts, dim)) if activation.bias else None
+        self.b_in: nn.Parameter | None = None
+        self.b_out: nn.Parameter | None = None
+        if self.activation.bias:
+            self.b_in = nn.Parameter(torch.zeros(num_experts, width))
+            self.b_out = nn.Parameter(torch.zeros(num_experts, dim))
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """Outputs (A, D) of rows x (A, D) sorted by expert."""
@@ -213,16 +216,21 @@ class Stacks(nn.ModuleList):
         super().__init__(Stack(num_experts, dim, width) for num_experts, width in sizes)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        """Outputs (A, D) of rows x (A, D) sorted by expert;
-        the host reads how many rows each stack has.
+        """Return the outputs (A, D) of rows x (A, D) that are sorted by expert.
+
+        The host reads how many rows each stack has.
         """
-        by_stack = ends.split([len(stack.w_in) for stack in self.each()])
-        bounds = [0, *torch.stack([own[-1] for own in by_stack]).tolist()]
-        *rows, rest = x.tensor_split(bounds[1:])
-        each = zip(self.each(), rows, by_stack, bounds, strict=False)
-        return torch.cat(
-            [*(stack(own, its - start) for stack, own, its, start in each), torch.zeros_like(rest)]
-        )
+        ends_by_stack = ends.split([len(stack.w_in) for stack in self.each()])
+        stops = torch.stack([stack_ends[-1] for stack_ends in ends_by_stack]).tolist()
+        outputs = []
+        start = 0
+        for stack, stack_ends, stop in zip(self.each(), ends_by_stack, stops, strict=True):
+            # The ends of a stack count from its own first row.
+            outputs.append(stack(x[start:stop], stack_ends - start))
+            start = stop
+        # Rows after the last expert are for nobody.
+        outputs.append(torch.zeros_like(x[start:]))
+        return torch.cat(outputs)
 
     def params(self) -> list[int]:
         """Number of parameters of each expert."""

@@ -157,6 +157,7 @@ def test_a_part_added_as_contributing_says_passes_the_contract_tests(
     assert all(f"`{name}`" in readme for name in names)
 
 
+@pytest.mark.nightly
 def test_a_part_added_as_contributing_says_trains(
     extended: tuple[Path, list[str]], text: Path
 ) -> None:

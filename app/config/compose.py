@@ -6,7 +6,7 @@ found by `app.registry` through the same entry point.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,11 +25,11 @@ from app.config.overrides import path_quoted
 from app.registry import PLUGINS, UserError, unknown
 
 CONF = Path(__file__).parents[2] / "conf"
-# null takes the whole group away
+# Groups that a run can do without.
 OPTIONAL = ("balance", "callbacks", "logger")
-# a key that only an option sets
+# The key of a group that only its options set.
 SET_BY_OPTION = {"data": "source", "router": "score", "experts": "name"}
-# groups of values for all the others, null by default
+# Groups of values for all other groups; null by default.
 PRESETS = ("experiment", "debug")
 Config = dict[str, Any]
 
@@ -64,22 +64,29 @@ def composed(overrides: Sequence[str]) -> Config:
 
 
 def readable(overrides: Sequence[str]) -> list[str]:
-    """Overrides that Hydra can read: GROUP=null or ~GROUP takes a group away (a preset is none by
-    default), a path is a path whatever its characters.
+    """Return overrides that Hydra can read.
+
+    `GROUP=null` and `~GROUP` take a group away, and a path is a path whatever its characters.
     """
-    words = [
-        path_quoted(word)
-        for word in overrides
-        if word not in [f"{group}=null" for group in PRESETS]
-    ]
-    away = {
-        group: f"{group}=none" if (CONF / group / "none.yaml").exists() else f"~{group}"
-        for group in config_groups()
-    }
-    nulls = {
-        word: instead for group, instead in away.items() for word in (f"{group}=null", f"~{group}")
-    }
-    return [nulls.get(word, word) for word in words]
+    groups = config_groups()
+    words = []
+    for word in overrides:
+        group = word.removesuffix("=null").removeprefix("~")
+        takes_away = word in (f"{group}=null", f"~{group}")
+        if word == f"{group}=null" and group in PRESETS:
+            # A preset is null by default.
+            continue
+        if takes_away and group in groups:
+            words.append(_without_group(group))
+        else:
+            words.append(path_quoted(word))
+    return words
+
+
+def _without_group(group: str) -> str:
+    """Return the override that takes a group away: its option `none`, where it has one."""
+    has_none = (CONF / group / "none.yaml").exists()
+    return f"{group}=none" if has_none else f"~{group}"
 
 
 def as_dict(config: Any) -> Config:
@@ -94,79 +101,87 @@ def as_dict(config: Any) -> Config:
 
 
 def with_whole_sources(data: Config) -> Config:
-    """The group `data`, where each of `sources` is completed by the option of this group that it
-    names.
+    """Return the group `data` with each of `sources` completed by the option that it names.
 
     Raises:
-        UserError: one is no set of keys, or names an option that does not exist.
+        UserError: A source is no set of keys, or names an option that does not exist.
     """
     if not isinstance(data.get("sources"), dict):
         return data
-    whole = {}
-    for name, given in data["sources"].items():
-        key = f"data.sources.{name}"
-        if not isinstance(given, dict):
-            raise UserError(f"{key}={given}: must be keys, such as {{path: {given}}}")
-        option = given.get("data", "text")
-        # a path would lead out of the group
-        if not re.fullmatch(r"[\w-]+", str(option)):
-            raise UserError(
-                f"{key}.data={option}: must be the name of an option of the group "
-                "data, such as text"
-            )
-        try:
-            own = {} if "source" in given else composed([f"data={option}"])["data"]
-        except MissingConfigException as error:
-            raise UserError(
-                unknown(f"{key}.data={option}", str(option), error.options or ())
-            ) from error
-        inner = {knob: value for knob, value in {**own, **given}.items() if knob != "data"}
-        whole[name] = with_whole_sources(
-            {k: v for k, v in inner.items() if k not in own_keys()["data"]}
+    whole = {name: _whole_source(name, given) for name, given in data["sources"].items()}
+    return {**data, "sources": whole}
+
+
+def _whole_source(name: str, given: Any) -> Config:
+    """Return one of `data.sources`: the values of its option, then its own."""
+    key = f"data.sources.{name}"
+    if not isinstance(given, dict):
+        raise UserError(f"{key}={given}: must be keys, such as {{path: {given}}}")
+    option = str(given.get("data", "text"))
+    # A path would lead out of the group.
+    if not re.fullmatch(r"[\w-]+", option):
+        raise UserError(
+            f"{key}.data={option}: must be the name of an option of the group data, such as text"
         )
-    return data | {"sources": whole}
+    values: Config = {}
+    if "source" not in given:
+        try:
+            values.update(composed([f"data={option}"])["data"])
+        except MissingConfigException as error:
+            line = unknown(f"{key}.data={option}", option, error.options or ())
+            raise UserError(line) from error
+    values.update(given)
+    # Rows and batches are cut from all sources together.
+    for shared in ("data", *own_keys()["data"]):
+        values.pop(shared, None)
+    return with_whole_sources(values)
 
 
 def require_groups(config: Any) -> None:
-    """Checks that every group but the optional ones has an option.
+    """Check that every group but the optional ones has an option.
 
     Raises:
-        UserError: one has none.
+        UserError: A group has none.
     """
-    for group in {group for group in config_groups() if "/" not in group} - set(OPTIONAL):
-        chosen = config.get(group)
-        some = isinstance(chosen, Mapping)
-        if not some or SET_BY_OPTION.get(group, group) not in {group, *chosen}:
-            options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-            has = "null" if some or chosen is None else chosen
-            raise UserError(f"{group}={has}: a run needs one; choose one of {', '.join(options)}")
+    for group in config_groups():
+        if "/" in group or group in OPTIONAL:
+            continue
+        values = config.get(group)
+        if isinstance(values, Mapping):
+            # The root file has values of some groups: only an option sets this key.
+            key = SET_BY_OPTION.get(group)
+            if key is None or key in values:
+                continue
+            values = None
+        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        shown = "null" if values is None else values
+        raise UserError(f"{group}={shown}: a run needs one; choose one of {', '.join(options)}")
 
 
 def require_known_keys(config: Any) -> Config:
-    """The config; what is inside of the groups is checked by the parts that they build.
+    """Return the config; the parts that its groups build check what is inside of the groups.
 
     Raises:
-        UserError: it has a key that no run reads.
+        UserError: It has a key that no run reads.
     """
     own = own_keys()
     groups = config_groups()
+    known = {key: value for key, value in config.items() if key in own or key in groups}
     for key, value in config.items():
-        if key not in own and key not in groups:
-            raise UserError(
-                unknown_key(
-                    str(key), {k: config[k] for k in config if k in own or k in groups}, CONF
-                )
-            )
+        if key not in known:
+            raise UserError(unknown_key(str(key), known, CONF))
         if isinstance(own.get(key), bool) and not isinstance(value, bool):
             raise UserError(f"{key}={value}: must be true or false")
-    for group in own.keys() - {*groups}:
-        inner = config.get(group)
-        for key in (
-            (inner if isinstance(inner, dict) else ()) if isinstance(own[group], dict) else ()
-        ):
-            if key not in own[group]:
-                raise UserError(unknown(f"{group}.{key}={inner[key]}", key, own[group]))
+    for section in own.keys() - {*groups}:
+        if isinstance(own[section], dict) and isinstance(config.get(section), dict):
+            _require_known(section, config[section], own[section])
     return config
+
+
+def _require_known(section: str, values: Config, known: Config) -> None:
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(unknown(f"{section}.{key}={value}", key, known))
 
 
 @cache
@@ -178,7 +193,11 @@ def own_keys() -> Config:
 
 @cache
 def config_groups() -> list[str]:
-    """The groups of its defaults list that make a key of the config."""
-    entries: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))["defaults"]  # type: ignore[index, call-overload]
-    chosen: Iterable[str] = (name for entry in entries if isinstance(entry, dict) for name in entry)
-    return [name for name in chosen if " " not in name and name not in PRESETS]
+    """Return the groups of the defaults list that make a key of the config."""
+    root: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+    groups = []
+    for entry in root["defaults"]:
+        # An entry is `_self_`, or has one group: `override hydra/...` makes no key of ours.
+        if isinstance(entry, dict):
+            groups += [name for name in entry if " " not in name and name not in PRESETS]
+    return groups

@@ -20,8 +20,8 @@ from app.data.tokenizers import Tokenizer
 from app.registry import UserError, check, find, knobs, make, require, unknown
 
 log = logging.getLogger(__name__)
-# rows of a forward pass, at most, where the config leaves the cut to us
-FORWARD = 8
+# Largest number of rows of a forward pass where the config leaves it open.
+MAX_ROWS_OF_FORWARD = 8
 
 
 def build_data(
@@ -40,13 +40,12 @@ def build_data(
         if name not in schema:
             raise UserError(unknown(f"data.{name}={values[name]}", name, schema))
     values["micro_batch_size"] = micro_batch_size(data, ranks)
-    own, common = (
-        check(c, {k: v for k, v in values.items() if k in knobs(c)}, "data")
-        for c in (cls, TokenDataModule)
-    )
+    source_values = check(cls, _known_to(cls, values), "data")
+    module_values = check(TokenDataModule, _known_to(TokenDataModule, values), "data")
     try:
+        source = cls(**source_values)
         module = TokenDataModule(
-            cls(**own), make("tokenizer", tokenizer, key="tokenizer"), seed, **common
+            source, make("tokenizer", tokenizer, key="tokenizer"), seed, **module_values
         )
     except ValueError as error:
         raise UserError(f"data.{error}") from error
@@ -59,6 +58,11 @@ def build_data(
     return module
 
 
+def _known_to(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that the constructor of a class takes."""
+    return {name: value for name, value in values.items() if name in knobs(cls)}
+
+
 def micro_batch_size(data: Mapping[str, Any], ranks: int) -> Any:
     """`data.micro_batch_size`; where it is null, a rank's share of the batch in equal parts of at
     most 8 rows.
@@ -66,18 +70,21 @@ def micro_batch_size(data: Mapping[str, Any], ranks: int) -> Any:
     Raises:
         UserError: the batch cannot be shared evenly.
     """
+    if data["micro_batch_size"] is not None:
+        return data["micro_batch_size"]
     size = data["batch_size"]
-    if data["micro_batch_size"] is not None or type(size) is not int or size < 1:
-        return (
-            1 if data["micro_batch_size"] is None else data["micro_batch_size"]
-        )  # what is wrong with the batch is said where it is checked
+    if type(size) is not int or size < 1:
+        # Any value will do: the data module reports the batch size.
+        return 1
     if size % ranks:
         raise UserError(
             f"data.batch_size={size}: must be a multiple of {ranks}, the number of processes"
         )
-    return next(
-        rows for rows in range(min(FORWARD, size // ranks), 0, -1) if size // ranks % rows == 0
-    )
+    rows_of_rank = size // ranks
+    rows = min(MAX_ROWS_OF_FORWARD, rows_of_rank)
+    while rows_of_rank % rows:
+        rows -= 1
+    return rows
 
 
 class TokenDataModule(LightningDataModule):
@@ -202,23 +209,26 @@ class TokenDataModule(LightningDataModule):
         return self.batch_size // (self.micro_batch_size * ranks)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        corpus, (rank, ranks) = self.prepare(), self._rank()
+        corpus = self.prepare()
+        rank, ranks = self._rank()
         self.micro_batches(ranks)
-        micro = np.arange(self.batch_size).reshape(-1, self.micro_batch_size)
-        places = micro[rank::ranks].flatten().tolist()
+        # The ranks take micro-batches in turns, so that the cut does not depend on their number.
+        micro_batches = np.arange(self.batch_size).reshape(-1, self.micro_batch_size)
+        places = micro_batches[rank::ranks].flatten().tolist()
         steps = TrainSteps(corpus, self._order(corpus), self.seq_len, self.batch_size, places)
         return self._loader(steps, Endless(self._next_step, self.overfit_batches))
 
     def _order(self, corpus: Corpus) -> Order:
-        """Of the training rows."""
-        steps = max(0, self.trainer.max_steps) if self.trainer else 0  # without an end: -1
+        """Return the order of the training rows."""
+        # Lightning says -1 for a run without an end.
+        steps = max(0, self.trainer.max_steps) if self.trainer else 0
         rows = corpus.rows("train", self.seq_len)
-        starts = [
-            0,
-            *(round(phase.until * steps) * self.batch_size for phase in self.source.phases[:-1]),
-        ]
-        weights = [phase.weights for phase in self.source.phases]
-        order = Order.of(rows, list(zip(starts, weights, strict=True)), self.seed)
+        phases = []
+        start = 0
+        for phase in self.source.phases:
+            phases.append((start, phase.weights))
+            start = round(phase.until * steps) * self.batch_size
+        order = Order.of(rows, phases, self.seed)
         if self.max_epochs is not None and self.overfit_batches is None:
             self._tell_repeated(
                 corpus.domains, rows, order.taken(steps * self.batch_size), self.max_epochs
@@ -262,10 +272,9 @@ class TokenDataModule(LightningDataModule):
         """This rank's number among those with different data, and how many these are."""
         if self.trainer is None:
             return 0, 1
-        kwargs = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {
-            "rank": 0,
-            "num_replicas": 1,
-        }
+        kwargs = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None)
+        if not kwargs:
+            return 0, 1
         return kwargs["rank"], kwargs["num_replicas"]
 
     def _held_out(self, split: Split, limit: int | None) -> DataLoader[Batch]:

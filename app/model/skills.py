@@ -38,20 +38,11 @@ class SkillsStart:
     learn: bool | None
 
     def __post_init__(self) -> None:
-        for name in ("files", "mixture"):
-            value = getattr(self, name)
-            require(
-                name,
-                value,
-                value is None or self.base is not None,
-                "needs skills.base, the run that it is for",
-            )
-        require(
-            "learn",
-            self.learn,
-            not self.learn or self.files is not None,
-            "needs skills.files; new ones learn",
-        )
+        for name, value in (("files", self.files), ("mixture", self.mixture)):
+            has_base = value is None or self.base is not None
+            require(name, value, has_base, "needs skills.base, the run that it is for")
+        has_files = not self.learn or self.files is not None
+        require("learn", self.learn, has_files, "needs skills.files; new ones learn")
 
 
 class Skill(NamedTuple):
@@ -64,31 +55,37 @@ class Skill(NamedTuple):
 
 
 def names_of(model: Transformer) -> list[str]:
-    """The skills of a model; none where its layout has no such."""
-    return [*next((module.skills for module in model.modules() if isinstance(module, Mixture)), [])]
+    """Return the names of a model's skills; none where its layout has no skills."""
+    for module in model.modules():
+        if isinstance(module, Mixture):
+            return list(module.skills)
+    return []
 
 
 def library(model: Transformer) -> Mixture:
-    """The layout of a model that has skills.
+    """Return the layout of a model that has skills.
 
     Raises:
-        UserError: it has none.
+        UserError: It has none.
     """
-    if not names_of(model):
-        raise UserError("this model has no skills; set experts=lora_skills")
-    return next(module for module in model.modules() if isinstance(module, Mixture))
+    for module in model.modules():
+        if isinstance(module, Mixture) and module.skills:
+            return module
+    raise UserError("this model has no skills; set experts=lora_skills")
 
 
 def base_of(state: State) -> dict[str, Tensor]:
-    """The weights of the dense model in the state of it, or of one with skills;
-    `model.` of a checkpoint is cut off.
+    """Return the weights of the dense model in its state, or in that of a model with skills.
+
+    The prefix `model.` of a checkpoint is removed.
     """
-    plain = {name.removeprefix("model."): weights for name, weights in state.items()}
-    return {
-        n: w
-        for n, w in plain.items()
-        if FACTOR not in n and not any(other in n for other in OTHERS)
-    }
+    base = {}
+    for key, weights in state.items():
+        name = key.removeprefix("model.")
+        is_of_skills = FACTOR in name or any(other in name for other in OTHERS)
+        if not is_of_skills:
+            base[name] = weights
+    return base
 
 
 def fingerprint(state: State) -> str:
@@ -112,22 +109,23 @@ def freeze(model: Transformer, skills: bool) -> None:
 
 @torch.no_grad()
 def lay_beneath(model: Transformer, dense: State) -> None:
-    """Overwrites the dense model below the skills.
+    """Overwrite the dense model below the skills.
 
     Raises:
-        UserError: the model has no skills, or the dense one is of other sizes.
+        UserError: The model has no skills, or the dense one is of other sizes.
     """
     library(model)
-    mine = base_of(model.state_dict())
-    theirs = base_of(dense)
-    for name in sorted(mine.keys() | theirs.keys()):
-        here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (mine, theirs))
-        if here != there:
+    own = base_of(model.state_dict())
+    given = base_of(dense)
+    for name in sorted(own.keys() | given.keys()):
+        own_shape = tuple(own[name].shape) if name in own else "nothing"
+        given_shape = tuple(given[name].shape) if name in given else "nothing"
+        if own_shape != given_shape:
             raise UserError(
-                f"skills.base: is no dense model of these sizes: {name} is {there} "
-                f"there and {here} here"
+                f"skills.base: is no dense model of these sizes: {name} is {given_shape} "
+                f"there and {own_shape} here"
             )
-        mine[name].copy_(theirs[name])
+        own[name].copy_(given[name])
 
 
 @torch.no_grad()

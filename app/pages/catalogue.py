@@ -50,14 +50,13 @@ def entries() -> list[Entry]:
 
 
 def entry(kind: str, name: str) -> Entry:
-    """The row of one part."""
+    """Return the row of one part."""
     cls = find(kind, name)
     text = inspect.getdoc(sys.modules[cls.__module__]) or inspect.getdoc(cls) or ""
-    # whose causality may hang on a knob
+    # Whether a selection or a drop is causal may depend on its options, so it is built.
     part: Any = build_part(kind, name) if kind in ("select", "drop") else cls
     causal = getattr(part, "causal", "always")
     paper = re.search(r"\b\d{4}\.\d{5}\b", text)
-    scopes = get_args(knobs(cls).get("scope"))  # a loss offers several
     return Entry(
         kind=kind,
         name=name,
@@ -65,16 +64,30 @@ def entry(kind: str, name: str) -> Entry:
         paper=paper[0] if paper else "",
         causal_training=causal == "always",
         causal_evaluation=causal != "never",
-        scope=" | ".join(scopes) or getattr(part, "scope", "" if kind == "balance" else "token"),
-        k="" if kind != "select" else "fixed" if part.k and part.k == part.max_k else "varying",
+        scope=_scope(kind, cls, part),
+        k=_k(part) if kind == "select" else "",
     )
 
 
+def _scope(kind: str, cls: type, part: Any) -> str:
+    """Return what a choice depends on, or the scopes that a balance loss offers."""
+    offered = get_args(knobs(cls).get("scope"))
+    if offered:
+        return " | ".join(offered)
+    scope: str = getattr(part, "scope", "" if kind == "balance" else "token")
+    return scope
+
+
+def _k(selection: Any) -> str:
+    """Return whether every token gets the same number of experts."""
+    return "fixed" if selection.k and selection.k == selection.max_k else "varying"
+
+
 def markdown() -> str:
-    """The table for the README."""
+    """Return the table for the README."""
     head = "| part | name | what it does | paper | causal in training / evaluation | scope | k |\n"
     head += "| --- " * 7 + "|\n"
-    return head + "".join(f"| {' | '.join(_cells(e))} |\n" for e in entries())
+    return head + "".join(f"| {' | '.join(_cells(row))} |\n" for row in entries())
 
 
 def listing(groups: Sequence[str], width: int) -> str:
@@ -89,15 +102,12 @@ def listing(groups: Sequence[str], width: int) -> str:
 
 def _lines_of_group(group: str, width: int) -> Iterator[str]:
     override = FOLDERS.get(group, group)
-    yield (
-        f"{group.upper()}: {QUESTIONS[group]}   "
-        f"{override}={'[NAME,...]' if group == 'balance' else 'NAME'}"
-    )
-    texts = (
-        _presets()
-        if group == "router"
-        else {e.name: _sentence(e) for e in entries() if e.kind == group}
-    )
+    value = "[NAME,...]" if group == "balance" else "NAME"
+    yield f"{group.upper()}: {QUESTIONS[group]}   {override}={value}"
+    if group == "router":
+        texts = _presets()
+    else:
+        texts = {row.name: _sentence(row) for row in entries() if row.kind == group}
     indent = " " * 20
     for name, text in texts.items():
         start = f"  {name:<{len(indent) - 3}} "

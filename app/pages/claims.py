@@ -13,28 +13,22 @@ from app.pages.races import folders, read
 from app.races.race import Race
 from app.races.result import ended, paired, runs
 from app.races.statistics import Judged, judged
+from app.races.tables import told
 
 CLAIMS = Path(__file__).with_suffix(".yaml")
 Claim = dict[str, Any]
 
 
 def markdown() -> str:
-    """A line for each claim; the verdicts of one race are corrected for their number."""
+    """Return the table, a line for each claim."""
     claims: list[Claim] = yaml.safe_load(CLAIMS.read_text())
     seen = _seen(claims)
-    names = (
-        "paper",
-        "claim",
-        "figure",
-        "race, size",
-        "seen here, bits per byte",
-        "seeds",
-        "verdict",
-    )
-    head = f"| {' | '.join(names)} |\n" + "| --- " * len(names) + "|\n"
-    return head + "".join(
-        line for place, claim in enumerate(claims) for line in _lines(claim, seen[place])
-    )
+    columns = ("paper", "claim", "figure", "race, size", "seen here, bits per byte", "seeds")
+    head = f"| {' | '.join((*columns, 'verdict'))} |\n" + "| --- " * (len(columns) + 1) + "|\n"
+    lines = []
+    for place, claim in enumerate(claims):
+        lines += _lines(claim, seen[place])
+    return head + "".join(lines)
 
 
 class Seen(NamedTuple):
@@ -47,35 +41,48 @@ class Seen(NamedTuple):
 
 
 def _seen(claims: list[Claim]) -> dict[int, dict[str, Seen]]:
-    """By the place of the claim and size."""
-    found: dict[int, dict[str, Seen]] = defaultdict(dict)
+    """Return what the races have found, by the place of the claim and the size."""
+    seen: dict[int, dict[str, Seen]] = defaultdict(dict)
     for folder in folders():
         race, lines = read(folder)
+        places = [place for place, claim in enumerate(claims) if claim.get("race") == folder.name]
         for size in race.sizes:
-            here = [line for line in lines if line["size"] == size]
-            mine = {
-                str(i): (c["one"], c["other"])
-                for i, c in enumerate(claims)
-                if c.get("race") == folder.name
-            }
-            pairs = {
-                i: values for i, pair in mine.items() if (values := _differences(race, here, *pair))
-            }
-            for i, verdict in judged(pairs, race.margin, len(mine)).items():
-                surplus = (
-                    _surplus(race, here, *mine[i]) if claims[int(i)].get("fewer_experts") else None
-                )
-                found[int(i)][size] = Seen(verdict, len(pairs[i]), surplus)
-    return found
+            at_size = [line for line in lines if line["size"] == size]
+            for place, found in _seen_at_size(race, at_size, claims, places).items():
+                seen[place][size] = found
+    return seen
+
+
+def _seen_at_size(
+    race: Race, lines: list[dict[str, Any]], claims: list[Claim], places: list[int]
+) -> dict[int, Seen]:
+    """Return what one size of a race has found of the claims at these places.
+
+    The verdicts are corrected for the number of claims about the race, also for those whose runs
+    have not ended yet.
+    """
+    differences: dict[str, list[float]] = {}
+    for place in places:
+        claim = claims[place]
+        paired_by_seed = _differences(race, lines, claim["one"], claim["other"])
+        if paired_by_seed:
+            differences[str(place)] = paired_by_seed
+    seen = {}
+    for key, verdict in judged(differences, race.margin, len(places)).items():
+        claim = claims[int(key)]
+        surplus = None
+        if claim.get("fewer_experts"):
+            surplus = _surplus(race, lines, claim["one"], claim["other"])
+        seen[int(key)] = Seen(verdict, len(differences[key]), surplus)
+    return seen
 
 
 def _surplus(race: Race, lines: list[dict[str, Any]], one: str, other: str) -> float:
-    """Experts a token, means over the training and the seeds."""
-    means = [
-        fmean(run["routing"]["mean_k"] for run in runs(race, lines, name).values())
-        for name in (one, other)
-    ]
-    return means[0] - means[1]
+    """Return how many experts a token takes more under `one`, over the training and the seeds."""
+    mean_k = {}
+    for name in (one, other):
+        mean_k[name] = fmean(run["routing"]["mean_k"] for run in runs(race, lines, name).values())
+    return mean_k[one] - mean_k[other]
 
 
 def _differences(race: Race, lines: list[dict[str, Any]], one: str, other: str) -> list[float]:
@@ -86,21 +93,26 @@ def _differences(race: Race, lines: list[dict[str, Any]], one: str, other: str) 
 
 
 def _lines(claim: Claim, seen: dict[str, Seen]) -> list[str]:
-    told = f"| {claim['paper']} ({claim['where']}) | {claim['claim']} | {claim.get('number', '')} |"
+    """Return the lines of a claim, one for each size at which it was seen."""
+    start = (
+        f"| {claim['paper']} ({claim['where']}) | {claim['claim']} | {claim.get('number', '')} |"
+    )
     if "race" not in claim:
-        return [f"{told} | | | cannot be run here |\n"]
+        return [f"{start} | | | cannot be run here |\n"]
     if not seen:
-        return [f"{told} {claim['race']} | | | not finished yet |\n"]
-    return [
-        f"{told} {claim['race']}, {size} | {_difference(here.found)} | {here.seeds} | "
-        f"{_verdict(claim, here)} |\n"
-        for size, here in seen.items()
-    ]
+        return [f"{start} {claim['race']} | | | not finished yet |\n"]
+    lines = []
+    for size, found in seen.items():
+        difference = _difference(found.found)
+        verdict = _verdict(claim, found)
+        lines.append(
+            f"{start} {claim['race']}, {size} | {difference} | {found.seeds} | {verdict} |\n"
+        )
+    return lines
 
 
 def _difference(found: Judged) -> str:
-    mean, half = found.difference
-    return f"{mean:+.3f}" + (f" ± {half:.3f}" if half is not None else "")
+    return told(found.difference, 3, sign=True)
 
 
 def _verdict(claim: Claim, seen: Seen) -> str:

@@ -9,7 +9,7 @@ from app.pages.markers import ROOT
 from app.races.page import write_result
 from app.races.race import Race, read_race
 from app.races.records import DEFINITION, MEMBERS, RESULTS, read_lines, read_seconds
-from app.races.result import result_of
+from app.races.result import Difference, Result, Row, result_of
 from app.training.markdown import escaped
 
 VERDICTS = ("better", "equivalent", "worse", "cannot tell")
@@ -32,7 +32,7 @@ def folders() -> list[Path]:
     return sorted(path.parent for path in (ROOT / RESULTS).glob(f"*/{MEMBERS}"))
 
 
-def again(folder: Path) -> tuple[Race, dict[str, Any]]:
+def again(folder: Path) -> tuple[Race, Result]:
     """A race, and its result out of its records."""
     race, lines = read(folder)
     return race, result_of(race, lines, read_seconds(folder))
@@ -52,17 +52,19 @@ def read(folder: Path) -> tuple[Race, list[dict[str, Any]]]:
 
 def _lines(folder: Path) -> Iterator[str]:
     race, result = again(folder)
+    name = f"[{folder.name}](results/{folder.name}/README.md) against {escaped(race.baseline)}"
     for size, numbers in result.items():
-        rows = [row for row in numbers["rows"] if row.get("verdict")]
-        found = [
-            ", ".join(_short(row) for row in rows if row["verdict"] == verdict)
-            for verdict in VERDICTS
-        ]
-        noise = f"{numbers['noise']['detectable']['5']:.3f}" if numbers["noise"] else ""
-        left = f", {numbers['missing']} runs missing" if numbers["missing"] else ""
-        name = f"[{folder.name}](results/{folder.name}/README.md) against {escaped(race.baseline)}"
-        yield f"| {name} | {size}, {len(race.seeds)}{left} | {' | '.join(found)} | {noise} |\n"
+        found: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+        for row in numbers.rows:
+            if row.difference is not None and row.difference.verdict in found:
+                found[row.difference.verdict].append(_short(row, row.difference))
+        seeds = f"{len(race.seeds)}"
+        if numbers.missing:
+            seeds += f", {numbers.missing} runs missing"
+        cells = [", ".join(contestants) for contestants in found.values()]
+        detectable = f"{numbers.noise.detectable[5]:.3f}" if numbers.noise else ""
+        yield f"| {name} | {size}, {seeds} | {' | '.join(cells)} | {detectable} |\n"
 
 
-def _short(row: dict[str, Any]) -> str:
-    return f"{escaped(row['contestant'])} {row['difference']['bpb']['mean']:+.3f}"
+def _short(row: Row, difference: Difference) -> str:
+    return f"{escaped(row.contestant)} {difference.bpb.mean:+.3f}"

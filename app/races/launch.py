@@ -42,9 +42,10 @@ def launch(members: Sequence[Member], overrides: Sequence[str]) -> None:
     with watched(members):
         sweep = f"member={','.join(member.key for member in members)}"
         batches = hydra.multirun("race", work, [*overrides, sweep], with_log_configuration=False)
-    for job in (job for batch in batches for job in batch):
-        # raises what the job has raised
-        _ = job.return_value
+    for batch in batches:
+        for job in batch:
+            # raises what the job has raised
+            _ = job.return_value
 
 
 @contextmanager
@@ -65,34 +66,32 @@ def watched(members: Sequence[Member]) -> Iterator[None]:
 
 def _watch(members: Sequence[Member], live: Live, done: Event) -> None:
     start = time.monotonic()
-    told = set[str]()
-    last = False
-    before = sum(step for step, _ in map(how_far, members))
-    while not last:
-        last = done.wait(EVERY)
-        for member in (
-            m for m in members if m.key not in told and (DESK / f"{m.key}.json").exists()
-        ):
-            told.add(member.key)
-            live.console.print(f"[{len(told)}/{len(members)}] {outcome(member)}", markup=False)
-        open_ones = [member for member in members if member.key not in told]
-        steps = sum(step for step, _ in map(how_far, members)) - before
-        left = sum(member.steps - how_far(member)[0] for member in open_ones)
-        live.update(
-            _table(open_ones, left / steps * (time.monotonic() - start) if steps > 0 else None),
-            refresh=True,
-        )
+    steps_before = sum(how_far(member)[0] for member in members)
+    running = list(members)
+    is_last = False
+    while not is_last:
+        # One more look after the end, so that no outcome is left out.
+        is_last = done.wait(EVERY)
+        for member in list(running):
+            if (DESK / f"{member.key}.json").exists():
+                running.remove(member)
+                ended = len(members) - len(running)
+                live.console.print(f"[{ended}/{len(members)}] {outcome(member)}", markup=False)
+        steps = sum(how_far(member)[0] for member in members) - steps_before
+        steps_left = sum(member.steps - how_far(member)[0] for member in running)
+        seconds_left = None
+        if steps > 0:
+            seconds_left = steps_left / steps * (time.monotonic() - start)
+        live.update(_table(running, seconds_left), refresh=True)
 
 
 def outcome(member: Member) -> str:
-    """A member that has ended, in a line."""
+    """Return one line about a member that has ended."""
     record = read_record(DESK / f"{member.key}.json")
     about = " ".join(f"{name}={value}" for name, value in member.about.items())
-    return f"{about}: " + (
-        f"failed: {record['failed']}"
-        if "failed" in record
-        else f"{record['bpb']:.4f} bits per byte"
-    )
+    if "failed" in record:
+        return f"{about}: failed: {record['failed']}"
+    return f"{about}: {record['bpb']:.4f} bits per byte"
 
 
 def how_far(member: Member) -> tuple[int, float]:
@@ -105,17 +104,15 @@ def how_far(member: Member) -> tuple[int, float]:
     return points[-1] if points else (0, float("nan"))
 
 
-def _table(members: Sequence[Member], seconds: float | None) -> Table:
-    left = "" if seconds is None else f", {timedelta(seconds=round(seconds))} left"
-    table = Table(
-        "contestant", "size", "lr", "seed", "step", "loss", title=f"{len(members)} runs to go{left}"
-    )
+def _table(members: Sequence[Member], seconds_left: float | None) -> Table:
+    title = f"{len(members)} runs to go"
+    if seconds_left is not None:
+        title += f", {timedelta(seconds=round(seconds_left))} left"
+    table = Table("contestant", "size", "lr", "seed", "step", "loss", title=title)
     for member in members:
         step, loss = how_far(member)
+        # A member without a step waits for its turn.
         if step:
-            about = member.about
-            names = ("contestant", "size", "lr", "seed")
-            table.add_row(
-                *(str(about[name]) for name in names), f"{step}/{member.steps}", f"{loss:.2f}"
-            )
+            names = [str(member.about[key]) for key in ("contestant", "size", "lr", "seed")]
+            table.add_row(*names, f"{step}/{member.steps}", f"{loss:.2f}")
     return table

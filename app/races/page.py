@@ -8,12 +8,13 @@ as well, and git ignores it.
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from app.races.pictures import pictures
 from app.races.race import Race
+from app.races.result import Result, SizeResult
 from app.races.tables import (
     BEHAVIOUR,
     LEGEND,
@@ -33,10 +34,11 @@ OF_THE_RUNS = "Speed and memory, the routers, and the learning rate"
 PAGE = Path(__file__).with_suffix(".html")
 
 
-def write_result(folder: Path, race: Race, result: Mapping[str, Any]) -> None:
+def write_result(folder: Path, race: Race, result: Result) -> None:
     """Write every file that follows from the records of a race."""
+    plain = {size: asdict(numbers) for size, numbers in result.items()}
     drawn = {size: pictures(race, numbers) for size, numbers in result.items()}
-    write_whole(folder / "result.json", json.dumps(result, indent=1) + "\n")
+    write_whole(folder / "result.json", json.dumps(plain, indent=1) + "\n")
     write_whole(folder / "README.md", readme(race, folder.name, result))
     write_whole(folder / "table.csv", comma_separated(result))
     write_whole(folder / "index.html", _html(race, folder.name, result, drawn))
@@ -45,15 +47,13 @@ def write_result(folder: Path, race: Race, result: Mapping[str, Any]) -> None:
             write_whole(folder / f"{size}_{name}.png", image)
 
 
-def readme(race: Race, name: str, result: Mapping[str, Any]) -> str:
+def readme(race: Race, name: str, result: Result) -> str:
     """Return the Markdown page of a race, with the figure of each size."""
     figures = [f"\n![differences at size {size}]({size}_differences.png)\n" for size in result]
     return markdown(race, name, result) + "".join(figures)
 
 
-def _html(
-    race: Race, name: str, result: Mapping[str, Any], drawn: Mapping[str, Mapping[str, bytes]]
-) -> str:
+def _html(race: Race, name: str, result: Result, drawn: Mapping[str, Mapping[str, bytes]]) -> str:
     sections = "".join(
         _section(race, size, numbers, drawn[size]) for size, numbers in result.items()
     )
@@ -77,26 +77,28 @@ def _code(overrides: Sequence[str]) -> str:
     return " ".join(f"<code>{escape(override)}</code>" for override in overrides) or "nothing else"
 
 
-def _section(race: Race, size: str, numbers: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
-    rows = [(cells(race, row), row.get("verdict", "")) for row in ranked(race, numbers["rows"])]
-    more = "".join(
-        f"<p>{escape(text)}:</p>{_table(head, [(row, '') for row in others])}"
-        for text, (head, others) in details(race, numbers).items()
-    )
-    shown = "".join(
-        f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
-        for name, image in images.items()
-    )
-    said = escape(state_line(numbers) + noise_line(numbers))
-    quality = _table(QUALITY, [(row[: len(QUALITY)], verdict) for row, verdict in rows])
-    behaviour = _table(
-        ("contestant", *BEHAVIOUR), [([row[0], *row[len(QUALITY) :]], "") for row, _ in rows]
-    )
-    failed = "".join(f"<p>{escape(line)}</p>" for line in failures(numbers))
-    return (
-        "<h2>Size "
-        f"{escape(size)}</h2><p>{said}</p>{failed}{quality}{shown}<p>{OF_THE_RUNS}:</p>{behaviour}{more}"
-    )
+def _section(race: Race, size: str, numbers: SizeResult, images: Mapping[str, bytes]) -> str:
+    quality = []
+    behaviour = []
+    for row in ranked(race, numbers.rows):
+        texts = cells(race, row)
+        # The verdict is the class of the row, which the page colours.
+        verdict = row.difference.verdict if row.difference else ""
+        quality.append((texts[: len(QUALITY)], verdict))
+        behaviour.append(([row.contestant, *texts[len(QUALITY) :]], ""))
+    parts = [
+        f"<h2>Size {escape(size)}</h2>",
+        f"<p>{escape(state_line(numbers) + noise_line(numbers))}</p>",
+        *(f"<p>{escape(line)}</p>" for line in failures(numbers.rows)),
+        _table(QUALITY, quality),
+    ]
+    for name, image in images.items():
+        data = base64.b64encode(image).decode()
+        parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
+    parts.append(f"<p>{OF_THE_RUNS}:</p>{_table(('contestant', *BEHAVIOUR), behaviour)}")
+    for title, (head, rows) in details(race, numbers).items():
+        parts.append(f"<p>{escape(title)}:</p>{_table(head, [(row, '') for row in rows])}")
+    return "".join(parts)
 
 
 def _table(head: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]) -> str:

@@ -3,7 +3,7 @@ quality against balance and against speed.
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib import colormaps
@@ -12,10 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from app.races.race import Race
+from app.races.result import Means, Row, SizeResult
 from app.races.tables import ranked
 
 NOT_TIMED = "not timed yet:\npython -m benchmarks.race NAME\nmeasures the seconds of a step"
-Row = Mapping[str, Any]
 COLORS = {
     "better": "tab:green",
     "worse": "tab:red",
@@ -25,9 +25,9 @@ COLORS = {
 }
 
 
-def pictures(race: Race, size: Mapping[str, Any]) -> dict[str, bytes]:
+def pictures(race: Race, size: SizeResult) -> dict[str, bytes]:
     """Return the figures of one size as PNG, by name."""
-    rows = [row for row in ranked(race, size["rows"]) if row["seeds"]]
+    rows = [row for row in ranked(race, size.rows) if row.means is not None]
     drawn: dict[str, Callable[[Figure, Race, Sequence[Row]], None]] = {
         "differences": forest,
         "curves": curves,
@@ -38,68 +38,86 @@ def pictures(race: Race, size: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def forest(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
-    """Paired differences with their intervals; the margin is grey."""
+    """Draw paired differences with their intervals; the margin is grey."""
     axes = figure.subplots()
-    others = [row for row in reversed(rows) if "difference" in row]
     axes.axvspan(-race.margin, race.margin, color="0.92")
     axes.axvline(0, color="0.4", linewidth=0.8)
-    for place, row in enumerate(others):
-        value = row["difference"][race.measure]
-        verdict = row["verdict"]
-        axes.errorbar(
-            value["mean"], place, xerr=value["half"], fmt="o", color=COLORS[verdict], capsize=3
-        )
-    _say_if_empty(axes, others, "no contestant has ended on the seeds of the comparison")
-    axes.set_yticks(
-        range(len(others)), [f"{row['contestant']}: {row['verdict']}" for row in others]
-    )
+    labels: list[str] = []
+    # The best is at the top.
+    for row in reversed(rows):
+        if row.difference is None:
+            continue
+        value = row.difference.of(race.measure)
+        color = COLORS[row.difference.verdict]
+        axes.errorbar(value.mean, len(labels), xerr=value.half, fmt="o", color=color, capsize=3)
+        labels.append(f"{row.contestant}: {row.difference.verdict}")
+    _say_if_empty(axes, labels, "no contestant has ended on the seeds of the comparison")
+    axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel=f"{race.measure} minus that of {race.baseline} (left is better)")
 
 
 def curves(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
-    """Held-out bits per byte over tokens, FLOPs and, where it is measured, time."""
-    axes = figure.subplots(1, 3, sharey=True)
+    """Draw held-out bits per byte over tokens, FLOPs and, where it is measured, time."""
+    over_tokens, over_flops, over_seconds = figure.subplots(1, 3, sharey=True)
     for row, color in zip(rows, _colors(len(rows)), strict=True):
-        tokens, bpb = zip(*row["curve"], strict=True)
-        scales = (1.0, row["flops"], row["seconds_per_token"])
-        for each, scale in zip(axes, scales, strict=True):
-            if scale:
-                each.plot(
-                    [count * scale for count in tokens],
-                    bpb,
-                    color=color,
-                    label=row["contestant"],
-                    marker=".",
-                )
-    for each, label in zip(axes, ("training tokens", "FLOPs", "seconds of training"), strict=True):
-        each.set(xlabel=label)
-        each.grid(alpha=0.3)
-        _say_if_empty(each, each.lines, NOT_TIMED if rows else "no run has ended")
-    axes[0].set(ylabel="bits per byte")
+        means = _means(row)
+        tokens, bpb = zip(*means.curve, strict=True)
+        scales = [(over_tokens, 1.0), (over_flops, means.flops)]
+        if means.seconds_per_token:
+            scales.append((over_seconds, means.seconds_per_token))
+        for axes, scale in scales:
+            scaled = [count * scale for count in tokens]
+            axes.plot(scaled, bpb, color=color, label=row.contestant, marker=".")
+    for axes, label in (
+        (over_tokens, "training tokens"),
+        (over_flops, "FLOPs"),
+        (over_seconds, "seconds of training"),
+    ):
+        axes.set(xlabel=label)
+        axes.grid(alpha=0.3)
+        _say_if_empty(axes, axes.lines, NOT_TIMED if rows else "no run has ended")
+    over_tokens.set(ylabel="bits per byte")
     if rows:
-        axes[0].legend(fontsize=6)
+        over_tokens.legend(fontsize=6)
 
 
 def balance(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
-    """Quality against the evenness of the load."""
+    """Draw quality against the evenness of the load."""
     axes = figure.subplots()
-    points = [(row["routing"]["maxvio"], row) for row in rows if row["routing"]]
+    points = []
+    for row in rows:
+        routing = _means(row).routing
+        if routing:
+            points.append((routing["maxvio"], row))
     _scatter(axes, race, points)
     _say_if_empty(axes, points, "no contestant with routers has ended")
     axes.set(xlabel="MaxVio (0: even load)", ylabel=race.measure)
 
 
 def frontier(figure: Figure, race: Race, rows: Sequence[Row]) -> None:
-    """Quality against speed; the line joins those that nobody beats in both."""
+    """Draw quality against speed; a line joins those that nobody beats in both."""
     axes = figure.subplots()
-    points = [(1 / row["seconds_per_token"], row) for row in rows if row["seconds_per_token"]]
+    points = []
+    for row in rows:
+        seconds = _means(row).seconds_per_token
+        if seconds:
+            points.append((1 / seconds, row))
     _scatter(axes, race, points)
-    best = [(x, y) for x, y in ((x, row[race.measure]["mean"]) for x, row in points)]
-    front = sorted((x, y) for x, y in best if not any(a > x and b < y for a, b in best))
+    values = [(speed, _means(row).of(race.measure).mean) for speed, row in points]
+    front = sorted(
+        (speed, loss)
+        for speed, loss in values
+        if not any(other > speed and lower < loss for other, lower in values)
+    )
     if front:
         axes.plot(*zip(*front, strict=True), color="0.6", zorder=0)
     _say_if_empty(axes, front, NOT_TIMED)
     axes.set(xlabel="training tokens per second", ylabel=race.measure)
+
+
+def _means(row: Row) -> Means:
+    assert row.means is not None, "only contestants with a run are drawn"
+    return row.means
 
 
 def _say_if_empty(axes: Axes, shown: Sequence[Any], missing: str) -> None:
@@ -119,14 +137,10 @@ def _say_if_empty(axes: Axes, shown: Sequence[Any], missing: str) -> None:
 
 def _scatter(axes: Axes, race: Race, points: Sequence[tuple[float, Row]]) -> None:
     for x, row in points:
-        value = row[race.measure]
-        axes.errorbar(x, value["mean"], yerr=value["half"], fmt="o", color="tab:blue", capsize=2)
+        value = _means(row).of(race.measure)
+        axes.errorbar(x, value.mean, yerr=value.half, fmt="o", color="tab:blue", capsize=2)
         axes.annotate(
-            row["contestant"],
-            (x, value["mean"]),
-            xytext=(4, 3),
-            textcoords="offset points",
-            fontsize=7,
+            row.contestant, (x, value.mean), xytext=(4, 3), textcoords="offset points", fontsize=7
         )
     axes.grid(alpha=0.3)
 

@@ -1,8 +1,9 @@
-"""The result of a race: everything that its tables, pictures and verdicts say,
-out of the records of its members.
+"""The result of a race: the numbers behind its tables, pictures and verdicts, computed from the
+records of its members.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
@@ -11,47 +12,199 @@ from app.races.race import Race
 from app.races.speed_up import bound, share_for
 from app.races.statistics import Interval, Judged, detectable, interval, judged
 
-Line = Mapping[str, Any]  # of members.jsonl
-# of one contestant, by seed
+# A line of members.jsonl.
+Line = Mapping[str, Any]
+# The runs of one contestant, by seed.
 Runs = Mapping[int, Line]
-COST = ("active_params", "total_params", "flops", "peak_memory_bytes")
 MATCHED = {"active_flops": "flops", "total_params": "total_params"}
-# of records without a word
+# The optimizer of records that do not name it.
 OLD_RULE = "Muon with blocks of 128 columns across gate and up (optimizer.gate_up=null)"
-# with which the smallest difference that can be seen is told
+# Numbers of seeds for which the smallest visible difference is given.
 SEEDS = (5, 10)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far runs of the baseline are apart that differ in the seed alone.
+
+    Attributes:
+        seeds: Number of these runs.
+        mean: Their mean.
+        spread: Their standard deviation.
+        detectable: The smallest difference that is seen four times out of five, by the number of
+            seeds.
+    """
+
+    seeds: int
+    mean: float
+    spread: float
+    detectable: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means over the finished runs of a contestant.
+
+    Attributes:
+        bpb: Bits per byte of held-out text.
+        nats: Nats per token of held-out text.
+        domains: Bits per byte of each domain.
+        flops: Training FLOPs per token.
+        peak_memory_bytes: Largest memory of the process.
+        cost: FLOPs and parameters as multiples of the baseline's; None while it has no run.
+        lr: Learning rate of the runs.
+        lr_at_grid_edge: Whether it is the smallest or largest that was tried.
+        routing: Statistics of the routers; None for a dense model.
+        curve: Training tokens and bits per byte.
+        tokens_seen: Training tokens of a run.
+        seconds_per_token: Measured training time; None if it was not measured.
+    """
+
+    bpb: Interval
+    nats: Interval
+    domains: dict[str, Interval]
+    active_params: float
+    total_params: float
+    flops: float
+    peak_memory_bytes: float
+    cost: dict[str, float] | None
+    lr: float
+    lr_at_grid_edge: bool
+    routing: dict[str, float] | None
+    curve: list[tuple[int, float]]
+    tokens_seen: int
+    seconds_per_token: float | None
+
+    def of(self, measure: str) -> Interval:
+        """Return the measure that a race compares: `bpb` or `nats`."""
+        value: Interval = getattr(self, measure)
+        return value
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Differences to the baseline, paired by seed; negative ones are better.
+
+    Attributes:
+        bpb: In bits per byte.
+        nats: In nats per token.
+        domains: In bits per byte of each domain.
+        verdict: In words; `not finished` while a seed is missing.
+        p_difference: Probability of such a difference where there is none, corrected by Holm.
+        p_equivalence: The same where the difference is as large as the margin.
+    """
+
+    bpb: Interval
+    nats: Interval
+    domains: dict[str, Interval]
+    verdict: str = "not finished"
+    p_difference: float | None = None
+    p_equivalence: float | None = None
+
+    def of(self, measure: str) -> Interval:
+        """Return the measure that a race compares: `bpb` or `nats`."""
+        value: Interval = getattr(self, measure)
+        return value
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """What the baseline needs for the loss of a contestant.
+
+    Attributes:
+        share: Of a whole run of the baseline, or a bound where the loss is outside of what was run.
+        flops: Its FLOPs as a multiple of the contestant's.
+        seconds: Its time as a multiple of the contestant's.
+    """
+
+    share: Interval | str
+    flops: Interval | None = None
+    seconds: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant at one size.
+
+    Attributes:
+        contestant: Its name.
+        seeds: Seeds of its finished runs.
+        failed: Reasons of its failures.
+        means: None without a finished run.
+        difference: None for the baseline, and without a seed that both have finished.
+        speed_up: None without shorter or longer runs of the baseline.
+    """
+
+    contestant: str
+    seeds: list[int]
+    failed: list[str]
+    means: Means | None = None
+    difference: Difference | None = None
+    speed_up: SpeedUp | None = None
+
+
+@dataclass(frozen=True)
+class SizeResult:
+    """All numbers of one size.
+
+    Attributes:
+        noise: None with fewer than three runs of the baseline.
+        missing: Number of runs that have not ended.
+        torch: Versions of torch that the runs used.
+        optimizers: Descriptions of the optimizers that the runs used.
+        rows: One for each contestant.
+    """
+
+    noise: Noise | None
+    missing: int
+    torch: list[str]
+    optimizers: list[str]
+    rows: list[Row]
+
+
+Result = dict[str, SizeResult]
 
 
 def result_of(
     race: Race, lines: Sequence[Line], seconds: Mapping[str, Mapping[str, float]]
-) -> dict[str, Any]:
-    """By size: how far one run lies from another, how many are missing, and a row for every
-    contestant.
+) -> Result:
+    """Return the result of a race, by size.
 
     Args:
-        race: what was written down.
-        lines: records of the members that have ended, refused ones among them.
-        seconds: of a training token, by size and contestant, measured in turns on a quiet machine.
+        race: Its definition.
+        lines: Records of the members that have ended, refused ones among them.
+        seconds: Seconds per training token, by size and contestant, measured in turns on a quiet
+            machine.
     """
     sizes = [size for size in race.sizes if any(line["size"] == size for line in lines)]
     return {size: _Size(race, lines, size, seconds.get(size, {})).result() for size in sizes}
 
 
 def runs(race: Race, lines: Sequence[Line], contestant: str, share: float = 1.0) -> Runs:
-    """Those of a contestant that count, none that chose the learning rate, of lines of one size."""
-    mine = (line for line in lines if line["contestant"] == contestant and "failed" not in line)
-    return {
-        line["seed"]: line
-        for line in mine
-        if line["share"] == share and line["seed"] != race.tuning_seed
-    }
+    """Return the finished runs of a contestant that count, by seed.
+
+    Args:
+        race: Its definition.
+        lines: Records of one size.
+        contestant: Its name.
+        share: Length of the runs, as a share of a whole run.
+    """
+    found = {}
+    for line in lines:
+        if line["contestant"] != contestant or "failed" in line:
+            continue
+        # Runs that chose the learning rate do not count.
+        if line["share"] == share and line["seed"] != race.tuning_seed:
+            found[line["seed"]] = line
+    return found
 
 
 def paired(
     race: Race, own: Runs, other: Runs, measure: str, domain: str | None = None
 ) -> list[float]:
-    """Differences between two contestants on the race's seeds,
-    in all or in the bits per byte of a domain.
+    """Return the differences between two contestants, one for each seed that both have finished.
+
+    They are in `measure`, or in the bits per byte of a domain.
     """
     pairs = [(own[seed], other[seed]) for seed in race.seeds if seed in own and seed in other]
     if domain is None:
@@ -60,15 +213,16 @@ def paired(
 
 
 def ended(race: Race, lines: Sequence[Line], *contestants: str) -> bool:
-    """Whether all seeds of these have ended, in lines of one size:
-    who judges earlier finds more than there is.
+    """Return whether all seeds of these contestants have ended, in lines of one size.
+
+    A verdict before that would find more differences than there are.
     """
     seen = {(line["contestant"], line["seed"]) for line in lines if line.get("share") == 1}
     return all((name, seed) in seen for name in contestants for seed in race.seeds)
 
 
 class _Size:
-    """One size of a race."""
+    """Computes the result of one size."""
 
     def __init__(
         self, race: Race, lines: Sequence[Line], size: str, seconds: Mapping[str, float]
@@ -81,176 +235,185 @@ class _Size:
     def runs(self, contestant: str, share: float = 1.0) -> Runs:
         return runs(self.race, self.lines, contestant, share)
 
-    def result(self) -> dict[str, Any]:
-        others = [name for name in self.race.contestants if name != self.race.baseline]
-        over = [name for name in others if ended(self.race, self.lines, name, self.race.baseline)]
-        tested = {name: values for name in over if (values := self.paired(name, self.race.measure))}
-        verdicts = judged(tested, self.race.margin, len(others))
-        rows = [self.row(name, verdicts.get(name)) for name in self.race.contestants]
-        torch = sorted({line["torch"] for line in self.lines if "failed" not in line})
-        optimizers = sorted(
-            {line.get("optimizer", OLD_RULE) for line in self.lines if "failed" not in line}
+    def result(self) -> SizeResult:
+        verdicts = self.verdicts()
+        finished = [line for line in self.lines if "failed" not in line]
+        return SizeResult(
+            noise=self.noise(),
+            missing=self.missing(),
+            torch=sorted({line["torch"] for line in finished}),
+            optimizers=sorted({line.get("optimizer", OLD_RULE) for line in finished}),
+            rows=[self.row(name, verdicts.get(name)) for name in self.race.contestants],
         )
-        return {
-            "noise": self.noise(),
-            "missing": self.missing(),
-            "torch": torch,
-            "optimizers": optimizers,
-            "rows": rows,
-        }
+
+    def verdicts(self) -> dict[str, Judged]:
+        """Return the verdicts on all contestants whose seeds, and the baseline's, have ended."""
+        others = [name for name in self.race.contestants if name != self.race.baseline]
+        differences = {}
+        for name in others:
+            if ended(self.race, self.lines, name, self.race.baseline):
+                values = self.paired(name, self.race.measure)
+                if values:
+                    differences[name] = values
+        return judged(differences, self.race.margin, len(others))
 
     def paired(self, contestant: str, measure: str, domain: str | None = None) -> list[float]:
-        """Differences to the baseline."""
+        """Return the differences to the baseline, by seed."""
         return paired(self.race, self.runs(contestant), self.base, measure, domain)
 
-    def noise(self) -> dict[str, Any] | None:
-        """Of runs of the baseline that differ in the seed alone."""
+    def noise(self) -> Noise | None:
         values = [run[self.race.measure] for run in self.base.values()]
         if len(values) < 3:
             return None
         spread = stdev(values)
-        seen = {str(seeds): detectable(spread * 2**0.5, seeds) for seeds in SEEDS}
-        return {"seeds": len(values), "mean": fmean(values), "spread": spread, "detectable": seen}
+        # A difference of two runs without a gain from pairing spreads by sqrt(2) as much.
+        seen = {seeds: detectable(spread * 2**0.5, seeds) for seeds in SEEDS}
+        return Noise(len(values), fmean(values), spread, seen)
 
     def missing(self) -> int:
-        """Runs that have not ended yet."""
+        """Return the number of runs that have not ended yet."""
         race = self.race
-        own = len(race.noise_seeds) + len(race.lengths) * len(race.seeds)
-        left = own if self.tuned(race.baseline) is not False else 0
+        expected = 0
+        if self.tuned(race.baseline) is not False:
+            expected += len(race.noise_seeds) + len(race.lengths) * len(race.seeds)
         for name in race.contestants:
-            tuned = self.tuned(name)
-            left += 0 if tuned is False else len(race.rates(name)) + len(race.seeds)
-        return left - sum(
+            if self.tuned(name) is not False:
+                expected += len(race.rates(name)) + len(race.seeds)
+        done = sum(
             "lr" in line and self.tuned(line["contestant"]) is not False for line in self.lines
         )
+        return expected - done
 
     def tuned(self, contestant: str) -> bool | None:
-        """Whether it has a learning rate; False: it has failed with all of them, or is refused;
-        None: not yet known.
+        """Return whether a contestant has a learning rate.
+
+        False: it was refused, or failed with all of them. None: that is not known yet.
         """
-        mine = [line for line in self.lines if line["contestant"] == contestant]
-        tried = [line for line in mine if "lr" not in line or line["seed"] == self.race.tuning_seed]
-        refused = any("lr" not in line for line in tried)
+        own = [line for line in self.lines if line["contestant"] == contestant]
+        # A contestant that was refused has one record, without a learning rate.
+        was_refused = any("lr" not in line for line in own)
+        tried = [line for line in own if "lr" not in line or line["seed"] == self.race.tuning_seed]
         rates = self.race.rates(contestant)
-        if any("failed" not in line for line in tried) or not (rates or refused):
+        if any("failed" not in line for line in tried):
             return True
-        return False if len(tried) == len(rates) or refused else None
+        if was_refused:
+            return False
+        if not rates:
+            return True
+        return False if len(tried) == len(rates) else None
 
-    def row(self, contestant: str, verdict: Judged | None) -> dict[str, Any]:
-        """Everything about a contestant."""
-        mine = [line for line in self.lines if line["contestant"] == contestant]
-        runs = {seed: run for seed, run in self.runs(contestant).items() if seed in self.race.seeds}
-        row: dict[str, Any] = {"contestant": contestant, "seeds": sorted(runs)}
-        row["failed"] = sorted({line["failed"] for line in mine if "failed" in line})
+    def row(self, contestant: str, verdict: Judged | None) -> Row:
+        """Return the row of a contestant."""
+        own = [line for line in self.lines if line["contestant"] == contestant]
+        failed = sorted({line["failed"] for line in own if "failed" in line})
+        by_seed = self.runs(contestant)
+        runs = {seed: run for seed, run in by_seed.items() if seed in self.race.seeds}
         if not runs:
-            return row
-        each = list(runs.values())
-        row |= {name: _told(interval([run[name] for run in each])) for name in ("bpb", "nats")}
-        row["domains"] = {
-            name: _told(interval([run["domains"][name] for run in each]))
-            for name in each[0]["domains"]
-        }
-        row |= {name: _mean(each, name) for name in COST}
-        rates = self.race.rates(contestant)
-        row |= {"lr": each[0]["lr"], "edge": each[0]["lr"] in rates[:1] + rates[-1:]}
-        row |= {"cost": self.cost(each), "routing": _routing(each), "curve": _curve(each)}
-        row |= {
-            "tokens_seen": each[0]["tokens_seen"],
-            "seconds_per_token": self.seconds.get(contestant),
-        }
-        if contestant != self.race.baseline and self.paired(contestant, self.race.measure):
-            row |= {"difference": self.differences(contestant), "verdict": "not finished"}
-        if verdict is not None:
-            row |= {"verdict": verdict.verdict, "p_difference": verdict.p_difference}
-            row["p_equivalence"] = verdict.p_equivalence
-        return row | {"speed_up": self.speed_up(contestant, runs)}
-
-    def cost(self, runs: Sequence[Line]) -> dict[str, float] | None:
-        """As a share of the baseline's, what is to be equal."""
-        base = list(self.base.values())
-        return (
-            {name: _mean(runs, key) / _mean(base, key) for name, key in MATCHED.items()}
-            if base
-            else None
+            return Row(contestant, [], failed)
+        return Row(
+            contestant,
+            sorted(runs),
+            failed,
+            self.means(contestant, list(runs.values())),
+            self.difference(contestant, verdict),
+            self.speed_up(contestant, runs),
         )
 
-    def differences(self, contestant: str) -> dict[str, Any]:
-        """To the baseline, in all and by domain."""
-        domains = next(iter(self.runs(contestant).values()))["domains"]
-        by_domain = {
-            domain: _told(interval(self.paired(contestant, "bpb", domain))) for domain in domains
-        }
-        total = {
-            measure: _told(interval(self.paired(contestant, measure)))
-            for measure in ("bpb", "nats")
-        }
-        return total | {"domains": by_domain}
+    def means(self, contestant: str, runs: Sequence[Line]) -> Means:
+        first = runs[0]
+        rates = self.race.rates(contestant)
+        return Means(
+            bpb=interval([run["bpb"] for run in runs]),
+            nats=interval([run["nats"] for run in runs]),
+            domains={
+                name: interval([run["domains"][name] for run in runs]) for name in first["domains"]
+            },
+            active_params=_mean(runs, "active_params"),
+            total_params=_mean(runs, "total_params"),
+            flops=_mean(runs, "flops"),
+            peak_memory_bytes=_mean(runs, "peak_memory_bytes"),
+            cost=self.cost(runs),
+            lr=first["lr"],
+            lr_at_grid_edge=bool(rates) and first["lr"] in (rates[0], rates[-1]),
+            routing=_routing(runs),
+            curve=_curve(runs),
+            tokens_seen=first["tokens_seen"],
+            seconds_per_token=self.seconds.get(contestant),
+        )
 
-    def speed_up(self, contestant: str, runs: Runs) -> dict[str, Any] | None:
-        """How many times the FLOPs, and the seconds,
-        of this contestant the baseline needs for its loss.
-        """
-        ladders = {s: self.ladder(s) for s in runs if len(self.ladder(s)) > 1}
-        if not ladders:
+    def cost(self, runs: Sequence[Line]) -> dict[str, float] | None:
+        """Return what is to be equal, as multiples of the baseline's."""
+        base = list(self.base.values())
+        if not base:
             return None
-        needed = {seed: share_for(runs[seed]["bpb"], ladder) for seed, ladder in ladders.items()}
-        shares = [share for share in needed.values() if share is not None]
-        if len(shares) < len(needed):
-            outside = next(seed for seed, share in needed.items() if share is None)
-            return {
-                "share": bound(runs[outside]["bpb"], ladders[outside]),
-                "flops": None,
-                "seconds": None,
-            }
+        return {name: _mean(runs, key) / _mean(base, key) for name, key in MATCHED.items()}
+
+    def difference(self, contestant: str, verdict: Judged | None) -> Difference | None:
+        if contestant == self.race.baseline or not self.paired(contestant, self.race.measure):
+            return None
+        domains = next(iter(self.runs(contestant).values()))["domains"]
+        bpb = interval(self.paired(contestant, "bpb"))
+        nats = interval(self.paired(contestant, "nats"))
+        by_domain = {name: interval(self.paired(contestant, "bpb", name)) for name in domains}
+        if verdict is None:
+            return Difference(bpb, nats, by_domain)
+        return Difference(
+            bpb, nats, by_domain, verdict.verdict, verdict.p_difference, verdict.p_equivalence
+        )
+
+    def speed_up(self, contestant: str, runs: Runs) -> SpeedUp | None:
+        shares = []
+        for seed, run in runs.items():
+            ladder = self.ladder(seed)
+            if len(ladder) < 2:
+                continue
+            share = share_for(run["bpb"], ladder)
+            if share is None:
+                return SpeedUp(bound(run["bpb"], ladder))
+            shares.append(share)
+        if not shares:
+            return None
+        mean_share = interval(shares)
         flops = _mean(list(self.base.values()), "flops") / _mean(list(runs.values()), "flops")
-        both = self.seconds.get(self.race.baseline), self.seconds.get(contestant)
-        time = both[0] / both[1] if both[0] and both[1] else None
-        share = interval(shares)
-        return {
-            "share": _told(share),
-            "flops": _times(share, flops),
-            "seconds": time and _times(share, time),
-        }
+        base_time = self.seconds.get(self.race.baseline)
+        own_time = self.seconds.get(contestant)
+        seconds = mean_share.times(base_time / own_time) if base_time and own_time else None
+        return SpeedUp(mean_share, mean_share.times(flops), seconds)
 
     def ladder(self, seed: int) -> dict[float, float]:
-        """The baseline's bits per byte on this seed, by the share of a run."""
-        runs = {
-            share: self.runs(self.race.baseline, share).get(seed)
-            for share in (1.0, *self.race.lengths)
-        }
-        return {share: run["bpb"] for share, run in runs.items() if run is not None}
+        """Return the baseline's bits per byte on this seed, by the length of its run."""
+        ladder = {}
+        for share in (1.0, *self.race.lengths):
+            run = self.runs(self.race.baseline, share).get(seed)
+            if run is not None:
+                ladder[share] = run["bpb"]
+        return ladder
 
 
-def unequal(race: Race, row: Mapping[str, Any]) -> bool:
-    """Whether a row's cost is not the baseline's."""
+def unequal(race: Race, row: Row) -> bool:
+    """Return whether the cost of a contestant is not the baseline's."""
+    if row.means is None or row.means.cost is None:
+        return False
+    cost = row.means.cost
     names = MATCHED if race.match == "both" else [race.match]
-    return bool(row.get("cost")) and any(abs(row["cost"][name] - 1) >= CLOSE for name in names)
+    return any(abs(cost[name] - 1) >= CLOSE for name in names)
 
 
 def _mean(runs: Sequence[Line], name: str) -> float:
     return fmean(run[name] for run in runs)
 
 
-def _told(value: Interval) -> dict[str, float | None]:
-    return value._asdict()
-
-
-def _times(value: Interval, factor: float) -> dict[str, float | None]:
-    return {
-        "mean": value.mean * factor,
-        "half": None if value.half is None else value.half * factor,
-    }
-
-
 def _routing(runs: Sequence[Line]) -> dict[str, float] | None:
-    """Means over the seeds."""
     if runs[0]["routing"] is None:
         return None
     return {name: fmean(run["routing"][name] for run in runs) for name in runs[0]["routing"]}
 
 
 def _curve(runs: Sequence[Line]) -> list[tuple[int, float]]:
-    """Training tokens and bits per byte, mean over the seeds."""
-    points = zip(*(run["curve"] for run in runs), strict=True)
-    per_step = runs[0]["tokens_seen"] / runs[0]["curve"][-1][0]
-    return [(round(point[0][0] * per_step), fmean(bpb for _, bpb in point)) for point in points]
+    """Return training tokens and bits per byte, means over the runs."""
+    tokens_per_step = runs[0]["tokens_seen"] / runs[0]["curve"][-1][0]
+    curve = []
+    for points in zip(*(run["curve"] for run in runs), strict=True):
+        step = points[0][0]
+        curve.append((round(step * tokens_per_step), fmean(bpb for _, bpb in points)))
+    return curve

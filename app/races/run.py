@@ -41,14 +41,35 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     for entry in plan.entries:
         if entry.refused:
             say(f"{entry.contestant} at {entry.size} is refused: {entry.refused}")
-    retry = config.retry
-    while not config.report and (members := plan.missing(records := read_records(retry))):
-        first = plan.first(members, records)
-        launch(first or members, [*overrides, "keep=true"] if first else overrides)
-        retry = False
+    if not config.report:
+        _run_missing(plan, config.retry, overrides)
     lines = write_records(name, plan, read_records())
     result = result_of(race, lines, read_seconds(RESULTS / name))
     write_result(RESULTS / name, race, result)
     for size, numbers in result.items():
         console.print(table(race, f"{name}, size {size}", numbers))
     say(f"written to {RESULTS / name}")
+
+
+def _run_missing(plan: Plan, retry: bool, overrides: list[str]) -> None:
+    """Run members until none is missing.
+
+    Learning rates follow from the members that tune them, so each round knows more members than the
+    one before.
+
+    Args:
+        plan: The members of the race.
+        retry: Whether members that have failed run again, once.
+        overrides: Those of the race.
+    """
+    records = read_records(retry)
+    members = plan.missing(records)
+    while members:
+        # Some members start from the runs of others, which come first and keep their folders.
+        first = plan.first(members, records)
+        if first:
+            launch(first, [*overrides, "keep=true"])
+        else:
+            launch(members, overrides)
+        records = read_records()
+        members = plan.missing(records)

@@ -7,6 +7,7 @@ tests are Student's t.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
@@ -20,13 +21,20 @@ POWER = 0.8
 Verdict = Literal["better", "worse", "equivalent", "cannot tell"]
 
 
-class Interval(NamedTuple):
-    """A mean, and half of the width of its interval;
-    None with one value, which says nothing of the spread.
+@dataclass(frozen=True)
+class Interval:
+    """A mean, and half of the width of its interval.
+
+    The half is None with one value, which says nothing of the spread.
     """
 
     mean: float
     half: float | None
+
+    def times(self, factor: float) -> "Interval":
+        """Return the interval of a multiple."""
+        half = None if self.half is None else self.half * factor
+        return Interval(self.mean * factor, half)
 
 
 class Judged(NamedTuple):
@@ -86,21 +94,24 @@ def holm(ps: Sequence[float], number: int) -> list[float]:
 def judged(
     differences: Mapping[str, Sequence[float]], margin: float, number: int
 ) -> dict[str, Judged]:
-    """A verdict on each contestant, of its paired differences to the baseline; `number` of them
-    will be judged in all.
+    """Return a verdict on each contestant.
 
     `equivalent` comes first: a difference that is surely smaller than the margin does not matter,
-    though it be sure.
+    even if it is significant.
+
+    Args:
+        differences: Paired differences to the baseline, by contestant.
+        margin: Largest difference that does not matter.
+        number: How many contestants will be judged in all, for Holm's correction.
     """
+    # A single pair cannot be tested.
     tested = {name: values for name, values in differences.items() if len(values) > 1}
-    different = dict(
-        zip(tested, holm([difference_p(v) for v in tested.values()], number), strict=True)
-    )
-    equal = dict(
-        zip(tested, holm([equivalence_p(v, margin) for v in tested.values()], number), strict=True)
-    )
+    difference_ps = holm([difference_p(values) for values in tested.values()], number)
+    equivalence_ps = holm([equivalence_p(values, margin) for values in tested.values()], number)
+    different = dict(zip(tested, difference_ps, strict=True))
+    equivalent = dict(zip(tested, equivalence_ps, strict=True))
     return {
-        name: _judged(interval(values), different.get(name), equal.get(name))
+        name: _judged(interval(values), different.get(name), equivalent.get(name))
         for name, values in differences.items()
     }
 

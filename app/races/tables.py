@@ -3,15 +3,16 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 from app.races.race import Race
-from app.races.result import unequal
+from app.races.result import Result, Row, SizeResult, SpeedUp, unequal
+from app.races.statistics import Interval
 from app.training.markdown import escaped
 
-Row = Mapping[str, Any]
 QUALITY = (
     "contestant",
     "seeds",
@@ -50,113 +51,112 @@ ROUTED = ("maxvio", "dead", "drop_rate", "mean_k", "domain_information")
 
 
 def cells(race: Race, row: Row) -> list[str]:
-    """A row in words, one for each of COLUMNS."""
-    first = [row["contestant"], f"{len(row['seeds'])}"]
-    if not row["seeds"]:
-        return [
-            *first,
-            "",
-            "",
-            "failed" if row["failed"] else "not run yet",
-            *[""] * (len(COLUMNS) - 5),
-        ]
-    routing = row["routing"] or {}
-    times = row["speed_up"] or {}
-    base = row["contestant"] == race.baseline
+    """Return a row in words, one for each of COLUMNS."""
+    start = [row.contestant, f"{len(row.seeds)}"]
+    means = row.means
+    if means is None:
+        state = "failed" if row.failed else "not run yet"
+        return [*start, "", "", state, *[""] * (len(COLUMNS) - 5)]
+    if row.contestant == race.baseline:
+        compared = ["", "baseline"]
+    elif row.difference is None:
+        compared = ["", ""]
+    else:
+        difference = row.difference.of(race.measure)
+        compared = [told(difference, 3, sign=True), row.difference.verdict]
+    flops = ""
+    if means.cost is not None:
+        mark = "*" if unequal(race, row) else ""
+        flops = f"{means.cost['active_flops']:.2f}{mark}"
+    times_flops, times_seconds = _speed_up(row.speed_up)
+    speed = f"{1 / means.seconds_per_token:,.0f}" if means.seconds_per_token else ""
+    routing = means.routing or {}
     return [
-        *first,
-        told(row[race.measure], 3),
-        "" if base else told(row.get("difference", {}).get(race.measure), 3, sign=True),
-        "baseline" if base else row.get("verdict", ""),
-        f"{row['active_params'] / 1e6:.2f}",
-        f"{row['total_params'] / 1e6:.2f}",
-        f"{row['cost']['active_flops']:.2f}{'*' if unequal(race, row) else ''}"
-        if row["cost"]
-        else "",
-        told(times.get("flops"), 2) or _outside(times),
-        told(times.get("seconds"), 2),
-        f"{1 / row['seconds_per_token']:,.0f}" if row["seconds_per_token"] else "",
-        f"{row['peak_memory_bytes'] / 1e6:.0f}",
+        *start,
+        told(means.of(race.measure), 3),
+        *compared,
+        f"{means.active_params / 1e6:.2f}",
+        f"{means.total_params / 1e6:.2f}",
+        flops,
+        times_flops,
+        times_seconds,
+        speed,
+        f"{means.peak_memory_bytes / 1e6:.0f}",
         *(f"{routing[name]:.2f}" if name in routing else "" for name in ROUTED),
-        f"{row['lr']:g}{'!' if row['edge'] else ''}",
+        f"{means.lr:g}{'!' if means.lr_at_grid_edge else ''}",
     ]
 
 
-def _outside(times: Mapping[str, Any]) -> str:
-    """Where the baseline was not trained so short, or so long."""
-    return f"run {times['share']}" if isinstance(times.get("share"), str) else ""
+def _speed_up(found: SpeedUp | None) -> tuple[str, str]:
+    """Return the cells of FLOPs and of seconds; a bound where the loss was not reached."""
+    if found is None:
+        return "", ""
+    if isinstance(found.share, str):
+        return f"run {found.share}", ""
+    return told(found.flops, 2), told(found.seconds, 2)
 
 
-def told(value: Mapping[str, float | None] | None, digits: int, sign: bool = False) -> str:
-    """A mean with half of its interval."""
-    if not value or value["mean"] is None:
+def told(value: Interval | None, digits: int, sign: bool = False) -> str:
+    """Return a mean with half of its interval."""
+    if value is None:
         return ""
-    mean = f"{value['mean']:{'+' if sign else ''}.{digits}f}"
-    return mean if value["half"] is None else f"{mean} ± {value['half']:.{digits}f}"
+    mean = f"{value.mean:{'+' if sign else ''}.{digits}f}"
+    return mean if value.half is None else f"{mean} ± {value.half:.{digits}f}"
 
 
-def noise_line(size: Mapping[str, Any]) -> str:
-    """What can be seen at all."""
-    noise = size["noise"]
+def noise_line(size: SizeResult) -> str:
+    """Return a sentence about the smallest difference that can be seen."""
+    noise = size.noise
     if noise is None:
         return "The noise is not known yet: it takes three runs of the baseline."
-    seen = " and ".join(f"{value:.3f} with {seeds}" for seeds, value in noise["detectable"].items())
+    seen = " and ".join(f"{value:.3f} with {seeds}" for seeds, value in noise.detectable.items())
     return (
-        f"{noise['seeds']} seeds of the baseline spread by {noise['spread']:.4f} (standard "
-        "deviation); the smallest "
-        f"difference that is seen four times out of five is {seen} seeds, without a gain from "
-        "pairing."
+        f"{noise.seeds} seeds of the baseline spread by {noise.spread:.4f} (standard deviation); "
+        f"the smallest difference that is seen four times out of five is {seen} seeds, without a "
+        "gain from pairing."
     )
 
 
-def state_line(size: Mapping[str, Any]) -> str:
-    """Whether it is over, and on what it ran;
-    other kernels round otherwise, which after some steps is another run.
+def state_line(size: SizeResult) -> str:
+    """Return what is missing, and what the runs were made with.
+
+    Another version of torch rounds otherwise, which after some steps is another run.
     """
-    left = f"Incomplete: {size['missing']} runs are missing. " if size["missing"] else ""
-    made_by = (
-        f"Runs by torch {' and '.join(size['torch'])}, {' and '.join(size['optimizers'])}. "
-        if size["torch"]
-        else ""
-    )
-    return left + made_by
+    line = ""
+    if size.missing:
+        line += f"Incomplete: {size.missing} runs are missing. "
+    if size.torch:
+        line += f"Runs by torch {' and '.join(size.torch)}, {' and '.join(size.optimizers)}. "
+    return line
 
 
-def failures(size: Mapping[str, Any]) -> list[str]:
-    """Who has failed, with every reason once."""
-    return [f"{row['contestant']}: {reason}" for row in size["rows"] for reason in row["failed"]]
+def failures(rows: Sequence[Row]) -> list[str]:
+    """Return each contestant that has failed, with every reason once."""
+    return [f"{row.contestant}: {reason}" for row in rows for reason in row.failed]
 
 
-def table(race: Race, name: str, size: Mapping[str, Any]) -> Table:
-    """For the terminal."""
-    said = [state_line(size) + noise_line(size), *failures(size)]
-    shown = Table(*SHORT, title=name, caption="\n".join(said), caption_justify="left")
-    for row in ranked(race, size["rows"]):
-        shown.add_row(
-            *(
-                cell
-                for column, cell in zip(COLUMNS, cells(race, row), strict=True)
-                if column in SHORT
-            )
-        )
+def table(race: Race, name: str, size: SizeResult) -> Table:
+    """Return the table for the terminal."""
+    caption = [state_line(size) + noise_line(size), *failures(size.rows)]
+    shown = Table(*SHORT, title=name, caption="\n".join(caption), caption_justify="left")
+    for row in ranked(race, size.rows):
+        by_column = dict(zip(COLUMNS, cells(race, row), strict=True))
+        shown.add_row(*(by_column[column] for column in SHORT))
     return shown
 
 
-def markdown(race: Race, name: str, result: Mapping[str, Any]) -> str:
-    """The page of a race."""
+def markdown(race: Race, name: str, result: Result) -> str:
+    """Return the page of a race."""
     parts = [f"# {name}\n\n{escaped(race.claim)}\n", LEGEND + "\n", contestants(race)]
     for size, numbers in result.items():
-        rows = [cells(race, row) for row in ranked(race, numbers["rows"])]
-        parts.append(
-            "## Size "
-            f"{size}\n\n{state_line(numbers)}{noise_line(numbers)}\n\n{_marked(COLUMNS, rows)}"
-        )
-        parts += (
-            ["".join(f"- {escaped(line)}\n" for line in failures(numbers))]
-            if failures(numbers)
-            else []
-        )
-        parts += [f"{text}:\n\n{_marked(*shown)}" for text, shown in details(race, numbers).items()]
+        rows = [cells(race, row) for row in ranked(race, numbers.rows)]
+        about = state_line(numbers) + noise_line(numbers)
+        parts.append(f"## Size {size}\n\n{about}\n\n{_marked(COLUMNS, rows)}")
+        failed = failures(numbers.rows)
+        if failed:
+            parts.append("".join(f"- {escaped(line)}\n" for line in failed))
+        for title, (head, body) in details(race, numbers).items():
+            parts.append(f"{title}:\n\n{_marked(head, body)}")
     return "\n".join(parts)
 
 
@@ -186,39 +186,47 @@ def _marked(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def details(race: Race, numbers: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Head and rows of further tables of a size, by what they show;
-    without those that have nothing to show.
-    """
-    rows = [row for row in ranked(race, numbers["rows"]) if row["seeds"]]
-    domains = {r["contestant"]: r["difference"]["domains"] for r in rows if "difference" in r}
-    shown = {
-        "Bits per byte, by domain": _by_name({row["contestant"]: row["domains"] for row in rows}),
-        "Difference to the baseline in bits per byte, by domain": _by_name(domains, sign=True),
+def details(race: Race, numbers: SizeResult) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Return head and rows of further tables of a size, by title, without empty ones."""
+    values: dict[str, dict[str, Interval]] = {}
+    differences: dict[str, dict[str, Interval]] = {}
+    for row in ranked(race, numbers.rows):
+        if row.means is not None:
+            values[row.contestant] = row.means.domains
+        if row.difference is not None:
+            differences[row.contestant] = row.difference.domains
+    tables = {
+        "Bits per byte, by domain": _by_domain(values),
+        "Difference to the baseline in bits per byte, by domain": _by_domain(
+            differences, sign=True
+        ),
     }
-    return {text: (head, rows) for text, (head, rows) in shown.items() if len(head) > 1}
+    return {title: (head, rows) for title, (head, rows) in tables.items() if len(head) > 1}
 
 
-def _by_name(
-    rows: Mapping[str, Mapping[str, Any]], sign: bool = False
+def _by_domain(
+    values: Mapping[str, Mapping[str, Interval]], sign: bool = False
 ) -> tuple[list[str], list[list[str]]]:
-    names = list(next(iter(rows.values()), {}))
-    return ["contestant", *names], [
-        [c, *(told(values[n], 3, sign) for n in names)] for c, values in rows.items()
-    ]
+    domains = list(next(iter(values.values()), {}))
+    rows = []
+    for contestant, by_domain in values.items():
+        rows.append([contestant, *(told(by_domain[domain], 3, sign) for domain in domains)])
+    return ["contestant", *domains], rows
 
 
-def comma_separated(result: Mapping[str, Any]) -> str:
-    """All sizes in one table, a column for each number of the result:
-    `difference.bpb.half` is its place there.
+def comma_separated(result: Result) -> str:
+    """Return all sizes in one table.
+
+    A column is a number of the result: `difference.bpb.half` is its place in `result.json`.
     """
-    rows = [
-        {"size": size, **_flat(row)} for size, numbers in result.items() for row in numbers["rows"]
-    ]
+    rows = []
+    for size, numbers in result.items():
+        for row in numbers.rows:
+            rows.append({"size": size, **_flat(asdict(row))})
+    # Contestants without a run have fewer columns than others.
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO(newline="")
-    writer = csv.DictWriter(
-        out, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n"
-    )
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
@@ -227,15 +235,19 @@ def comma_separated(result: Mapping[str, Any]) -> str:
 def _flat(value: Mapping[str, Any], place: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, inner in value.items():
-        if name != "curve":
-            flat |= (
-                _flat(inner, f"{place}{name}.")
-                if isinstance(inner, Mapping)
-                else {place + name: inner}
-            )
+        if name == "curve":
+            continue
+        if isinstance(inner, Mapping):
+            flat.update(_flat(inner, f"{place}{name}."))
+        else:
+            flat[place + name] = inner
     return flat
 
 
 def ranked(race: Race, rows: Sequence[Row]) -> list[Row]:
-    """The best first; those without a run last."""
-    return sorted(rows, key=lambda row: row[race.measure]["mean"] if row["seeds"] else float("inf"))
+    """Return the best first; those without a run last."""
+
+    def loss(row: Row) -> float:
+        return float("inf") if row.means is None else row.means.of(race.measure).mean
+
+    return sorted(rows, key=loss)

@@ -9,12 +9,13 @@ step, with what was observed over all micro-batches and ranks.
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from app.model.transformer import Transformer
@@ -24,16 +25,55 @@ from app.training.nonfinite import BadSteps
 from app.training.sharding import averaged_ranks, hold_gradients, shard
 from app.training.tags import Tag
 from app.training.unfilled import Draw, Given, fill
+from experts.matrix import MatrixLayout
 from routers.collectives import num_ranks, rank_sum, rank_sums
 from routers.contract import Routing
 
 Batch = dict[str, Tensor]
-# of a step, by what they are and the term that they are of
-Sums = dict[tuple[str, str], Tensor]
-LOSS = ("nats", "")
-TERM = "term"
-SEEN = "seen"
 RoutingHook = Callable[[list[Routing], Batch], None]
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """Sums over the micro-batches of one optimizer step.
+
+    Attributes:
+        nll: Negative log-likelihood of all targets, in nats.
+        balance: Raw value of each balance term, as its share of the mean over all micro-batches.
+        observed: What each balance term observes of the routings, by the name of the term.
+    """
+
+    nll: Tensor
+    balance: dict[str, Tensor]
+    observed: dict[str, Tensor]
+
+    def __add__(self, other: "StepSums") -> "StepSums":
+        return StepSums(
+            self.nll + other.nll,
+            {name: value + other.balance[name] for name, value in self.balance.items()},
+            {name: value + other.observed[name] for name, value in self.observed.items()},
+        )
+
+    def over_ranks(self) -> "StepSums":
+        """Return the sums over all ranks, by one collective."""
+        values = [self.nll, *self.balance.values(), *self.observed.values()]
+        nll, *rest = rank_sums(dict(enumerate(values))).values()
+        balance = rest[: len(self.balance)]
+        observed = rest[len(self.balance) :]
+        return StepSums(
+            nll,
+            dict(zip(self.balance, balance, strict=True)),
+            dict(zip(self.observed, observed, strict=True)),
+        )
+
+
+class GroupKey(NamedTuple):
+    """What the parameters of one optimizer group have in common."""
+
+    decays: bool
+    is_router: bool
+    is_hidden: bool
+    layout: MatrixLayout | None
 
 
 class LanguageModel(lightning.LightningModule):
@@ -109,16 +149,14 @@ class LanguageModel(lightning.LightningModule):
         # in training, on all ranks
         self.tokens_seen = torch.zeros((), dtype=torch.int64)
         # of the last step, nats per token of this rank's rows
-        self.own_loss = torch.zeros(())
-        # of this rank, to be asked between two steps; of any rank, a step ago
-        self.wish = False
-        self.wished = False
+        self.local_loss = torch.zeros(())
+        # A rank requests a checkpoint between two steps; after the next step all ranks know of it.
+        self.save_requested = False
+        self.any_rank_requested_save = False
         self.first_step = 0  # of this process
 
     def compile_blocks(self) -> None:
-        """torch.compile for each block: they have the same code,
-        so it is compiled once or twice.
-        """
+        """Compile each block by torch.compile: they share their code, so this takes little time."""
         for block in self.model.blocks:
             block.compile()
 
@@ -132,101 +170,128 @@ class LanguageModel(lightning.LightningModule):
             self.draws = {}
 
     def configure_optimizers(self) -> Any:
-        """Weight decay on matrices only, routers at a rate of their own; `hidden` marks the
-        matrices of the blocks.
+        """Return the optimizer, and the schedule of its learning rates.
 
-        A group of hidden matrices also has the fields of their `MatrixLayout`; `axis` is None where
-        they have none.
-
-        The groups keep the order of the parameters: Lightning numbers the optimizer's state by it
-        under FSDP2, and a checkpoint would hand one parameter's moments to another where the orders
-        differ.
+        A parameter group has the keys `hidden` (whether it holds matrices of the blocks),
+        `of_router`, and the fields of the `MatrixLayout` of its matrices; `axis` is None where they
+        have no layout.
         """
-        routers = {*self.model.router_parameters()}
-        hidden = {*self.model.matrices()} & {*self.model.blocks.parameters()}
-        vectors = {*self.model.stacked_vectors()}
-        layouts = self.model.matrix_layouts()
-        learned = (p for p in self.parameters() if p.requires_grad)
-        runs = groupby(
-            learned,
-            key=lambda p: (
-                p.dim() >= 2 and p not in vectors,
-                p in routers,
-                p in hidden,
-                layouts.get(p),
-            ),
-        )
+        # Groups keep the order of the parameters. Lightning numbers the optimizer's state by it
+        # under FSDP2: a checkpoint would hand one parameter's moments to another where the orders
+        # differ.
+        learned = (parameter for parameter in self.parameters() if parameter.requires_grad)
         groups = []
-        for (is_matrix, of_router, is_hidden, layout), run in runs:
+        for key, parameters in groupby(learned, self._group_key()):
             group: dict[str, Any] = {
-                "params": list(run),
-                "hidden": is_hidden,
-                "of_router": of_router,
+                "params": list(parameters),
+                "hidden": key.is_hidden,
+                "of_router": key.is_router,
                 "axis": None,
             }
-            if layout is not None:
-                group |= layout._asdict()
-            if not is_matrix:
+            if key.layout is not None:
+                group.update(key.layout._asdict())
+            if not key.decays:
                 group["weight_decay"] = 0.0
             groups.append(group)
         optimizer = self.make_optimizer(groups)
         for group in optimizer.param_groups:
-            group["lr"] *= self.router_lr_factor if group["of_router"] else 1.0
+            if group["of_router"]:
+                group["lr"] *= self.router_lr_factor
         return [optimizer], [LambdaLR(optimizer, self.schedule)]
+
+    def _group_key(self) -> Callable[[nn.Parameter], GroupKey]:
+        """Return the function from a parameter to the key of its optimizer group."""
+        routers = {*self.model.router_parameters()}
+        hidden_matrices = {*self.model.matrices()} & {*self.model.blocks.parameters()}
+        stacked_vectors = {*self.model.stacked_vectors()}
+        layouts = self.model.matrix_layouts()
+
+        def group_key(parameter: nn.Parameter) -> GroupKey:
+            return GroupKey(
+                # Weight decay: only matrices decay. The biases of all experts of a layer are
+                # stacked to two dimensions, and are vectors all the same.
+                decays=parameter.dim() >= 2 and parameter not in stacked_vectors,
+                # Learning rate: that of routers has a factor of its own.
+                is_router=parameter in routers,
+                # Update rule: Muon orthogonalizes the matrices of the blocks; embedding, head,
+                # norms and routers step by AdamW.
+                is_hidden=parameter in hidden_matrices,
+                # Blocks: Muon cuts a matrix between its units, which the layout tells.
+                layout=layouts.get(parameter),
+            )
+
+        return group_key
 
     def on_train_start(self) -> None:
         self.first_step = self.global_step
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One optimizer step on this rank's rows:
-        one or two collectives beside those of the gradients.
+        """Take one optimizer step on this rank's rows.
+
+        It takes one or two collectives beside those of the gradients.
         """
-        micros = list(self._micro_batches(batch))
-        wish = batch["valid"].new_full((), self.wish, dtype=torch.int64)
-        counts = rank_sum(torch.stack([(batch["targets"] >= 0).sum(), batch["valid"].sum(), wish]))
+        micro_batches = list(self._micro_batches(batch))
+        num_local_targets = (batch["targets"] >= 0).sum()
+        # The request to save travels with the counts: ranks hear of time and signals at different
+        # moments, and this costs no collective of its own.
+        save_requested = batch["valid"].new_full((), self.save_requested, dtype=torch.int64)
+        counts = rank_sum(torch.stack([num_local_targets, batch["valid"].sum(), save_requested]))
         num_targets = counts[0].clamp_min(1)
         num_tokens = counts[1]
-        sums = self._backward(micros, num_targets)
+
+        sums = self._backward(micro_batches, num_targets)
         norm = gradient_norm(self)
-        # the host, at the device, once
-        looked: list[bool] = torch.stack([norm.isfinite(), counts[2] > 0]).tolist()
-        finite, self.wished = looked
-        self.own_loss = sums[LOSS] / (batch["targets"] >= 0).sum().clamp_min(1)
-        told = num_ranks() == 1 or self._is_logged() or bool(self.model.balancer.controllers)
-        sums = rank_sums(sums) if told else {}
-        if told:
+        # The only place where the host waits for the device: both flags in one transfer.
+        flags: list[bool] = torch.stack([norm.isfinite(), counts[2] > 0]).tolist()
+        is_finite, self.any_rank_requested_save = flags
+        self.local_loss = sums.nll / num_local_targets.clamp_min(1)
+
+        # The sums of the other ranks are needed in steps that log, and by controllers.
+        controllers = self.model.balancer.controllers
+        should_reduce = num_ranks() == 1 or self._is_logged() or bool(controllers)
+        if should_reduce:
+            sums = sums.over_ranks()
             self._log_step(sums, num_targets)
         self.log("train/grad_norm", norm)
-        if finite:
+
+        if is_finite:
             self._optimizer_step(norm)
-            self.model.balancer.update(
-                {name: sums[SEEN, name] for name in self.model.balancer.controllers}, num_tokens
-            )
+            observed = {name: sums.observed[name] for name in controllers}
+            self.model.balancer.update(observed, num_tokens)
         else:
-            self._skip_step(micros)
+            self._skip_step(micro_batches)
         self.tokens_seen = self.tokens_seen.to(num_tokens.device) + num_tokens
 
-    def _backward(self, micros: list[Batch], num_targets: Tensor) -> Sums:
-        """Adds up the gradients; sums over this rank's micro-batches."""
-        sums: Sums = {}
+    def _backward(self, micro_batches: list[Batch], num_targets: Tensor) -> StepSums:
+        """Accumulate the gradients of this rank; return the sums over its micro-batches.
+
+        Args:
+            micro_batches: The rows of this rank; there is at least one.
+            num_targets: Number of target tokens of the step, over all ranks.
+        """
         balancer = self.model.balancer
-        cuts = len(micros) * num_ranks()
-        for i, micro in enumerate(micros):
-            with hold_gradients(self) if i < len(micros) - 1 else nullcontext():
-                nll, routings = self._forward(micro, i)
-                terms = balancer.losses(
-                    routings, {name: value for (kind, name), value in sums.items() if kind == SEEN}
-                )
-                balance = sum(
-                    (weight * raw for raw, weight in terms.values()),
-                    torch.zeros((), device=self.device),
-                )
-                share = nll.sum() / num_targets + balance / cuts  # of the step's loss
-                self.manual_backward(share * averaged_ranks(self.model))
-            new: Sums = {LOSS: nll.detach().sum()}
-            new |= {(TERM, name): raw.detach() / cuts for name, (raw, _) in terms.items()}
-            new |= {(SEEN, name): value for name, value in balancer.observe(routings).items()}
-            sums = {key: value if i == 0 else sums[key] + value for key, value in new.items()}
+        num_micro_batches_global = len(micro_batches) * num_ranks()
+        sums: StepSums | None = None
+        for i, micro_batch in enumerate(micro_batches):
+            # Ranks exchange gradients once, with the last micro-batch.
+            is_last = i == len(micro_batches) - 1
+            with nullcontext() if is_last else hold_gradients(self):
+                nll, routings = self._forward(micro_batch, i)
+                terms = balancer.losses(routings, sums.observed if sums else {})
+                balance = torch.zeros((), device=self.device)
+                for raw, weight in terms.values():
+                    balance = balance + weight * raw
+                # The share of this micro-batch in the loss of the step.
+                loss = nll.sum() / num_targets + balance / num_micro_batches_global
+                # Distributed strategies average gradients, and this loss is to be summed.
+                self.manual_backward(loss * averaged_ranks(self.model))
+            new = StepSums(
+                nll.detach().sum(),
+                {name: raw.detach() / num_micro_batches_global for name, (raw, _) in terms.items()},
+                balancer.observe(routings),
+            )
+            sums = sums + new if sums else new
+        assert sums is not None
         return sums
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -237,21 +302,16 @@ class LanguageModel(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         values = {name: value.float() for name, value in self.metric.compute().items()}
-        several = len(self.metric.domains) > 1
-        self.log_dict(
-            {
-                f"Loss/val_{name}": values[name]
-                for name in values
-                if several or not name.startswith("bpb_")
-            }
-        )
-        step = float(max(0, self.global_step - 1))
-        # under which Lightning writes them: that of the last step
-        self.log("step", step)
-        numbers = {name: value.item() for name, value in values.items()}
+        has_domains = len(self.metric.domains) > 1
+        for name, value in values.items():
+            # With one domain, its value is the mean itself.
+            if has_domains or not name.startswith("bpb_"):
+                self.log(f"Loss/val_{name}", value)
+        # Lightning writes the values at the step that this key names: the last one.
+        self.log("step", float(max(0, self.global_step - 1)))
         self.validation = {
             "step": self.global_step,
-            "values": numbers,
+            "values": {name: value.item() for name, value in values.items()},
             "load": self.load_metric.compute().cpu(),
         }
         self.metric.reset()
@@ -275,12 +335,20 @@ class LanguageModel(lightning.LightningModule):
         return nll, routings
 
     def _forward_without_hooks(self, batch: Batch, micro: int) -> tuple[Tensor, list[Routing]]:
-        # of this micro-batch in the global batch
+        # The noise of a row depends on its number in the global batch, not on the rank.
         place = micro * num_ranks() + self.global_rank
+        first_row = place * self.micro_batch_size
         seed = self.seed * 1_000_003 + self.global_step
-        row = place * self.micro_batch_size
-        inputs = (batch["tokens"], batch["targets"], batch["valid"], batch["document"])
-        return self.model(*inputs, seed, self.global_step, batch["domain"], row)
+        return self.model(
+            batch["tokens"],
+            batch["targets"],
+            batch["valid"],
+            batch["document"],
+            seed,
+            self.global_step,
+            batch["domain"],
+            first_row,
+        )
 
     def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
         parts = {name: value.split(self.micro_batch_size) for name, value in batch.items()}
@@ -292,12 +360,14 @@ class LanguageModel(lightning.LightningModule):
             clip_gradients(list(self.parameters()), norm, self.clip_norm)
         self._count_step()
 
-    def _skip_step(self, micros: list[Batch]) -> None:
-        """A step without a gradient: torch's optimizers leave such
-        parameters and their state as they are.
-        """
-        again = lambda: [self._forward_without_hooks(m, i) for i, m in enumerate(micros)]  # noqa: E731
-        self.bad_steps.skip(self.model, self.global_step, again)
+    def _skip_step(self, micro_batches: list[Batch]) -> None:
+        """Count a step without gradients: optimizers leave such parameters and their state."""
+
+        def forward_again() -> None:
+            for i, micro_batch in enumerate(micro_batches):
+                self._forward_without_hooks(micro_batch, i)
+
+        self.bad_steps.skip(self.model, self.global_step, forward_again)
         self.optimizers().zero_grad()  # type: ignore[union-attr]
         self._count_step()
 
@@ -316,9 +386,8 @@ class LanguageModel(lightning.LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return step % every == 0 or step in (self.first_step + 1, self.trainer.max_steps)
 
-    def _log_step(self, sums: Sums, num_targets: Tensor) -> None:
-        self.log("Loss/train", sums[LOSS] / num_targets)
-        for (kind, name), raw in sums.items():
-            if kind == TERM:
-                weight = self.model.balancer.weight(name)
-                self.log_dict({f"balance/{name}": raw, f"balance/{name}_weighted": weight * raw})
+    def _log_step(self, sums: StepSums, num_targets: Tensor) -> None:
+        self.log("Loss/train", sums.nll / num_targets)
+        for name, raw in sums.balance.items():
+            self.log(f"balance/{name}", raw)
+            self.log(f"balance/{name}_weighted", self.model.balancer.weight(name) * raw)

@@ -72,12 +72,14 @@ class Checkpoints(lightning.Callback):
         loop._batches_that_stepped = trainer.global_step
         loop.batch_progress.total.ready = trainer.global_step + 1
         timed = self.minutes is not None and time.monotonic() - self.last_time > 60 * self.minutes
-        wish = timed or self.asked_by is not None
-        # ranks hear of time and signals at different moments: they agree in the sums of the step
-        # that begins
+        save_requested = timed or self.asked_by is not None
+        # Ranks hear of time and signals at different moments: they agree in the sums of the step
+        # that begins now, and save before the one after it.
         assert isinstance(pl_module, LanguageModel)
-        pl_module.wish = wish
-        if wish if trainer.world_size == 1 else pl_module.wished:
+        pl_module.save_requested = save_requested
+        if trainer.world_size > 1:
+            save_requested = pl_module.any_rank_requested_save
+        if save_requested:
             self._save(trainer)
             self._end_if_asked(trainer)
         if trainer.global_step % self.every == 0:

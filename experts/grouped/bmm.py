@@ -6,6 +6,7 @@ to a common number of rows they are one `bmm`. The two passes are custom operato
 torch.compile takes them as they are.
 """
 
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -13,8 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# consecutive experts with equally many rows: their number, the rows of each
-Runs = list[tuple[int, int]]
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive experts with equally many rows.
+
+    Attributes:
+        experts: The experts.
+        rows: All rows of these experts.
+        num_rows: Number of rows of each expert.
+    """
+
+    experts: slice
+    rows: slice
+    num_rows: int
+
+    def rows_of(self, x: Tensor) -> Tensor:
+        """Return the view (experts, num_rows, width) of x (R, width)."""
+        num_experts = self.experts.stop - self.experts.start
+        return x[self.rows].view(num_experts, self.num_rows, x.shape[1])
 
 
 def bmm_swiglu(x: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
@@ -24,18 +42,17 @@ def bmm_swiglu(x: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
 
 @torch.library.custom_op("experts::swiglu", mutates_args=())
 def _swiglu(x: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor) -> tuple[Tensor, Tensor]:
-    """y (R, D) and the hidden layer before its activation (R, 2F)."""
-    runs = _runs(ends)
+    """Return y (R, D), and the hidden layer before its activation (R, 2F)."""
     hidden = x.new_empty(len(x), w_in.shape[-1])
     y = torch.empty_like(x)
-    rows = (_rows(t, runs) for t in (x, hidden, *hidden.chunk(2, dim=-1), y))
-    experts = (_experts(t, runs) for t in (w_in, w_out))
-    for x_, hidden_, gate, up, y_, w_in_, w_out_ in zip(*rows, *experts, strict=True):
-        # a token alone has few experts
-        if not x_.numel():
+    for run in _runs(ends):
+        # In generation, most experts get no token.
+        if run.num_rows == 0:
             continue
-        torch.bmm(x_, w_in_, out=hidden_)
-        torch.bmm(F.silu(gate).mul_(up), w_out_, out=y_)
+        hidden_run = run.rows_of(hidden)
+        torch.bmm(run.rows_of(x), w_in[run.experts], out=hidden_run)
+        gate, up = hidden_run.chunk(2, dim=-1)
+        torch.bmm(F.silu(gate).mul_(up), w_out[run.experts], out=run.rows_of(y))
     y[int(ends[-1]) :] = 0
     return y, hidden
 
@@ -44,25 +61,29 @@ def _swiglu(x: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor) -> tuple[Tenso
 def _swiglu_backward(
     grad: Tensor, x: Tensor, hidden: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, w_in and w_out. Run by run, so that the activation, computed again,
-    stays in the cache.
+    """Return the gradients of x, w_in and w_out.
+
+    The activation is computed again, run by run, so that it stays in the cache.
     """
-    runs = _runs(ends)
-    grad_x, grad_w_in, grad_w_out = (t.new_empty(t.shape) for t in (x, w_in, w_out))
-    rows = (_rows(t, runs) for t in (grad, x, *hidden.chunk(2, dim=-1), grad_x))
-    experts = (_experts(t, runs) for t in (w_in, w_out, grad_w_in, grad_w_out))
-    for grad_y, x_, gate, up, grad_x_, w_in_, w_out_, grad_w_in_, grad_w_out_ in zip(
-        *rows, *experts, strict=True
-    ):
-        grad_act = torch.bmm(grad_y, w_out_.mT)
+    grad_x = x.new_empty(x.shape)
+    grad_w_in = w_in.new_empty(w_in.shape)
+    grad_w_out = w_out.new_empty(w_out.shape)
+    # A product over no rows writes zeros: the gradient of experts that got none.
+    for run in _runs(ends):
+        grad_y = run.rows_of(grad)
+        gate, up = run.rows_of(hidden).chunk(2, dim=-1)
         silu = F.silu(gate)
+
+        # Backward through w_out and the activation.
+        grad_act = torch.bmm(grad_y, w_out[run.experts].mT)
         grad_hidden = x.new_empty(*gate.shape[:2], w_in.shape[-1])
         grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
         torch.mul(grad_act, silu, out=grad_up)
         torch.ops.aten.silu_backward.grad_input(grad_act.mul_(up), gate, grad_input=grad_gate)
-        torch.bmm(silu.mul_(up).mT, grad_y, out=grad_w_out_)
-        torch.bmm(x_.mT, grad_hidden, out=grad_w_in_)
-        torch.bmm(grad_hidden, w_in_.mT, out=grad_x_)
+
+        torch.bmm(silu.mul_(up).mT, grad_y, out=grad_w_out[run.experts])
+        torch.bmm(run.rows_of(x).mT, grad_hidden, out=grad_w_in[run.experts])
+        torch.bmm(grad_hidden, w_in[run.experts].mT, out=run.rows_of(grad_x))
     grad_x[int(ends[-1]) :] = 0
     return grad_x, grad_w_in, grad_w_out
 
@@ -74,10 +95,9 @@ def bmm_product(x: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
 
 @torch.library.custom_op("experts::product", mutates_args=())
 def _product(x: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
-    runs = _runs(ends)
     y = x.new_empty(len(x), weight.shape[-1])
-    for x_, y_, weight_ in zip(_rows(x, runs), _rows(y, runs), _experts(weight, runs), strict=True):
-        torch.bmm(x_, weight_, out=y_)
+    for run in _runs(ends):
+        torch.bmm(run.rows_of(x), weight[run.experts], out=run.rows_of(y))
     y[int(ends[-1]) :] = 0
     return y
 
@@ -86,34 +106,30 @@ def _product(x: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
 def _product_backward(
     grad: Tensor, x: Tensor, ends: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and weight."""
-    runs = _runs(ends)
+    """Return the gradients of x and weight."""
     grad_x = torch.empty_like(x)
     grad_weight = torch.empty_like(weight)
-    rows = (_rows(t, runs) for t in (grad, x, grad_x))
-    experts = (_experts(t, runs) for t in (weight, grad_weight))
-    for grad_, x_, grad_x_, weight_, grad_weight_ in zip(*rows, *experts, strict=True):
-        torch.bmm(grad_, weight_.mT, out=grad_x_)
-        torch.bmm(x_.mT, grad_, out=grad_weight_)
+    for run in _runs(ends):
+        grad_y = run.rows_of(grad)
+        torch.bmm(grad_y, weight[run.experts].mT, out=run.rows_of(grad_x))
+        torch.bmm(run.rows_of(x).mT, grad_y, out=grad_weight[run.experts])
     grad_x[int(ends[-1]) :] = 0
     return grad_x, grad_weight
 
 
-def _runs(ends: Tensor) -> Runs:
-    bounds = ends.tolist()
-    sizes = (stop - start for start, stop in zip([0, *bounds], bounds, strict=False))
-    return [(len(list(run)), size) for size, run in groupby(sizes)]
-
-
-def _rows(x: Tensor, runs: Runs) -> list[Tensor]:
-    """(R, width) -> a view (experts, rows, width) a run, without the rows after the last end."""
-    lengths = [n * size for n, size in runs]
-    parts = x[: sum(lengths)].split(lengths)
-    return [part.view(n, size, x.shape[1]) for part, (n, size) in zip(parts, runs, strict=True)]
-
-
-def _experts(w: Tensor, runs: Runs) -> tuple[Tensor, ...]:
-    return w.split([n for n, _ in runs])
+def _runs(ends: Tensor) -> list[Run]:
+    """Return the runs of experts, by the end of each expert's rows."""
+    stops = ends.tolist()
+    starts = [0, *stops[:-1]]
+    sizes = [stop - start for start, stop in zip(starts, stops, strict=True)]
+    runs = []
+    expert = 0
+    for num_rows, members in groupby(sizes):
+        next_expert = expert + len(list(members))
+        rows = slice(starts[expert], stops[next_expert - 1])
+        runs.append(Run(slice(expert, next_expert), rows, num_rows))
+        expert = next_expert
+    return runs
 
 
 @_swiglu.register_fake

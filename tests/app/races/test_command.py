@@ -108,11 +108,11 @@ def test_a_race_ends_with_a_row_for_everybody_also_for_those_who_failed(raced: R
     folder, done = raced
     assert done.returncode == 0, done.stderr
     found = rows(folder)
-    assert found["top2"]["seeds"] == [0] and found["top2"]["bpb"]["mean"] > 0
+    assert found["top2"]["seeds"] == [0] and found["top2"]["means"]["bpb"]["mean"] > 0
     base = [path for path in (folder / "runs").glob("member-*") if (path / "summary.json").exists()]
     assert len(base) == 1, "what others start from is kept"
     alone = json.loads((base[0] / "summary.json").read_text())["val_bpb"]
-    assert found["skilled"]["bpb"]["mean"] == pytest.approx(alone), (
+    assert found["skilled"]["means"]["bpb"]["mean"] == pytest.approx(alone), (
         "at the rate 0 a skill stays the 0 that it begins as"
     )
     assert "did you mean 'topk'" in found["typo"]["failed"][0]

@@ -144,6 +144,7 @@ def test_an_option_of_a_study_of_another_kind_is_refused(
 
 def test_text_of_others_is_no_markup_in_a_page() -> None:
     from app.races.race import Race
+    from app.races.result import Row, SizeResult
 
     name = "a|b <script> [x](http://y) `c` _d_ e_f *g*"
     shown = escaped(name)
@@ -166,8 +167,9 @@ def test_text_of_others_is_no_markup_in_a_page() -> None:
         measure="bpb",
         margin=0.1,
     )
-    row = {"contestant": name, "seeds": [], "failed": ["a <img> |"]}
-    page = markdown(race, "x", {"xs": {"noise": None, "missing": 0, "torch": [], "rows": [row]}})
+    row = Row(name, seeds=[], failed=["a <img> |"])
+    size = SizeResult(noise=None, missing=0, torch=[], optimizers=[], rows=[row])
+    page = markdown(race, "x", {"xs": size})
     assert (
         shown in page
         and "<script>" not in page.replace(r"\<script\>", "")

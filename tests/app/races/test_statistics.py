@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from app.races.statistics import detectable, difference_p, equivalence_p, holm, interval, judged
+from app.races.statistics import (
+    Interval,
+    detectable,
+    difference_p,
+    equivalence_p,
+    holm,
+    interval,
+    judged,
+)
 
 TIMES = 4000
 # of a rate of 5 % over so many experiments
@@ -94,7 +102,9 @@ def test_a_tie_is_a_tie_and_one_seed_has_no_interval() -> None:
     )
     assert found["same"].verdict == "equivalent" and found["same"].p_difference == 1
     assert found["always"].verdict == "worse"
-    assert found["once"].verdict == "cannot tell" and found["once"].difference == (-0.5, None)
+    assert found["once"].verdict == "cannot tell" and found["once"].difference == Interval(
+        -0.5, None
+    )
 
 
 def test_a_verdict_counts_its_rivals() -> None:

@@ -204,6 +204,7 @@ STEPS = "trainer.max_steps=4 trainer.val_every=2 trainer.checkpoint_every=2 trai
 LINE = f"{SMALL} data.sources={{a:{{path:t.txt}},b:{{path:u.txt}}}} {SHARES} {STEPS}".split()
 
 
+@pytest.mark.nightly
 def test_a_killed_mix_goes_on_with_its_phases_from_where_its_text_is(tmp_path: Path) -> None:
     write_text(tmp_path)
     (tmp_path / "t.txt").rename(tmp_path / "u.txt")
