@@ -149,5 +149,5 @@ class Warnings(RoutingCallback):
                 warn(
                     f"step {step}: the logits of router {layer} explode (root mean square "
                     f"{size:.0f}); add z_loss to "
-                    "balance, or lower router.lr_factor"
+                    "balance, or lower optimizer.router_lr_factor"
                 )

@@ -63,7 +63,7 @@ def cut_down(command: str) -> list[str]:
     ]
     if "train.py" not in command:
         return [*start, *words]
-    several = re.search(r"trainer=(ddp|fsdp2?|ep)", command)
+    several = re.search(r"trainer=(ddp|fsdp|ep)", command)
     more = ["trainer.devices=2", "trainer.accelerator=cpu"] if several else []
     more += ["trainer.ep_size=2"] if "trainer=ep" in command else []
     return [*start, *words, *CUT.split(), *more, *([] if "data=" in command else TEXT)]

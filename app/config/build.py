@@ -93,6 +93,8 @@ def build_optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
         UserError: there is no such optimizer, or a value is refused.
     """
     entry = dict(config["optimizer"])
+    # The training module scales the routers' learning rate.
+    entry.pop("router_lr_factor", None)
     if entry.get("dtype") == "auto":
         precision = fixed_to_machine(config["trainer"])["precision"]
         entry["dtype"] = "bfloat16" if precision == "bf16-mixed" else "float32"
@@ -119,9 +121,9 @@ def build_module(
     for name, parameter in model.named_parameters():
         if any(FROZEN[part] in name for part in build_init(config).freeze):
             parameter.requires_grad_(False)
-    lr_factor = build_lr_factor(config)
+    router_lr_factor = build_router_lr_factor(config)
     for parameter in model.router_parameters():
-        parameter.requires_grad_(lr_factor > 0)
+        parameter.requires_grad_(router_lr_factor > 0)
     return LanguageModel(
         model,
         make_optimizer,
@@ -133,18 +135,20 @@ def build_module(
         ep_size=config["trainer"]["ep_size"],
         draws=draws,
         skip_bad_steps=config["trainer"]["skip_bad_steps"],
-        router_lr_factor=lr_factor,
+        router_lr_factor=router_lr_factor,
     )
 
 
-def build_lr_factor(config: Config) -> float:
-    """Of the routers' learning rate, checked."""
-    factor = config["router"].get("lr_factor")
-    if not isinstance(factor, int | float) or not 0 <= factor < float("inf"):
+def build_router_lr_factor(config: Config) -> float:
+    """Return the learning rate of the routers as a multiple of the optimizer's, checked."""
+    factor = config["optimizer"].get("router_lr_factor", 1.0)
+    is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
+    if not is_number or not 0 <= factor < float("inf"):
         raise UserError(
-            f"router.lr_factor={factor}: must be a number of at least 0; 0 freezes the routers"
+            f"optimizer.router_lr_factor={factor}: must be a number of at least 0; 0 freezes the "
+            "routers"
         )
-    return factor
+    return float(factor)
 
 
 def build_callbacks(config: Config) -> list[lightning.Callback]:

@@ -28,7 +28,7 @@ CONF = Path(__file__).parents[2] / "conf"
 # Groups that a run can do without.
 OPTIONAL = ("balance", "callbacks", "logger")
 # The key of a group that only its options set.
-SET_BY_OPTION = {"data": "source", "router": "score", "experts": "name"}
+SET_BY_OPTION = {"router": "score", "experts": "name"}
 # Groups of values for all other groups; null by default.
 PRESETS = ("experiment", "debug")
 Config = dict[str, Any]
@@ -132,7 +132,7 @@ def _whole_source(name: str, given: Any) -> Config:
             raise UserError(line) from error
     values.update(given)
     # Rows and batches are cut from all sources together.
-    for shared in ("data", *own_keys()["data"]):
+    for shared in ("data", *_keys_of_rows()):
         values.pop(shared, None)
     return with_whole_sources(values)
 
@@ -148,12 +148,12 @@ def require_groups(config: Any) -> None:
             continue
         values = config.get(group)
         if isinstance(values, Mapping):
-            # The root file has values of some groups: only an option sets this key.
+            # Another group has values inside of this one: only its own options set this key.
             key = SET_BY_OPTION.get(group)
             if key is None or key in values:
                 continue
             values = None
-        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        options = options_of(CONF / group)
         shown = "null" if values is None else values
         raise UserError(f"{group}={shown}: a run needs one; choose one of {', '.join(options)}")
 
@@ -189,6 +189,17 @@ def own_keys() -> Config:
     """Values that are in `config.yaml` itself, by key."""
     root: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
     return {key: value for key, value in root.items() if key not in ("defaults", "hydra")}
+
+
+@cache
+def _keys_of_rows() -> list[str]:
+    """Return the keys that all options of the group `data` share."""
+    return [str(key) for key in OmegaConf.load(CONF / "data" / "_base.yaml")]
+
+
+def options_of(folder: Path) -> list[str]:
+    """Return the options of the group in a folder, without the bases of others, such as `_base`."""
+    return sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("_"))
 
 
 @cache

@@ -87,10 +87,11 @@ def one_line(error: BaseException) -> str:
 
 
 def _options(group: str) -> list[str]:
-    # mostly it has shut down when its errors reach us
+    # Hydra has mostly shut down when its errors reach us.
     running = GlobalHydra.instance().is_initialized()
     with nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3"):
-        return GlobalHydra.instance().config_loader().get_group_options(group)
+        options = GlobalHydra.instance().config_loader().get_group_options(group)
+    return [option for option in options if not option.startswith("_")]
 
 
 def _unreadable(override: str) -> str:

@@ -73,7 +73,7 @@ def _options_with(name: str, group: Path) -> list[str]:
     options that require a value for it come first.
     """
     options: dict[str, bool] = {}
-    for path in sorted(group.glob("*.yaml")):
+    for path in sorted(group.glob("[!_]*.yaml")):
         values = OmegaConf.load(path)
         if isinstance(values, DictConfig) and name in values:
             options[path.stem] = OmegaConf.is_missing(values, name)

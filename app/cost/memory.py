@@ -59,7 +59,7 @@ class Memory:
     @classmethod
     def held(cls, numbers: Numbers, work: Work, placement: Placement) -> "Memory":
         """By the formula at the top of this file."""
-        split = placement.strategy in ("fsdp2", "ep")
+        split = placement.strategy in ("fsdp", "ep")
         own = (
             _split(numbers, work, placement)
             if split
@@ -110,7 +110,7 @@ class Fit:
         divisors = [n for n in range(1, model.num_experts + 1) if model.num_experts % n == 0]
         return cls(
             one_gpu=fits(Placement()),
-            gpus_fsdp=next((n for n in range(1, MOST_GPUS) if fits(Placement("fsdp2", n))), None),
+            gpus_fsdp=next((n for n in range(1, MOST_GPUS) if fits(Placement("fsdp", n))), None),
             gpus_expert_parallel=next((n for n in divisors if fits(Placement("ep", n, n))), None),
         )
 

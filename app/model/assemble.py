@@ -113,7 +113,7 @@ def check_layers(config: Config, num_layers: int) -> None:
     Raises:
         UserError: it does not.
     """
-    keys = (*KINDS, "lr_factor", "layers")
+    keys = (*KINDS, "layers")
     for key in config["router"]:
         if key not in keys:
             raise UserError(unknown(f"router.{key}", str(key), keys))

@@ -35,7 +35,7 @@ def add_words(run: Path, name: str, typed: Sequence[str]) -> list[str]:
             f"name={name}: {run} has this skill; python -m app.skill remove {run} "
             f"{name}, or another name"
         )
-    own = [f"run={run.name}-{name}", "experiment=skill/add", f"experts.skills=[{name}]"]
+    own = [f"run={run.name}-{name}", "experiment=_base/skill_add", f"experts.skills=[{name}]"]
     return _words(run, own, typed)
 
 
@@ -56,7 +56,7 @@ def compose_words(
     files = ",".join(f"{name}:{quoted(str(existing(run, name)))}" for name in chosen)
     own = [
         f"run={run.name}+{'+'.join(chosen)}",
-        "experiment=skill/compose",
+        "experiment=_base/skill_compose",
         f"experts.skills=[{','.join(chosen)}]",
     ]
     own += [

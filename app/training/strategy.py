@@ -87,7 +87,7 @@ class FullySharded(ModelParallelStrategy):
 
 
 def make_strategy(
-    name: Literal["auto", "ddp", "fsdp2", "ep"],
+    name: Literal["auto", "ddp", "fsdp", "ep"],
     ranks: int,
     timeout_s: int,
     checkpoint_format: Format,
@@ -99,6 +99,6 @@ def make_strategy(
     timeout = timedelta(seconds=timeout_s)
     if name == "ddp":
         return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
-    if name in ("fsdp2", "ep"):
+    if name in ("fsdp", "ep"):
         return FullySharded(checkpoint_format, accumulate, ranks, timeout)
     return "auto"

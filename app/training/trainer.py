@@ -44,7 +44,7 @@ class TrainerConfig:
     """
 
     accelerator: str
-    strategy: Literal["auto", "ddp", "fsdp2", "ep"]
+    strategy: Literal["auto", "ddp", "fsdp", "ep"]
     ep_size: int
     devices: int
     num_nodes: int

@@ -9,7 +9,7 @@ from app.model.transformer import Transformer
 # router's score, selection, weighing, drop; balance; experts
 METHODS = {
     "noisy_topk": ("noisy", "top_k", "softmax", "none", ["importance", "smooth_load"], "coarse"),
-    "base": ("linear", "base_layer", "sigmoid", "none", [], "coarse"),
+    "base_layer": ("linear", "base_layer", "sigmoid", "none", [], "coarse"),
     "sinkhorn": ("linear", "sinkhorn", "softmax", "none", [], "coarse"),
     "expert_choice": ("linear", "expert_choice", "softmax", "none", [], "coarse"),
     "expert_threshold": ("linear", "expert_threshold", "sigmoid", "none", ["threshold"], "coarse"),
@@ -91,4 +91,4 @@ PAPERS = [
 def test_every_experiment_but_a_size_of_races_trains_with_the_optimizer_of_the_papers(path):
     config = composed([f"experiment={path.parent.name}/{path.stem}"])
     assert config["optimizer"]["_target_"] == "torch.optim.AdamW"
-    assert config["router"]["lr_factor"] == 1.0
+    assert config["optimizer"]["router_lr_factor"] == 1.0

@@ -31,9 +31,6 @@ def test_the_router_of_rmoe_has_exactly_the_parameters_of_its_table():
     assert counted("rmoe_enwik8_medium")["real"].router_params == 475_904
 
 
-TRAINING = ["deepseekmoe_2b_training", "dynamic_moe_training", "rmoe_enwik8_medium_training"]
-
-
-@pytest.mark.parametrize("name", ["rmoe_wikitext103", "rmoe_0_91b", *TRAINING])
+@pytest.mark.parametrize("name", ["rmoe_wikitext103", "rmoe_0_91b"])
 def test_experiments_without_a_cell_build_too(name):
     assert counted(name)["real"].expert_params > 0

@@ -98,7 +98,7 @@ def test_bytes_of_a_small_run() -> None:
     assert Fit.of(model, work) == Fit(one_gpu=True, gpus_fsdp=1, gpus_expert_parallel=1)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "ep"])
+@pytest.mark.parametrize("strategy", ["fsdp", "ep"])
 def test_what_is_split_is_shared_evenly(strategy: str) -> None:
     model = on_meta(small("experts=coarse", "model.num_layers=8"))
     work = Work(S, rows=1)
@@ -119,20 +119,20 @@ def test_two_blocks_are_gathered_and_experts_of_other_ranks_are_not() -> None:
     outside = model.embedding.weight.numel() + model.head.weight.numel() + model.norm.weight.numel()
     work = Work(S, rows=1, micro_batches=2)
     fsdp, ep, ep_of_two = (
-        Memory.of(model, work, Placement(*at)) for at in (("fsdp2", 4), ("ep", 4, 4), ("ep", 4, 2))
+        Memory.of(model, work, Placement(*at)) for at in (("fsdp", 4), ("ep", 4, 4), ("ep", 4, 2))
     )
     assert fsdp.gathered == 4 * (outside + 2 * block)
     assert ep.gathered == 4 * (outside + 2 * (block - experts))
     assert ep_of_two.gathered == 4 * (outside + 2 * (block - experts / 2))
     assert (
-        Memory.of(model, work._replace(product=2), Placement("fsdp2", 4)).gathered
+        Memory.of(model, work._replace(product=2), Placement("fsdp", 4)).gathered
         == 4 * outside + 4 * block
     )
 
 
 def test_gradients_of_earlier_micro_batches_exist_beside_activations() -> None:
     model = on_meta(small("experts=coarse", "model.num_layers=8"))
-    at = Placement("fsdp2", 2, accumulate="whole")
+    at = Placement("fsdp", 2, accumulate="whole")
     one, two = (Memory.of(model, Work(4096, 4, number), at) for number in (1, 2))
     total = sum(p.numel() for p in model.parameters())
     assert (one.gradients, two.gradients) == (2 * total, 4 * total)

@@ -12,7 +12,7 @@ from tests.conftest import ROOT, events_of
 from tests.test_train import Train
 
 
-@pytest.mark.parametrize("experiment", ["null", "toy/small", "paper/deepseekmoe_2b"])
+@pytest.mark.parametrize("experiment", ["null", "_base/toy", "paper/deepseekmoe_2b"])
 def test_fast_is_three_steps_whatever_the_experiment(experiment: str) -> None:
     trainer = composed([f"experiment={experiment}", "debug=fast"])["trainer"]
     assert (trainer["max_steps"], trainer["val_every"], trainer["checkpoint_every"]) == (3, 3, 3)

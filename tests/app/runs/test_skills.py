@@ -288,7 +288,7 @@ def test_a_mistake_is_one_line_before_anything_is_written(
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("level", ["parameter", "logits"])
 def test_two_processes_learn_the_mixture_that_one_learns(
     library: Path, strategy: str, level: str

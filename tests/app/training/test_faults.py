@@ -249,7 +249,7 @@ def test_a_process_that_hangs_ends_the_run_within_the_time_out(
     assert newest(tmp_path / "runs/two/checkpoints")[0] is not None
 
 
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp2", "ep"])
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp", "ep"])
 def test_a_sweep_that_would_start_processes_is_refused(
     train: Train, capsys: pytest.CaptureFixture[str], trainer: str, tmp_path: Path
 ) -> None:

@@ -82,7 +82,7 @@ def test_routers_learn_at_their_own_rate_in_every_layer(compose: Compose, optimi
     parts = (
         "router=gru",
         "experts=coarse",
-        "router.lr_factor=0.25",
+        "optimizer.router_lr_factor=0.25",
         "optimizer.lr=0.4",
         "model.num_layers=3",
     )
@@ -141,7 +141,7 @@ def test_every_group_has_the_rate_of_the_schedule_at_every_step(
 ) -> None:
     steps = ("schedule.warmup_steps=2", "schedule.total_steps=6")
     module = module_of(
-        compose(f"schedule={name}", *steps, "optimizer.lr=0.5", "router.lr_factor=0.5")
+        compose(f"schedule={name}", *steps, "optimizer.lr=0.5", "optimizer.router_lr_factor=0.5")
     )
     (made,), (scheduler,) = module.configure_optimizers()
     for step in range(6):

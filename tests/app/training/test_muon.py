@@ -219,7 +219,12 @@ def test_what_is_not_hidden_moves_as_with_adamw() -> None:
 def test_experts_attention_and_shared_parts_take_muon_and_nothing_else_does(
     compose: Compose,
 ) -> None:
-    parts = ("optimizer=muon", "experts=deepseek", "router.lr_factor=0.5", "model.num_kv_heads=1")
+    parts = (
+        "optimizer=muon",
+        "experts=deepseek",
+        "optimizer.router_lr_factor=0.5",
+        "model.num_kv_heads=1",
+    )
     module = build_module(compose(*parts), VOCAB, ["text"], 4)
     (optimizer,), _ = module.configure_optimizers()
     groups = {p: g for g in optimizer.param_groups for p in g["params"]}
@@ -264,7 +269,7 @@ def weights(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("trainer", "block"), [("ddp", 128), ("fsdp2", 128), ("fsdp2", 8), ("fsdp2", 12), ("ep", 8)]
+    ("trainer", "block"), [("ddp", 128), ("fsdp", 128), ("fsdp", 8), ("fsdp", 12), ("ep", 8)]
 )
 @pytest.mark.parametrize("gate_up", ["apart", "together"])
 def test_two_ranks_step_as_one_process_does(

@@ -208,7 +208,7 @@ def test_accumulated_micro_batches_have_the_gradient_of_one_batch(
     assert_equal(one, gradients(compose(*parts, *CLIP, "data.micro_batch_size=1")))
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
 def test_two_ranks_have_the_gradient_of_one_process(
     compose: Callable[..., dict[str, Any]], tmp_path: Path, parts: tuple[str, ...], strategy: str
@@ -224,7 +224,7 @@ def test_four_sharded_ranks_have_the_gradient_of_one_process(
     compose: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     parts = (*CLIP, *SHARDED["deepseek v3, clipped"])
-    four = compose(*parts, "trainer=fsdp2", "trainer.devices=4", "trainer.precision=32-true")
+    four = compose(*parts, "trainer=fsdp", "trainer.devices=4", "trainer.precision=32-true")
     assert_equal(gradients(compose(*parts)), on_ranks(four, 4, tmp_path))
 
 
@@ -287,7 +287,7 @@ CHANGES = {
     "parts of ep of 4, written meanwhile, to ep of 2": (("ep", 4, 2, "async"), ("ep", 2, 2)),
     "one to ep": (("cpu", 1, 1), ("ep", 2, 2)),
     "ep to ddp": (("ep", 2, 2), ("ddp", 2, 1)),
-    "ddp to fsdp2": (("ddp", 2, 1), ("fsdp2", 2, 1)),
+    "ddp to fsdp": (("ddp", 2, 1), ("fsdp", 2, 1)),
     "ep of 4 to ep of 2": (("ep", 4, 2), ("ep", 2, 2)),
 }
 
@@ -366,7 +366,7 @@ def size(values: Iterable[Tensor]) -> int:
 
 @pytest.mark.parametrize(
     ("strategy", "ranks", "ep_size", "experts"),
-    [("fsdp2", 2, 1, 2), ("ep", 2, 2, 2), ("ep", 4, 4, 4)],
+    [("fsdp", 2, 1, 2), ("ep", 2, 2, 2), ("ep", 4, 4, 4)],
 )
 def test_every_rank_holds_its_share_of_the_bytes(
     compose: Callable[..., dict[str, Any]],
@@ -389,7 +389,7 @@ def test_every_rank_holds_its_share_of_the_bytes(
             assert mine[what] == pytest.approx(whole_run[what] / ranks, rel=0.05)
 
 
-@pytest.mark.parametrize(("strategy", "ep_size"), [("fsdp2", 1), ("ep", 2)])
+@pytest.mark.parametrize(("strategy", "ep_size"), [("fsdp", 1), ("ep", 2)])
 def test_gradients_kept_whole_until_the_last_micro_batch_are_those_of_one_process(
     compose: Callable[..., dict[str, Any]], tmp_path: Path, strategy: str, ep_size: int
 ) -> None:
@@ -426,7 +426,7 @@ def reduced(config: dict[str, Any], rank: int) -> int:
 
 
 BF16 = (*CLIP, *EVEN, "trainer.precision=bf16-mixed", "balance=none")
-SPLIT = [("fsdp2", 1), ("ep", 2)]
+SPLIT = [("fsdp", 1), ("ep", 2)]
 
 
 @pytest.mark.parametrize(("strategy", "ep_size"), SPLIT)

@@ -217,7 +217,7 @@ def test_routers_have_a_learning_rate_of_their_own_and_can_be_frozen(
 ) -> None:
     parts = (
         "router=gru",
-        f"router.lr_factor={factor}",
+        f"optimizer.router_lr_factor={factor}",
         "optimizer=adamw",
         "optimizer.weight_decay=0.0",
         "optimizer.lr=0.01",

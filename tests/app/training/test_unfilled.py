@@ -81,7 +81,7 @@ def test_a_model_that_needs_the_numbers_of_its_matrices_is_built_whole(
 
 
 @pytest.mark.parametrize(
-    ("ranks", "strategy", "ep_size"), [(2, "fsdp2", 1), (4, "fsdp2", 1), (4, "ep", 2)]
+    ("ranks", "strategy", "ep_size"), [(2, "fsdp", 1), (4, "fsdp", 1), (4, "ep", 2)]
 )
 def test_ranks_fill_their_parts(
     compose: Callable[..., dict[str, Any]], tmp_path: Path, ranks: int, strategy: str, ep_size: int
