@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from app.config.compose import add_plugin_configs, readable
 from app.config.errors import exit_on_mistake
-from app.config.saved import with_options_of_start, with_saved_overrides
+from app.config.saved import with_options_of_source, with_saved_overrides
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
@@ -33,5 +33,5 @@ if __name__ == "__main__":
     )
     add_plugin_configs()
     with exit_on_mistake():
-        sys.argv[1:] = with_options_of_start(with_saved_overrides(readable(sys.argv[1:])))
+        sys.argv[1:] = with_options_of_source(with_saved_overrides(readable(sys.argv[1:])))
         main()

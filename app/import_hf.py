@@ -4,7 +4,7 @@ runs/NAME, at step 0.
 PATH is a local folder or a name on the Hub, whose architecture is one of docs/export.md and whose
 weights are safetensors. Its logits on random tokens must be ours to 1e-4. The run can be evaluated,
 reported, continued (`train.py run=NAME resume=true`), and be what another run begins from
-(`init.from=runs/NAME`, or `upcycle.checkpoint=runs/NAME` where it is dense). Overrides choose the
+(`init=run init.checkpoint=runs/NAME`, or `init=upcycle` where it is dense). Overrides choose the
 text and how it trains, as for train.py.
 """
 

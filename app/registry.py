@@ -212,4 +212,4 @@ def require(name: str, value: Any, allowed: bool, text: str) -> None:
         ValueError: not allowed; the message is `name=value: text`.
     """
     if not allowed:
-        raise ValueError(f"{name}={value}: {text}")
+        raise ValueError(f"{name}={'null' if value is None else value}: {text}")

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from app.config.compose import CONF
 from app.config.errors import exit_on_mistake
 from app.races.plan import Member, Plan
-from app.races.race import chosen_sizes, read_race
+from app.races.race import chosen_sizes, read_race, with_inherited_overrides
 from app.races.records import RESULTS, SECONDS
 from app.registry import UserError
 from app.training.files import write_whole
@@ -50,7 +50,7 @@ def measured(name: str, sizes: list[str] | None, rounds: int) -> dict[str, dict[
     """Of a race: by size and contestant."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         values: Any = OmegaConf.to_container(compose("race", [f"race={name}"]).race, resolve=True)
-        race = read_race(values)
+        race = read_race(with_inherited_overrides(values))
         plan = Plan(race, chosen_sizes(race, sizes))
         members = [
             plan.member(e, e.config["optimizer"]["lr"], race.seeds[0])

@@ -107,7 +107,9 @@ COMMANDS: dict[str, Callable[[Path], Any]] = {
     "report": lambda run: report.main([str(run), "--quick", "--rows", "2"]),
     "export": lambda run: export.main([str(run), "out", "--to", "hf-remote"]),
     "gather": lambda run: gather([str(run / "checkpoints/step_4.ckpt"), "one.ckpt"]),
-    "begin with it": lambda run: train(*RUN, "run=y", f"init.from={run}", "trainer.max_steps=1"),
+    "begin with it": lambda run: train(
+        *RUN, "run=y", "init=run", f"init.checkpoint={run}", "trainer.max_steps=1"
+    ),
 }
 
 

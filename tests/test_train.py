@@ -143,10 +143,10 @@ MISTAKES = {
     "trainer=ep experts=dense": ("trainer.ep_size=2", "no stacked experts"),
     "trainer=ep trainer.ep_size=3": ("trainer.ep_size=3", "must divide 2"),
     "trainer=ddp trainer.ep_size=2": ("trainer.ep_size=2", "needs trainer=ep"),
-    "upcycle.checkpoint=none.ckpt": ("upcycle.checkpoint=none.ckpt", "no such file"),
-    "upcycle.how=copy": ("upcycle.how=copy", "copied"),
-    "upcycle.drop_share=abc": ("upcycle.drop_share=abc", "float"),
-    "upcycle.drop_share=2": ("upcycle.drop_share=2", "0..1"),
+    "init=upcycle init.checkpoint=none.ckpt": ("init.checkpoint=none.ckpt", "no such file"),
+    "init=upcycle init.how=copy": ("init.how=copy", "copied"),
+    "init=upcycle init.drop_share=abc": ("init.drop_share=abc", "float"),
+    "init=upcycle init.checkpoint=x init.drop_share=2": ("init.drop_share=2", "0..1"),
     "trainer=ddp trainer.num_nodes=2": ("trainer.num_nodes=2", "torchrun or Slurm"),
     "trainer.devices=2": ("trainer.devices=2", "trainer=ddp"),
     "trainer.devices=all": ("trainer.devices=all", "a whole number, or auto"),
@@ -245,7 +245,7 @@ def test_a_dense_model_that_does_not_fit_is_refused_before_the_text_is_read(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dense = train("experts=dense", "experts.hidden_dim=32", name="dense")
-    begun = (f"upcycle.checkpoint={dense}", "experts=coarse", "run=moe")
+    begun = ("init=upcycle", f"init.checkpoint={dense}", "experts=coarse", "run=moe")
     line = mistake(train, capsys, *begun, "experts.hidden_dim=64", "data.path=/no/such/file")
     assert "experts of width 64" in line
     assert "embedding.weight is" in mistake(

@@ -9,16 +9,15 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from app.config.init import build_init
 from app.model.assemble import build_model, ranged
-from app.model.skills import SkillsStart, freeze
-from app.model.upcycle import Upcycle
-from app.registry import UserError, check, make, unknown
+from app.registry import UserError, check, make
 from app.training.loggers import LoggerPart
 from app.training.module import LanguageModel
 from app.training.trainer import TrainerConfig, fixed_to_machine
@@ -27,14 +26,6 @@ from app.training.unfilled import unfilled
 Config = Mapping[str, Any]
 # of a value, by other people's
 REFUSALS = (TypeError, ValueError, IndexError, RuntimeError, MisconfigurationException)
-# parts of a model that a run may leave as they are, by what the names of their weights have
-FROZEN = {
-    "embedding": "embedding.",
-    "attention": ".attention.",
-    "experts": ".experts.",
-    "norm": "norm.",
-    "head": "head.",
-}
 # whose classes a config may name by `_target_`
 TARGETS = ("lightning", "torch", "torchmetrics")
 # and where
@@ -49,41 +40,6 @@ def build_trainer_config(config: Config) -> TrainerConfig:
     return ranged(
         "trainer", lambda: TrainerConfig(**check(TrainerConfig, config["trainer"], "trainer"))
     )
-
-
-def build_upcycle(config: Config) -> Upcycle:
-    """What the experts start from, checked; nothing is read."""
-    return ranged("upcycle", lambda: Upcycle(**check(Upcycle, config["upcycle"], "upcycle")))
-
-
-def build_skills(config: Config) -> SkillsStart:
-    """What skills start from, checked; nothing is read."""
-    return ranged("skills", lambda: SkillsStart(**check(SkillsStart, config["skills"], "skills")))
-
-
-class Init(NamedTuple):
-    """The config group `init`: what a run begins from."""
-
-    place: str | None
-    freeze: list[str]
-
-
-def build_init(config: Config) -> Init:
-    """What a run begins from, checked; nothing is read."""
-    entry = config.get("init") or {}
-    for key in entry:
-        if key not in ("from", "freeze"):
-            raise UserError(unknown(f"init.{key}={entry[key]}", key, ("from", "freeze")))
-    place = entry.get("from")
-    freeze = entry.get("freeze") or []
-    if not isinstance(place, str | None):
-        raise UserError(
-            f"init.from={place}: must be the folder of a run, one of its checkpoints, or null"
-        )
-    for name in [freeze] if isinstance(freeze, str) else freeze:
-        if name not in FROZEN:
-            raise UserError(unknown(f"init.freeze={name}", str(name), FROZEN))
-    return Init(place, [freeze] if isinstance(freeze, str) else list(freeze))
 
 
 def build_optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
@@ -113,14 +69,9 @@ def build_module(
     if not `whole`, its matrices are drawn once it is split.
     """
     make_optimizer = build_optimizer(config)
-    start = build_skills(config)
     build = partial(build_model, config, vocab_size)
     model, draws = (build(), {}) if whole else unfilled(build)
-    if start.base is not None:
-        freeze(model, skills=start.files is not None and not start.learn)
-    for name, parameter in model.named_parameters():
-        if any(FROZEN[part] in name for part in build_init(config).freeze):
-            parameter.requires_grad_(False)
+    build_init(config).freeze_parameters(model)
     router_lr_factor = build_router_lr_factor(config)
     for parameter in model.router_parameters():
         parameter.requires_grad_(router_lr_factor > 0)

@@ -16,6 +16,10 @@ ELSEWHERE = {
     "gradient_accumulation_steps": "data.micro_batch_size",
     "per_device_train_batch_size": "data.micro_batch_size",
     "learning_rate": "optimizer.lr",
+    "lr_factor": "optimizer.router_lr_factor",
+    "from": "init.checkpoint",
+    "resume_from_checkpoint": "resume",
+    "init_from": "init.checkpoint",
     "max_lr": "optimizer.lr",
     "steps": "trainer.max_steps",
     "epochs": "trainer.max_steps",
@@ -62,6 +66,8 @@ def unknown_key(key: str, config: Mapping[str, Any], conf: Path) -> str:
         chosen = " or ".join(f"{'/'.join(groups)}={option}" for option in options[:3])
         return f"{key}: the chosen {'/'.join(groups)} has no such key; set {chosen}, too"
     meant = [ELSEWHERE[name]] if name in ELSEWHERE else _same_name(key, config)
+    if not meant and groups and groups[0] not in config:
+        return unknown(key, groups[0], [group for group in config if group != "hydra"])
     if not meant:
         return unknown(key, name, siblings)
     remark = f" ({REMARKS[meant[0]]})" if meant[0] in REMARKS else ""

@@ -111,52 +111,50 @@ def with_saved_overrides(typed: list[str]) -> list[str]:
     return [*flags, *combined(read_list(saved), [word for word in typed if word not in flags])]
 
 
-def folder_of_start(place: str | None) -> Path | None:
-    """Return the folder of the run that `init.from` names by folder, weights or checkpoint;
-    None if there is none.
+def folder_of_weights(place: str | None) -> Path | None:
+    """Return the folder of the run to which a checkpoint, a file of weights or a folder belongs.
+
+    It is None if there is no such run.
     """
     if place is None:
         return None
     path = Path(place)
-    return next(
-        (
-            folder
-            for folder in (path, path.parent, path.parent.parent)
-            if (folder / CONFIG).is_file()
-        ),
-        None,
-    )
+    for folder in (path, path.parent, path.parent.parent):
+        if (folder / CONFIG).is_file():
+            return folder
+    return None
 
 
-def with_options_of_start(typed: list[str]) -> list[str]:
-    """Return the overrides, before them the options of experts, router and balance of the run that
-    `init.from` names.
+def with_options_of_source(typed: list[str]) -> list[str]:
+    """Return the overrides, before them the options of the run in `init.checkpoint`.
 
-    So its keys exist, and single ones can be set. An option that was typed stays; an `experiment`
-    chooses all of them.
+    These are its options of experts, router and balance, so that their keys exist and single ones
+    can be set. An option that was typed stays; an `experiment` chooses all of them.
 
     Raises:
         UserError: The config of that run is damaged.
     """
-    folder = folder_of_start(last(typed, "init.from"))
     keys = {key_of(override) for override in typed}
-    if folder is None or "experiment" in keys:
+    folder = None
+    if last(typed, "init") == "run" and "experiment" not in keys:
+        folder = folder_of_weights(last(typed, "init.checkpoint"))
+    if folder is None:
         return typed
     saved = read_config(folder / CONFIG)
-    options = {"balance": f"[{','.join(saved['balance'])}]" if saved["balance"] else "none"}
-    options |= {f"router/{part}": get(saved, f"router.{part}.name") for part in ROUTER_PARTS}
-    options |= {
+    options = {
         "experts": get(saved, "experts.name"),
         "experts/activation": get(saved, "experts.activation.name"),
     }
-    # a preset may bring its own balance
-    if "router" in keys:
-        options = {key: option for key, option in options.items() if key.startswith("experts")}
-    before = [
-        f"{key}={option}"
-        for key, option in options.items()
-        if option is not None and not keys & {key.replace("/", "."), key.split("/")[0]}
-    ]
+    # A router preset that was typed may bring its own balance.
+    if "router" not in keys:
+        options["balance"] = f"[{','.join(saved['balance'])}]" if saved["balance"] else "none"
+        for part in ROUTER_PARTS:
+            options[f"router/{part}"] = get(saved, f"router.{part}.name")
+    before = []
+    for group, option in options.items():
+        is_typed = group.replace("/", ".") in keys or group.split("/")[0] in keys
+        if option is not None and not is_typed:
+            before.append(f"{group}={option}")
     require_own_overrides(str(folder / CONFIG), before)
     return [*before, *typed]
 

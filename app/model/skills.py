@@ -24,12 +24,11 @@ State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkillsStart:
-    """The config group `skills`: what a run with experts=lora_skills starts from.
+class SkillsInit:
+    """`init=skills`: a frozen dense model, and low-rank skills on it.
 
     Raises:
-        ValueError: there are files or a mixture, but no base, or skills are to learn on and there
-            are none.
+        ValueError: No base is named, or skills are to learn on and there are none.
     """
 
     base: str | None
@@ -38,11 +37,18 @@ class SkillsStart:
     learn: bool | None
 
     def __post_init__(self) -> None:
-        for name, value in (("files", self.files), ("mixture", self.mixture)):
-            has_base = value is None or self.base is not None
-            require(name, value, has_base, "needs skills.base, the run that it is for")
+        has_base = self.base is not None
+        require("base", self.base, has_base, "must be the folder of a run of a dense model")
         has_files = not self.learn or self.files is not None
-        require("learn", self.learn, has_files, "needs skills.files; new ones learn")
+        require("learn", self.learn, has_files, "needs init.files; new ones learn")
+
+    def freeze_parameters(self, model: Transformer) -> None:
+        """Freeze the dense model, and its skills if they are ready; the routers learn."""
+        are_ready = self.files is not None and not self.learn
+        base = base_of(dict(model.named_parameters()))
+        for name, parameter in model.named_parameters():
+            if name in base or (are_ready and FACTOR in name):
+                parameter.requires_grad_(False)
 
 
 class Skill(NamedTuple):
@@ -97,16 +103,6 @@ def fingerprint(state: State) -> str:
     return digest.hexdigest()[:32]
 
 
-def freeze(model: Transformer, skills: bool) -> None:
-    """Keeps the dense model as it is in training, and its skills if they are ready;
-    the routers learn.
-    """
-    base = base_of(dict(model.named_parameters()))
-    for name, parameter in model.named_parameters():
-        if name in base or (skills and FACTOR in name):
-            parameter.requires_grad_(False)
-
-
 @torch.no_grad()
 def lay_beneath(model: Transformer, dense: State) -> None:
     """Overwrite the dense model below the skills.
@@ -122,7 +118,7 @@ def lay_beneath(model: Transformer, dense: State) -> None:
         given_shape = tuple(given[name].shape) if name in given else "nothing"
         if own_shape != given_shape:
             raise UserError(
-                f"skills.base: is no dense model of these sizes: {name} is {given_shape} "
+                f"init.base: is no dense model of these sizes: {name} is {given_shape} "
                 f"there and {own_shape} here"
             )
         own[name].copy_(given[name])
@@ -139,7 +135,7 @@ def put(model: Transformer, skills: Mapping[str, Skill]) -> None:
     state = model.state_dict()
     if {*skills} != {*layout.skills}:
         raise UserError(
-            f"skills.files={[*skills]}: must name a file for each of "
+            f"init.files={[*skills]}: must name a file for each of "
             f"experts.skills={[*layout.skills]}"
         )
     wanted = {name: factor.shape[1:] for name, factor in state.items() if FACTOR in name}
@@ -152,7 +148,7 @@ def put(model: Transformer, skills: Mapping[str, Skill]) -> None:
                 )
         if {name: factor.shape for name, factor in skill.factors.items()} != wanted:
             raise UserError(
-                f"skills.files.{layout.skills[place]}: does not fit the sizes of the model"
+                f"init.files.{layout.skills[place]}: does not fit the sizes of the model"
             )
         for name, factor in skill.factors.items():
             state[name][place].copy_(factor)
@@ -186,14 +182,14 @@ def widen(model: Transformer, old: State, old_names: Sequence[str]) -> None:
         router.weigh.scores(torch.zeros(1, 1, device="cpu")).any() for router in model.routers()
     ):
         raise UserError(
-            "skills.mixture: a new skill starts without a share only with router/weigh=identity"
+            "init.mixture: a new skill starts without a share only with router/weigh=identity"
         )
     for name, parameter in routers.items():
         before = old.get(f"model.{name}")
         grows = before is not None and parameter.shape == (len(names), *before.shape[1:])
         if before is None or not (grows or parameter.shape == before.shape):
             raise UserError(
-                f"skills.mixture: has another router: {name} is not there, or of another size"
+                f"init.mixture: has another router: {name} is not there, or of another size"
             )
         if grows and len(before) == len(old_names):
             parameter.zero_()

@@ -33,11 +33,11 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Upcycle:
-    """The config group `upcycle`: what the experts start from, and how.
+class UpcycleInit:
+    """`init=upcycle`: experts that are made of a dense model.
 
     Raises:
-        ValueError: `drop_share` is not in 0..1.
+        ValueError: `drop_share` is not in 0..1, or no checkpoint is named.
     """
 
     checkpoint: str | None
@@ -45,7 +45,12 @@ class Upcycle:
     drop_share: float
 
     def __post_init__(self) -> None:
+        has_checkpoint = self.checkpoint is not None
+        require("checkpoint", self.checkpoint, has_checkpoint, "must be a run of a dense model")
         require("drop_share", self.drop_share, 0 <= self.drop_share <= 1, "must be in 0..1")
+
+    def freeze_parameters(self, model: Transformer) -> None:
+        """Freeze nothing."""
 
 
 @torch.no_grad()
@@ -114,9 +119,7 @@ def _fill(
             "in the model's width"
         )
     if (layout.routed.b_in is None) != (b_in is None):
-        raise UserError(
-            "experts.activation.bias: must be as in the dense model of upcycle.checkpoint"
-        )
+        raise UserError("experts.activation.bias: must be as in the dense model of init.checkpoint")
     parts = _parts(layout, len(w_out), how)
     gate_sum = _gate_sum(layer.router)
     for e in range(len(layout.routed.w_in)):
@@ -159,7 +162,7 @@ def _gate_sum(router: Router) -> float:
     name = type(router.weigh).__name__
     if router.weigh.on_input:
         raise UserError(
-            f"upcycle.checkpoint: {name} weighs what experts see, so they cannot "
+            f"init.checkpoint: {name} weighs what experts see, so they cannot "
             "start as a dense model"
         )
     was_training = router.weigh.training
@@ -173,7 +176,7 @@ def _gate_sum(router: Router) -> float:
     router.weigh.train(was_training)
     if gates.sum() <= 0:
         raise UserError(
-            f"upcycle.checkpoint: {name} gives gates of 0 to equal scores; set router/weigh=softmax"
+            f"init.checkpoint: {name} gives gates of 0 to equal scores; set router/weigh=softmax"
         )
     return float(gates.sum())
 

@@ -13,6 +13,8 @@ from app.registry import UserError, check, require, unknown
 
 # of `hydra`: what the overrides themselves change
 COMPOSED = ("runtime", "overrides")
+# Groups of runs in a race file.
+GROUPS = ("before", "contestants")
 # in the value of an override
 START = re.compile(r"@(\w+)")
 
@@ -143,16 +145,14 @@ class Race:
 
 
 def read_race(values: dict[str, Any]) -> Race:
-    """The race of the group `race` of the composed config.
+    """Return the race of the group `race` of the composed config.
 
     Raises:
-        UserError: a value is missing, unknown or out of its range.
+        UserError: A value is missing, unknown or out of its range.
     """
-    for group in ("contestants", "before"):
+    for group in GROUPS:
         for name, overrides in (values.get(group) or {}).items():
-            if not isinstance(overrides, list) or not all(
-                isinstance(each, str) for each in overrides
-            ):
+            if not _is_list_of_words(overrides):
                 raise UserError(
                     f"race.{group}.{name}={overrides}: must be a list of overrides; [] for none"
                 )
@@ -160,12 +160,53 @@ def read_race(values: dict[str, Any]) -> Race:
         race = Race(**check(Race, {"before": {}} | values, "race"))
     except ValueError as error:
         raise UserError(f"race.{error}") from error
-    lists = {"common": race.common}
-    lists |= {f"contestants.{name}": overrides for name, overrides in race.contestants.items()}
-    lists |= {f"before.{name}": overrides for name, overrides in race.before.items()}
-    for key, overrides in lists.items():
-        require_own_overrides(f"race.{key}", overrides)
+    require_own_overrides("race.common", race.common)
+    for name, overrides in race.contestants.items():
+        require_own_overrides(f"race.contestants.{name}", overrides)
+    for name, overrides in race.before.items():
+        require_own_overrides(f"race.before.{name}", overrides)
     return race
+
+
+def with_inherited_overrides(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a race file without its templates, and with plain lists of overrides.
+
+    A run that is written as `{like: OTHER, with: [overrides]}` has the overrides of a template or
+    of another run, and its own on top of them.
+
+    Raises:
+        UserError: OTHER does not exist, or inherits from itself.
+    """
+    plain = {key: value for key, value in values.items() if key != "templates"}
+    known: dict[str, Any] = {}
+    for group in ("templates", *GROUPS):
+        known.update(values.get(group) or {})
+    for group in GROUPS:
+        if isinstance(values.get(group), dict):
+            plain[group] = {
+                name: _inherited(f"race.{group}.{name}", entry, known)
+                for name, entry in values[group].items()
+            }
+    return plain
+
+
+def _inherited(key: str, entry: Any, known: Mapping[str, Any], above: tuple[str, ...] = ()) -> Any:
+    """Return the overrides of a run or a template; what is wrong with them is found later."""
+    if not isinstance(entry, dict) or entry.keys() != {"like", "with"}:
+        return entry
+    other = str(entry["like"])
+    if other not in known:
+        raise UserError(unknown(f"{key}.like={other}", other, known))
+    if other in above:
+        raise UserError(f"{key}.like={other}: inherits from itself; name another one")
+    inherited = _inherited(key, known[other], known, (*above, other))
+    if not _is_list_of_words(inherited) or not _is_list_of_words(entry["with"]):
+        raise UserError(f"{key}: must inherit and add lists of overrides; [] for none")
+    return combined(inherited, entry["with"])
+
+
+def _is_list_of_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
 def require_own_settings(

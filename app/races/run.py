@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from app.races.launch import launch
 from app.races.page import write_result
 from app.races.plan import Plan
-from app.races.race import chosen_sizes, fingerprint, read_race
+from app.races.race import chosen_sizes, fingerprint, read_race, with_inherited_overrides
 from app.races.records import RESULTS, begin, read_records, read_seconds, write_records
 from app.races.result import result_of
 from app.races.tables import table
@@ -30,6 +30,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     values = plain["race"]
     if not re.fullmatch(r"[\w-]+", name) or not isinstance(values, dict):
         raise UserError(f"race={name}: must be the name of a file in conf/race")
+    values = with_inherited_overrides(values)
     race = read_race(values)
     sizes = chosen_sizes(race, plain["sizes"])
     begin(name, values, fingerprint(values))

@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from app.config.build import build_skills
 from app.config.compose import Config
 from app.config.saved import CONFIG, read_config
 from app.data.tokenizers import Tokenizer
 from app.model.assemble import build_model
 from app.model.skills import (
     Skill,
-    SkillsStart,
+    SkillsInit,
     State,
     base_of,
     fingerprint,
@@ -194,38 +193,34 @@ def table(run: Path) -> Table:
     return shown
 
 
-def begin_skills(model: Transformer, start: SkillsStart) -> None:
-    """Puts the base below the skills of a model, the skills into it that are ready, and a mixture
-    of some of them.
+def load_skills(model: Transformer, init: SkillsInit) -> None:
+    """Load the base below the skills of a model, ready skills, and a mixture of some of them.
 
     Raises:
-        UserError: a run or a file is not there, or does not fit.
+        UserError: A run or a file is not there, or does not fit.
     """
-    assert start.base is not None
-    _begin(model, start, weights_of("skills.base", start.base))
+    _load(model, init, weights_of("init.base", str(init.base)))
 
 
-def _begin(model: Transformer, start: SkillsStart, base: State) -> None:
+def _load(model: Transformer, init: SkillsInit, base: State) -> None:
     lay_beneath(model, base)
-    if start.files is not None:
-        put(model, read_skills(start.files, fingerprint(base)))
-    if start.mixture is not None:
-        known = read_config(Path(start.mixture) / CONFIG)["experts"].get("skills", [])
-        widen(model, weights_of("skills.mixture", start.mixture), known)
+    if init.files is not None:
+        put(model, read_skills(init.files, fingerprint(base)))
+    if init.mixture is not None:
+        known = read_config(Path(init.mixture) / CONFIG)["experts"].get("skills", [])
+        widen(model, weights_of("init.mixture", init.mixture), known)
 
 
-def check_skills(config: Config) -> None:
-    """Tries the start of a run with skills without memory, before its text is read.
+def check_skills(config: Config, init: SkillsInit) -> None:
+    """Try to load base, skills and mixture without memory, before the text is read.
 
     Raises:
-        UserError: it would fail.
+        UserError: It would fail.
     """
-    start = build_skills(config)
-    if start.base is not None:
-        base = weights_of("skills.base", start.base)
-        with torch.device("meta"):
-            model = build_model(config, len(base_of(base).get("embedding.weight", [0])))
-        _begin(model, start, base)
+    base = weights_of("init.base", str(init.base))
+    with torch.device("meta"):
+        model = build_model(config, len(base_of(base).get("embedding.weight", [0])))
+    _load(model, init, base)
 
 
 def require_same_tokenizer(key: str, folder: Path, tokenizer: Tokenizer) -> None:

@@ -19,8 +19,8 @@ from app.config.saved import RUNS
 from app.cost.budget import Budget
 from app.data.module import build_data
 from app.registry import NO_WRITE, UserError
-from app.runs.begin import begun, write_weights
 from app.runs.folder import SUMMARY
+from app.runs.init_weights import initialized_module, write_weights
 from app.runs.resume import newest_checkpoint
 from app.runs.start import decide, processes
 from app.runs.summary import write_summary
@@ -54,7 +54,8 @@ def train(config: Config, folder: Path, checkpoint: str | None) -> None:
     torch.set_num_threads(config["trainer"]["threads"])
     lightning.seed_everything(config["seed"], verbose=False)
     data = build_data(config["data"], config["tokenizer"], config["seed"], trainer.world_size)
-    module = begun(config, data, folder, checkpoint, isinstance(trainer.strategy, FullySharded))
+    is_split = isinstance(trainer.strategy, FullySharded)
+    module = initialized_module(config, data, folder, checkpoint, is_split)
     say(Budget.of(module.model, data.seq_len).table())
     if config["trainer"]["compile"]:
         module.compile_blocks()

@@ -60,8 +60,8 @@ def compose_words(
         f"experts.skills=[{','.join(chosen)}]",
     ]
     own += [
-        f"skills.files={{{files}}}",
-        *([f"skills.mixture={quoted(mixture)}"] if mixture else []),
+        f"init.files={{{files}}}",
+        *([f"init.mixture={quoted(mixture)}"] if mixture else []),
     ]
     return _words(run, own, typed)
 
@@ -159,7 +159,7 @@ def _base_words(run: Path) -> list[str]:
         f"tokenizer={tokenizer.pop('name')}",
         *(f"tokenizer.{k}={spelled(v)}" for k, v in tokenizer.items()),
     ]
-    return [*words, f"data.seq_len={config['data']['seq_len']}", f"skills.base={quoted(str(run))}"]
+    return [*words, f"data.seq_len={config['data']['seq_len']}", f"init.base={quoted(str(run))}"]
 
 
 def spelled(value: Any) -> str:

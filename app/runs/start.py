@@ -4,6 +4,7 @@ file is written.
 Afterwards the folder of the run is open, and the decision holds all that its processes need.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,22 @@ from hydra.types import RunMode
 
 from app.config.build import (
     build_callbacks,
-    build_init,
     build_loggers,
     build_module,
     build_trainer_config,
 )
 from app.config.compose import Config
+from app.config.init import RunInit, build_init
 from app.config.overrides import key_of
 from app.config.own_overrides import calls_resolver
-from app.config.saved import CONFIG, OVERRIDES, RUNS, dumped, folder_of_start, listed
+from app.config.saved import CONFIG, OVERRIDES, RUNS, dumped, folder_of_weights, listed
 from app.cost.match import matched
 from app.data.module import TokenDataModule, build_data
 from app.data.notice import SlowNotice
 from app.registry import UserError
-from app.runs.begin import check_begin, check_begin_with_text, goes_on_from, with_model_of_start
 from app.runs.folder import SUMMARY, NameTakenError, opened, run_name, taken
+from app.runs.inherit import with_model_of_source
+from app.runs.init_weights import checkpoint_to_resume, weights_source
 from app.runs.read import require_same_text
 from app.runs.resume import saved_config
 from app.runs.summary import is_validated, write_summary
@@ -39,15 +41,10 @@ from app.training.messages import say
 from app.training.processes import Decision, require_starter
 from app.training.trainer import TrainerConfig, device_line, fixed_to_machine, make_trainer
 
-# a key, and what must be set for it to do something
-WITHOUT_EFFECT = {
+# A key, and what must be set so that it has an effect.
+WITHOUT_EFFECT: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "match.by": ("match.reference", lambda config: config["match"]["reference"] is not None),
-    "upcycle.how": (
-        "upcycle.checkpoint",
-        lambda config: config["upcycle"]["checkpoint"] is not None,
-    ),
-    "init.freeze": ("init.from", lambda config: config["init"]["from"] is not None),
-    "upcycle.drop_share": ("upcycle.how=drop", lambda config: config["upcycle"]["how"] == "drop"),
+    "init.drop_share": ("init.how=drop", lambda config: config["init"].get("how") == "drop"),
 }
 
 
@@ -66,7 +63,7 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
     """
     folder = RUNS / run_name(chosen, overrides)
     config, overrides, goes_on = _resolved(chosen, overrides, folder)
-    checkpoint = goes_on_from(folder)
+    checkpoint = checkpoint_to_resume(folder)
     if checkpoint is not None and step_of(checkpoint) >= config["trainer"]["max_steps"]:
         return _nothing_to_do(config, folder, checkpoint)
     with SlowNotice(say, device_line(check_config(config))) as device:
@@ -74,16 +71,17 @@ def decide(chosen: Config, overrides: list[str], held: ExitStack) -> Decision:
         if not goes_on:
             config = matched(config, overrides)
         if checkpoint is None:
-            check_begin(config)
+            weights_source(config).check()
         data = _text(config, folder)
         if checkpoint is None:
-            check_begin_with_text(config, data.tokenizer)
+            weights_source(config).check_tokenizer(data.tokenizer)
         device.print_now()
-    start = build_init(config).place
-    if checkpoint is None and folder_of_start(start) is not None:
+    init = build_init(config)
+    is_run = isinstance(init, RunInit) and folder_of_weights(init.checkpoint) is not None
+    if checkpoint is None and is_run:
         say(
-            f"init.from={start}: uses its model, router, experts, balance and tokenizer, except "
-            "for overrides"
+            f"init.checkpoint={config['init']['checkpoint']}: uses its model, router, experts, "
+            "balance and tokenizer, except for overrides"
         )
     config = config | {"data": config["data"] | data.source.pinned}
     files: dict[str, Any] = {CONFIG: dumped(config), OVERRIDES: listed(_lasting(overrides))}
@@ -144,7 +142,7 @@ def _resolved(chosen: Config, overrides: list[str], folder: Path) -> tuple[Confi
         chosen, overrides, kept = saved_config(folder, chosen, overrides)
         messages = [f"resume: {line}" for line in kept]
     else:
-        chosen = with_model_of_start(chosen, overrides)
+        chosen = with_model_of_source(chosen, overrides)
     if chosen["resume"] and not goes_on:
         messages.append(f"resume: {folder} does not exist yet: starting afresh")
     for line in messages:

@@ -215,7 +215,7 @@ def read_weight_file(path: Path, key: str = "") -> tuple[dict[str, Tensor], dict
 
     Args:
         path: The file.
-        key: Where the path is in the config, such as `init.from=`, for the error.
+        key: Where the path is in the config, such as `init.checkpoint=`, for the error.
 
     Raises:
         UserError: The file is missing or damaged, or a tensor holds NaN or infinity. A file from

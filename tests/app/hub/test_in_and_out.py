@@ -106,14 +106,16 @@ def test_a_model_comes_in_is_evaluated_and_trained_on(place: Path) -> None:
 def test_a_run_begins_with_the_weights_of_another(place: Path) -> None:
     few = SAME.replace("trainer.max_steps=4", "trainer.max_steps=1") + " optimizer.lr=1e-9"
     for name, begin in (("of_run", "runs/one"), ("of_weights", "runs/one/weights.safetensors")):
-        assert run(place, f"train {few} run={name} init.from={begin}").returncode == 0
+        assert (
+            run(place, f"train {few} run={name} init=run init.checkpoint={begin}").returncode == 0
+        )
     summaries = [place / f"runs/{name}/summary.json" for name in ("one", "of_run", "of_weights")]
     one, *others = (json.loads(path.read_text())["val_nats"] for path in summaries)
     assert others == pytest.approx([one, one], rel=1e-3)
     frozen = run(
         place,
-        f"train {SAME} run=frozen init.from=runs/one init.freeze=[attention,embedding] "
-        "optimizer.lr=0.1",
+        f"train {SAME} run=frozen init=run init.checkpoint=runs/one "
+        "init.freeze=[attention,embedding] optimizer.lr=0.1",
     )
     assert frozen.returncode == 0, frozen.stderr
     before, after = (
@@ -137,11 +139,13 @@ def test_a_run_takes_model_router_experts_and_tokenizer_of_the_one_it_begins_wit
         "callbacks=off trainer.max_steps=1"
     )
     done = run(
-        place, f"train {few} run=taken init.from=runs/one router.select.limit=2 optimizer.lr=1e-9"
+        place,
+        f"train {few} run=taken init=run init.checkpoint=runs/one router.select.limit=2 "
+        "optimizer.lr=1e-9",
     )
     assert done.returncode == 0, done.stderr
     assert (
-        "init.from=runs/one: uses its model, router, experts, balance and tokenizer"
+        "init.checkpoint=runs/one: uses its model, router, experts, balance and tokenizer"
     ) in done.stderr
     one, taken = (read_run(place / "runs" / name) for name in ("one", "taken"))
     for group in ("model", "experts", "balance"):
@@ -156,7 +160,9 @@ def test_a_run_takes_model_router_experts_and_tokenizer_of_the_one_it_begins_wit
         torch.testing.assert_close(
             taken.model.state_dict()[name], weights, rtol=1e-4, atol=1e-4, msg=name
         )
-    again = run(place, f"train {few} run=again init.from=runs/one/checkpoints/step_30.ckpt")
+    again = run(
+        place, f"train {few} run=again init=run init.checkpoint=runs/one/checkpoints/step_30.ckpt"
+    )
     assert again.returncode == 0, again.stderr
 
 
@@ -169,8 +175,8 @@ def test_experts_start_from_a_dense_model_that_came_in(place: Path) -> None:
     assert made.returncode == 0, made.stderr
     same = "model.num_layers=3 model.num_kv_heads=1 model.head_dim=12"
     words = (
-        f"{SMALL} {same} router=mixtral experts=coarse run=moe upcycle.checkpoint=runs/dense "
-        "optimizer.lr=1e-9"
+        f"{SMALL} {same} router=mixtral experts=coarse run=moe init=upcycle "
+        "init.checkpoint=runs/dense optimizer.lr=1e-9"
     )
     done = run(place, f"train {words} trainer.max_steps=1 trainer.val_every=1")
     assert done.returncode == 0, done.stderr
@@ -184,18 +190,24 @@ def test_experts_start_from_a_dense_model_that_came_in(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("init.from=runs/nowhere", "init.from=runs/nowhere: no such file or folder"),
         (
-            "init.from=runs/one experts=coarse model.num_layers=3",
-            r"^error: init\.from=runs/one: .*model\.num_layers=2, experts\.name=deepseek, ",
+            "init=run init.checkpoint=runs/nowhere",
+            "init.checkpoint=runs/nowhere: no such file or folder",
         ),
         (
-            "init.from=runs/one data.path=u.txt",
-            "init.from=runs/one: cuts text by another tokenizer",
+            "init=run init.checkpoint=runs/one experts=coarse model.num_layers=3",
+            r"^error: init\.checkpoint=runs/one: .*model\.num_layers=2, experts\.name=deepseek, ",
         ),
-        ("init.from=runs/one upcycle.checkpoint=runs/one", "a run begins from one of them"),
-        ("init.freeze=[atention]", "init.freeze=atention: unknown; did you mean 'attention'"),
-        ("init.form=runs/one", "form"),
+        (
+            "init=run init.checkpoint=runs/one data.path=u.txt",
+            "init.checkpoint=runs/one: cuts text by another tokenizer",
+        ),
+        ("init=run", "init.checkpoint=null: must be a run or a checkpoint"),
+        (
+            "init=run init.checkpoint=runs/one init.freeze=[atention]",
+            "init.freeze=atention: unknown; did you mean 'attention'",
+        ),
+        ("init.checkpoint=runs/one", "set init=run or init=upcycle, too"),
     ],
 )
 def test_a_mistake_in_the_beginning_is_told_in_one_line(place: Path, words: str, said: str) -> None:

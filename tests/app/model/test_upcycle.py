@@ -105,7 +105,7 @@ def test_it_can_be_tried_without_memory():
 @pytest.mark.parametrize("weigh", ["relu", "sigmoid_input"])
 def test_gates_that_nothing_makes_up_for_are_refused(weigh):
     model = build("experts=coarse", "router=topk", f"router/weigh={weigh}")
-    with pytest.raises(UserError, match=r"upcycle\.checkpoint: "):
+    with pytest.raises(UserError, match=r"init\.checkpoint: "):
         upcycle(model, build("experts=dense").state_dict(), "copied")
 
 

@@ -37,7 +37,8 @@ RACE: dict[str, Any] = {
         "infinite": ["experts=coarse", "model.init_std=1e15"],
         "skilled": [
             "experts=lora_skills",
-            "skills.base=@base",
+            "init=skills",
+            "init.base=@base",
             "optimizer=adamw",
             "optimizer.lr=0.0",
         ],

@@ -230,7 +230,7 @@ def test_a_run_of_half_the_length_has_half_the_steps(plan: Plan) -> None:
         ({"lengths": [1.0]}, "must be above 0, and not 1"),
         ({"match": "time"}, "race.match=time: must be one of"),
         (
-            {"contestants": {"top2": [], "x": ["skills.base=@top2"]}},
+            {"contestants": {"top2": [], "x": ["init=skills", "init.base=@top2"]}},
             "race.x=@top2: must be a run with its own learning",
         ),
         ({"sedes": [0]}, "did you mean 'seeds'"),

@@ -56,7 +56,7 @@ def test_a_named_checkpoint_is_verified_by_every_command(train: Train, layout: s
         with pytest.raises(UserError, match=r"step_2.ckpt: is damaged \(its checksum differs\)"):
             command.main(words)
     with pytest.raises(UserError, match="is damaged"):
-        weights_of("init.from", str(path))
+        weights_of("init.checkpoint", str(path))
     assert not (run / "hf-remote").exists() and not (run / "report").exists()
 
 
@@ -71,7 +71,7 @@ def test_exported_weights_have_a_checksum_of_their_own(train: Train) -> None:
     run = train(*LONG, "trainer.export_weights=last")
     path = run / "weights.safetensors"
     state = read_checkpoint(run / "checkpoints/step_4.ckpt")["state_dict"]
-    found = weights_of("init.from", str(path))
+    found = weights_of("init.checkpoint", str(path))
     assert found.keys() == {name for name in state if name.startswith("model.")}
     assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())
     data = bytearray(path.read_bytes())
@@ -79,10 +79,10 @@ def test_exported_weights_have_a_checksum_of_their_own(train: Train) -> None:
     path.write_bytes(data)
     with pytest.raises(
         UserError,
-        match=r"init\.from=.*weights.safetensors: is damaged \(its "
+        match=r"init\.checkpoint=.*weights.safetensors: is damaged \(its "
         r"checksum differs\)",
     ):
-        weights_of("init.from", str(path))
+        weights_of("init.checkpoint", str(path))
 
 
 def test_a_model_card_is_about_the_weights_that_are_exported(train: Train) -> None:

@@ -147,7 +147,7 @@ def test_a_checkpoint_stands_for_its_run_and_a_run_for_its_newest_checkpoint(
     dense = train("experts=dense", "experts.hidden_dim=32", name="dense")
     same = ("experts=coarse", "experts.hidden_dim=32", "trainer.max_steps=1")
     for name, path in (("of_run", dense), ("of_checkpoint", dense / "checkpoints/step_2.ckpt")):
-        train(*same, f"upcycle.checkpoint={path}", name=name)
+        train(*same, "init=upcycle", f"init.checkpoint={path}", name=name)
     one, two = (
         json.loads((tmp_path / f"runs/{name}/summary.json").read_text())
         for name in ("of_run", "of_checkpoint")

@@ -18,10 +18,10 @@ from torch import Tensor
 from app import skill
 from app.config.saved import read_config
 from app.model.assemble import build_model
-from app.model.skills import SkillsStart, base_of, fingerprint
+from app.model.skills import SkillsInit, base_of, fingerprint
 from app.model.transformer import Transformer
 from app.registry import UserError
-from app.runs.library import begin_skills, path_of, read_skill, write_skill
+from app.runs.library import load_skills, path_of, read_skill, write_skill
 from app.runs.read import located, read_run
 from app.runs.stages import add_words, compose_words, keep
 from app.training.checkpoints import read_checkpoint
@@ -85,9 +85,9 @@ def started(config: dict[str, Any], **start: Any) -> Transformer:
     """The model of a run as it is before its first step."""
     torch.manual_seed(0)
     model = build_model(config, 257)
-    begin_skills(
+    load_skills(
         model,
-        SkillsStart(**{"base": "runs/base", "files": None, "mixture": None, "learn": None} | start),
+        SkillsInit(**{"base": "runs/base", "files": None, "mixture": None, "learn": None} | start),
     )
     return model
 
@@ -133,8 +133,8 @@ def test_a_skill_is_also_the_run_that_has_learned_it_and_can_learn_on(library: P
     train(
         [
             *add_words(BASE, "further", SHORT),
-            "skills.files={further: runs/base-two}",
-            "skills.learn=true",
+            "init.files={further: runs/base-two}",
+            "init.learn=true",
         ]
     )
     before = state("base-two")
@@ -238,12 +238,12 @@ def damaged(name: str, **about: str) -> Path:
             "only with router/weigh=identity",
         ),
         (
-            ["compose", "runs/base", "skills.files={one: runs/pair,two: runs/base-two}"],
+            ["compose", "runs/base", "init.files={one: runs/pair,two: runs/base-two}"],
             "runs/pair: has learned 2 skills",
         ),
         (
-            ["add", "runs/base", "name=new", "skills.learn=true"],
-            "skills.learn=True: needs skills.files",
+            ["add", "runs/base", "name=new", "init.learn=true"],
+            "init.learn=True: needs init.files",
         ),
         (
             ["compose", "runs/pair"],
@@ -255,7 +255,7 @@ def damaged(name: str, **about: str) -> Path:
         ),
         (
             ["add", "runs/base", "name=new", "model.dim=64"],
-            "skills.base: is no dense model of these sizes: ",
+            "init.base: is no dense model of these sizes: ",
         ),
         (["add", "runs/base", "name=a.b"], "name=a.b: must be letters, digits and _"),
     ],

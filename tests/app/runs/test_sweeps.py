@@ -144,7 +144,7 @@ def test_an_odd_name_is_kept_as_it_was_typed(train: Train) -> None:
 
 
 FAILED = (
-    "upcycle.checkpoint=none.ckpt",
+    "init=upcycle init.checkpoint=none.ckpt",
     "trainer=ddp data.batch_size=5",
     "logger=wandb",
     "experts.top_k=99",

@@ -126,8 +126,10 @@ def test_a_run_builds_nothing_whole(
     )
     train("trainer=fsdp", "trainer.devices=1", name="first")
     train("trainer=fsdp", "trainer.devices=1", "trainer.max_steps=3", "resume=true", name="first")
-    train("trainer=fsdp", "trainer.devices=1", "init.from=runs/first", name="second")
-    train("init.from=runs/first", name="third")
+    train(
+        "trainer=fsdp", "trainer.devices=1", "init=run", "init.checkpoint=runs/first", name="second"
+    )
+    train("init=run", "init.checkpoint=runs/first", name="third")
     assert bare == [True, True, True, False]
     second, third = (
         read_checkpoint(tmp_path / f"runs/{name}/checkpoints/step_2.ckpt")
@@ -142,7 +144,8 @@ def test_dense_weights_are_made_to_experts_before_a_model_is_split(
 ) -> None:
     train("experts=dense", "balance=none", name="dense")
     start = (
-        "upcycle.checkpoint=runs/dense/checkpoints/step_2.ckpt",
+        "init=upcycle",
+        "init.checkpoint=runs/dense/checkpoints/step_2.ckpt",
         "experts=coarse",
         "trainer.max_steps=1",
     )
