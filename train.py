@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from app.config.compose import add_plugin_configs, readable
 from app.config.errors import exit_on_mistake
+from app.config.help import register_resolver
 from app.config.saved import with_options_of_source, with_saved_overrides
 
 
@@ -32,6 +33,7 @@ if __name__ == "__main__":
         [str(Path(__file__).parent), *filter(None, [os.getenv("PYTHONPATH")])]
     )
     add_plugin_configs()
+    register_resolver()
     with exit_on_mistake():
         sys.argv[1:] = with_options_of_source(with_saved_overrides(readable(sys.argv[1:])))
         main()

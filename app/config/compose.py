@@ -43,7 +43,7 @@ class PluginConfigs(SearchPathPlugin):
 
 
 def add_plugin_configs() -> None:
-    """Called before Hydra composes a config."""
+    """Make the config folders of plug-ins known; call it before Hydra composes a config."""
     Plugins.instance().register(PluginConfigs)
 
 

@@ -11,20 +11,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from app.config.compose import CONF
+from app.config.help import GROUPS as HELP
 from app.config.parts import FOLDERS, KINDS, build_part
 from app.registry import find, knobs, names
 
 GROUPS = ("router", *KINDS)
-QUESTIONS = {
-    "router": "presets of score, weigh, select and drop",
-    "score": "how well does an expert fit a token?",
-    "weigh": "what is that worth?",
-    "select": "who computes what?",
-    "drop": "which expert is full?",
-    "balance": "how is the load kept even?",
-    "experts": "what is computed?",
-    "activation": "with which activation?",
-}
 
 
 @dataclass(frozen=True)
@@ -103,7 +94,8 @@ def listing(groups: Sequence[str], width: int) -> str:
 def _lines_of_group(group: str, width: int) -> Iterator[str]:
     override = FOLDERS.get(group, group)
     value = "[NAME,...]" if group == "balance" else "NAME"
-    yield f"{group.upper()}: {QUESTIONS[group]}   {override}={value}"
+    description = HELP[override].partition(";")[0]
+    yield f"{group.upper()}: {description}   {override}={value}"
     if group == "router":
         texts = _presets()
     else:

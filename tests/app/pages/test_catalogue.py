@@ -44,7 +44,7 @@ def test_the_list_names_every_part_and_preset_and_keeps_to_the_width(capsys, mon
 def test_groups_choose_what_is_listed(capsys):
     zoo.main(["score", "drop"])
     printed = capsys.readouterr().out
-    assert "SCORE: how well does an expert fit a token?   router/score=NAME" in printed
+    assert "SCORE: how well an expert fits a token   router/score=NAME" in printed
     assert all(name in printed for name in (*names("score"), *names("drop")))
     assert "loss_free" not in printed
     zoo.main(["--json", "drop"])
