@@ -16,7 +16,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from app.config.init import build_init
-from app.model.assemble import build_model, ranged
+from app.model.assemble import build_model
+from app.model.spec import ranged
 from app.registry import UserError, check, make
 from app.training.loggers import LoggerPart
 from app.training.module import LanguageModel

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.model.assemble import ranged
 from app.model.skills import SkillsInit
+from app.model.spec import ranged
 from app.model.transformer import Transformer
 from app.model.upcycle import UpcycleInit
 from app.registry import UserError, check, require, unknown

@@ -6,7 +6,7 @@ import json
 import re
 
 from app.cost.budget import Budget
-from app.model.assemble import KINDS
+from app.model.spec import KINDS
 from app.runs.read import TrainedRun
 from app.runs.summary import is_validated
 from app.training.checkpoints import read_checkpoint, step_of

@@ -15,7 +15,8 @@ from app.config.compose import Config
 from app.hub.card import card
 from app.hub.tokenizer import tokenizer_files
 from app.hub.write import as_json, difference, held_out, write_folder
-from app.model.assemble import KINDS, build_model
+from app.model.assemble import build_model
+from app.model.spec import KINDS
 from app.model.transformer import Transformer
 from app.registry import UserError, find
 from app.runs.read import TrainedRun

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from app.model.assemble import build_router
+from app.model.spec import model_spec
 from routers.contract import Sizes
 from routers.router import Router
 
@@ -32,4 +33,4 @@ def build(name: str, sizes: Sizes, **changed: dict[str, Any]) -> Router:
     values = deepcopy(config(name))
     for kind, knobs in changed.items():
         values["router"][kind] |= knobs
-    return build_router(values, sizes)
+    return build_router(model_spec(values), sizes)
