@@ -22,12 +22,11 @@ from app.hub import remote
 from app.hub.read import import_run
 from app.runs.gather import main as gather
 from app.runs.stages import add_words, keep
-from tests.app.hub.models import CASES, config_of, model_of, written
-from tests.app.hub.test_foreign_folders import OVERRIDES, add_tokenizer
-from tests.app.races.test_plan import VALUES, WHOLE
-from tests.app.runs.conftest import SMALL, write_text
 from tests.conftest import ROOT
 from tests.support.damage import copy_of, damage, files_of, seal, survived
+from tests.support.hub_models import CASES, OVERRIDES, add_tokenizer, config_of, model_of, written
+from tests.support.shell import SMALL, write_text
+from tests.support.studies import VALUES, WHOLE
 
 pytestmark = pytest.mark.nightly
 

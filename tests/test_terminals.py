@@ -14,8 +14,8 @@ import pytest
 
 from app import evaluate, generate, report, skill
 from app.registry import UserError
-from tests.app.runs.conftest import SMALL, environment, write_text
 from tests.conftest import ROOT
+from tests.support.shell import SMALL, environment, write_text
 
 pytestmark = pytest.mark.nightly
 

@@ -4,11 +4,12 @@ every part trains, every run can be gone on with, every mistake is one line.
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.support.mistakes import Train, mistake
 
 KEYS = {
     "val_nats",
@@ -29,7 +30,6 @@ KEYS = {
     "git_commit",
     "seed",
 }
-Train = Callable[..., Path]
 
 
 def test_a_run_leaves_config_checkpoint_events_and_summary(train: Train) -> None:
@@ -252,14 +252,3 @@ def test_a_dense_model_that_does_not_fit_is_refused_before_the_text_is_read(
         train, capsys, *begun, "experts.hidden_dim=32", "tokenizer=bpe"
     )
     assert not (dense.parent / "moe").exists()
-
-
-def mistake(train: Train, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
-    """What train.py prints about a mistake, having checked that it is one line and exits with 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        train(*overrides)
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert end.value.code == 2
-    assert len(lines) == 1
-    return lines[0]

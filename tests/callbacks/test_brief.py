@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from app.registry import check, find
-from app.training.module import Batch, LanguageModel
+from app.training.module import Batch
 from callbacks import draw
 from callbacks.expert_pictures import ExpertPictures
 from callbacks.expert_scalars import ExpertScalars
@@ -15,13 +15,7 @@ from callbacks.progress import ProgressLine, clock
 from callbacks.routing_callback import RoutingCallback
 from callbacks.samples import Samples
 from callbacks.writing import table
-from tests.callbacks.conftest import Start, read_config
-
-OFTEN = (
-    "callbacks.expert_pictures.every=2",
-    "callbacks.samples.every=2",
-    "callbacks.samples.num_tokens=3",
-)
+from tests.support.watched import OFTEN, Start, collapse, read_config
 
 
 def test_the_event_file_holds_scalars_pictures_histograms_text_layout_and_hparams(
@@ -128,17 +122,6 @@ def test_activation_checkpointing_shows_every_forward_pass_once(start: Start, tm
         steps=1,
     )
     assert recomputing.training == plain.training > 0
-
-
-def collapse(module: LanguageModel) -> None:
-    for router in module.model.routers():
-        router.register_forward_pre_hook(
-            lambda router, args: (args[0], args[1]._replace(offset=_favour(router.num_experts)))
-        )
-
-
-def _favour(num_experts: int) -> Tensor:
-    return -torch.arange(num_experts).float()
 
 
 def test_a_collapsed_router_shows_in_the_event_file(start: Start) -> None:

@@ -15,9 +15,8 @@ import pytest
 from matplotlib.image import imread
 from scipy.ndimage import label
 
-from tests.callbacks.conftest import starter
-from tests.callbacks.test_brief import OFTEN, collapse
 from tests.conftest import free_port
+from tests.support.watched import OFTEN, collapse, starter
 
 pytestmark = pytest.mark.browser
 CHROMIUM = Path("/usr/bin/chromium")

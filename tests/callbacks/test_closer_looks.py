@@ -14,7 +14,7 @@ from callbacks.choices import Choices
 from callbacks.expert_weights import ExpertWeights
 from callbacks.shared_share import SharedShare
 from experts.contract import Stack
-from tests.callbacks.conftest import Run, Start
+from tests.support.watched import Run, Start
 
 STILL = ("optimizer.lr=0.0", "trainer.gradient_clip_val=null")
 

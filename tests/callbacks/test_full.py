@@ -19,8 +19,7 @@ from callbacks.skill_shares import SkillShares
 from callbacks.speed import Speed
 from callbacks.utilisation import Utilisation
 from routers.contract import Routing
-from tests.callbacks.conftest import Run, Start, starter
-from tests.callbacks.test_brief import OFTEN
+from tests.support.watched import OFTEN, Run, Start, starter
 
 FULL = (
     "callbacks=full",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from callbacks.load_map import LoadMap, lines
-from tests.callbacks.conftest import Start
+from tests.support.watched import Start
 
 
 def test_the_map_has_a_shade_for_each_load_and_marks_the_dead() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.runs.conftest import SMALL, write_text
-from tests.app.runs.test_moments import TWO, train, train_two
 from tests.conftest import events_of
+from tests.support.interrupted import TWO, train, train_two
+from tests.support.shell import SMALL, write_text
 
 pytestmark = pytest.mark.nightly
 

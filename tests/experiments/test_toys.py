@@ -6,7 +6,7 @@ from app.config.compose import CONF, composed
 from app.cost.budget import Budget, on_meta
 from app.model.transformer import Transformer
 from app.pages.cells import CELLS, NOT_REPRODUCED
-from tests.experiments.test_methods import METHODS
+from tests.support.methods import METHODS
 
 FOLDER = CONF / "experiment"
 TOYS = sorted(path.stem for path in (FOLDER / "toy").glob("*.yaml"))

@@ -6,7 +6,7 @@ import torch
 from app.config.compose import CONF, composed
 from app.pages.weights import WEIGHTS, Weight
 from routers.balance.aux import Aux
-from tests.routers.balance.test_laws import sizes, uniform
+from tests.support.routings import sizes, uniform
 
 IDS = {"ids": lambda weight: f"{weight.experiment}-{weight.term}"}
 

@@ -18,7 +18,7 @@ from experts.activation.contract import Activation
 from experts.contract import Experts, FeedForward, Stack
 from routers.contract import Context
 from routers.router import Router
-from tests.routers.test_transformers import NAMES, SIZES, D, E, F, K, theirs
+from tests.support.transformers_experts import NAMES, SIZES, D, E, F, K, theirs
 
 NAMED = {name: build_part("activation", name) for name in names("activation")}
 GPT_OSS = find("activation", "clamped_swiglu")(limit=7.0, alpha=1.702, shift=1.0, bias=True)

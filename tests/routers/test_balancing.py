@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from app.config.parts import defaults
 from app.registry import find
 from routers.contract import Context, Score, Scored
-from tests.routers import nano
+from tests.support import nano
 
 # MaxVio, averaged over the last 50 steps and the layers, written down before any run
 STEPS = 300

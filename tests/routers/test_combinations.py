@@ -10,7 +10,7 @@ from torch import Tensor
 
 from app.pages.refused import refused
 from app.registry import UserError, names
-from tests.routers import nano
+from tests.support import nano
 
 KINDS = ("score", "select", "weigh", "drop", "balance", "experts")
 

@@ -10,7 +10,7 @@ from app.model.transformer import Transformer
 from app.pages import catalogue
 from app.registry import check, find, knobs, names
 from routers.contract import Routing
-from tests.routers import nano
+from tests.support import nano
 
 ROUTER = ("score", "select", "weigh", "drop")
 PARTS = [(kind, name) for kind in ROUTER for name in names(kind)]

@@ -14,7 +14,7 @@ from app.config.parts import build_part, defaults
 from app.registry import find, names
 from routers.contract import Context, Routing, Score, Scored, Sizes
 from routers.router import Router
-from tests.routers.nano import DIM, VOCAB
+from tests.support.nano import DIM, VOCAB
 
 PLAIN = {"score": "linear", "weigh": "softmax", "select": "top_k", "drop": "none"}
 PARTS = [(kind, name) for kind in PLAIN for name in names(kind)]

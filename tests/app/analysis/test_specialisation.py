@@ -21,7 +21,7 @@ from app.analysis.specialisation import (
     weight_similarity,
 )
 from experts.contract import Stack
-from tests.app.training.test_metrics import route
+from tests.support.routings import route
 
 
 def test_experts_that_serve_one_domain_each_show_a_diagonal() -> None:

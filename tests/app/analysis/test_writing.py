@@ -13,7 +13,7 @@ from app.config.compose import composed
 from app.data.tokenizers.bytes import Bytes
 from app.model.assemble import build_model
 from app.model.transformer import Transformer
-from tests.routers.select.presets import NAMES
+from tests.support.presets import NAMES
 
 # the window moves on its way
 WINDOW = 12

@@ -12,7 +12,7 @@ from app.config.compose import composed
 from app.config.own_overrides import require_own_overrides
 from app.config.saved import read_config, read_list
 from app.registry import UserError
-from tests.test_train import mistake
+from tests.support.mistakes import mistake
 
 Train = Callable[..., Path]
 COPY = "{_target_: shutil.copy, src: t.txt, dst: proof}"

@@ -13,8 +13,8 @@ from app.config.compose import as_dict, composed
 from app.cost.budget import budget_of, on_meta
 from app.cost.kept import Work
 from app.cost.memory import Fit, Memory, Placement, optimizer_states
-from tests.app.training.peaks import peaks
 from tests.conftest import NANO, ROOT
+from tests.support.peaks import peaks
 
 S = 32
 LEVELS = ("parameter", "layer", "logits")

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from app.data.module import TokenDataModule
 from app.data.tokenizers.bytes import Bytes
-from tests.app.data.toy import CONF, Toy
+from tests.support.toy_data import CONF, Toy
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from app.data.tokenizers.bpe import Bpe
 from app.data.tokenizers.bytes import Bytes
 from app.data.writer import StreamWriter
 from app.registry import UserError
-from tests.app.data.toy import Toy
+from tests.support.toy_data import Toy
 
 
 def folders(cache):

@@ -8,7 +8,7 @@ import torch
 
 from app.data.corpus import IGNORED, PADDING, Row
 from app.data.sources import SPLITS
-from tests.app.data.toy import Toy
+from tests.support.toy_data import Toy
 
 SEQ = 32
 

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from app.data.module import TokenDataModule, build_data
 from app.data.steps import evenly
 from app.registry import UserError, find, knobs, names
-from tests.app.data.toy import CONF, Toy
+from tests.support.toy_data import CONF, Toy
 
 
 def as_rank(module, rank, ranks, monkeypatch):

@@ -24,7 +24,7 @@ from app.data.tokenizers.bpe import Bpe
 from app.data.tokenizers.bytes import Bytes
 from app.data.tokenizers.file import File
 from app.registry import UserError
-from tests.app.runs.test_data_page import PACK, written
+from tests.support.text_files import PACK, written
 
 pytestmark = pytest.mark.nightly
 

@@ -16,8 +16,8 @@ from torch.nn.functional import silu
 from app.hub.read import config_of, model_of
 from app.hub.weight_files import tensors_of
 from app.registry import UserError
-from tests.app.runs.conftest import SMALL, command, environment, write_text
 from tests.conftest import ROOT
+from tests.support.shell import SMALL, command, environment, write_text
 
 pytestmark = pytest.mark.nightly
 

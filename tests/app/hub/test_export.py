@@ -12,7 +12,7 @@ from app.hub.architectures import fitting
 from app.hub.facts import facts_of
 from app.hub.weights import views
 from app.registry import UserError
-from tests.app.hub.models import CASES, DOUBLED, VOCAB, config_of, model_of, written
+from tests.support.hub_models import CASES, DOUBLED, VOCAB, config_of, model_of, written
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 

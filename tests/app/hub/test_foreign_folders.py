@@ -9,60 +9,28 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 
 from app.hub.read import import_run
 from app.hub.weight_files import plain_copy
 from app.hub.write import export
 from app.registry import UserError
 from app.runs.read import read_run
-from tests.app.hub.models import CASES, config_of, model_of, written
+from tests.support.hub_models import (
+    BEGIN,
+    END,
+    OVERRIDES,
+    add_tokenizer,
+)
 
 pytestmark = pytest.mark.nightly
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
-BEGIN = "<s>"
-END = "</s>"
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small Mixtral; the working directory is where its run will be made."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "t.txt").write_text(
-        "the people of the town say to each other what they have seen at night\n" * 200
-    )
-    config = config_of(*CASES["mixtral"])
-    written(tmp_path / "theirs", config, model_of(config))
-    return tmp_path / "theirs"
 
 
 def change(folder: Path, **values: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def add_tokenizer(folder: Path, begin: str | None = BEGIN, end: str = END) -> None:
-    """Byte pairs of 40 letters, with two special tokens,
-    whose ids are below the 61 of the model.
-    """
-    letters = sorted(
-        {*pre_tokenizers.ByteLevel.alphabet()} & {*"abcdefghijklmnopqrstuvwxyz'.,", "Ġ", "Ċ"}
-    )
-    model = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = decoders.ByteLevel()
-    model.add_special_tokens([token for token in (begin, end) if token is not None])
-    model.add_tokens(
-        [f"filler{number}" for number in range(61 - model.get_vocab_size(with_added_tokens=True))]
-    )
-    model.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"bos_token": begin, "eos_token": end})
-    )
-
-
-OVERRIDES = ("data=text", "data.path=t.txt", "data.seq_len=16", "data.val_rows=4", "callbacks=off")
 
 
 def test_an_error_of_the_comparison_names_the_folder(

@@ -15,9 +15,9 @@ from app.hub.read import config_of, model_of
 from app.hub.weight_files import tensors_of
 from app.hub.weights import read_from
 from app.registry import UserError
-from tests.app.hub.models import CASES, DOUBLED, VOCAB, written
-from tests.app.hub.models import config_of as config_by
-from tests.app.hub.models import model_of as ours_of
+from tests.support.hub_models import CASES, DOUBLED, VOCAB, written
+from tests.support.hub_models import config_of as config_by
+from tests.support.hub_models import model_of as ours_of
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 TYPED = ("tokenizer=bytes",)

@@ -14,9 +14,9 @@ from app.model.assemble import build_model
 from app.registry import UserError
 from app.runs.read import read_run
 from app.training.checkpoints import read_checkpoint
-from tests.app.hub.models import CASES, config_of, model_of, written
-from tests.app.runs.conftest import SMALL, command, environment, mistake, write_text
 from tests.conftest import ROOT
+from tests.support.hub_models import CASES, config_of, model_of, written
+from tests.support.shell import SMALL, command, environment, mistake, write_text
 
 pytestmark = pytest.mark.nightly
 

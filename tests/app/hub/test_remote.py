@@ -14,8 +14,8 @@ from app.hub.write import write_folder
 from app.model.assemble import build_model
 from app.pages.exports import pairs
 from app.registry import UserError
-from tests.app.hub.models import VOCAB
-from tests.app.runs.conftest import environment
+from tests.support.hub_models import VOCAB
+from tests.support.shell import environment
 
 pytestmark = pytest.mark.nightly
 

@@ -17,8 +17,8 @@ from app.hub.write import write_folder
 from app.model.assemble import build_model
 from app.pages.exports import choices, pairs
 from app.registry import UserError
-from tests.app.hub.models import VOCAB
-from tests.app.hub.models import config_of as config_by
+from tests.support.hub_models import VOCAB
+from tests.support.hub_models import config_of as config_by
 
 pytestmark = pytest.mark.nightly
 

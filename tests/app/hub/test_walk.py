@@ -12,7 +12,7 @@ from app.hub.facts import facts_of
 from app.model.assemble import build_model
 from app.pages.exports import choices, pairs, table
 from app.registry import UserError
-from tests.app.hub.models import VOCAB, written
+from tests.support.hub_models import VOCAB, written
 
 pytestmark = pytest.mark.nightly
 

@@ -8,7 +8,7 @@ import yaml
 
 from app.pages import claims
 from app.races.race import read_race
-from tests.app.races.test_plan import VALUES
+from tests.support.studies import VALUES
 
 NOISE = (0.0, 0.001, -0.001)
 

@@ -17,8 +17,8 @@ import yaml
 
 from app.config.errors import MISTAKES, one_line
 from app.race import main
-from tests.app.runs.conftest import SMALL, environment, write_text
 from tests.conftest import ROOT
+from tests.support.shell import SMALL, environment, write_text
 
 pytestmark = pytest.mark.nightly
 

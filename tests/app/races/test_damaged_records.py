@@ -12,7 +12,7 @@ from app.races.schema import require_comparable
 from app.races.tables import markdown
 from app.registry import UserError
 from app.training.markdown import escaped
-from tests.app.races.test_plan import WHOLE
+from tests.support.studies import WHOLE
 
 LINE: dict[str, Any] = WHOLE | {
     "contestant": "a",

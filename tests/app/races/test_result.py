@@ -17,7 +17,7 @@ from app.races.race import read_race
 from app.races.result import Result, Row, SpeedUp, result_of, unequal
 from app.races.speed_up import share_for
 from app.races.tables import cells, failures, markdown
-from tests.app.races.test_plan import VALUES
+from tests.support.studies import VALUES
 
 NAMES: dict[str, list[str]] = {"top2": [], "good": [], "same": [], "broken": [], "typo": []}
 RACE = read_race(VALUES | {"contestants": NAMES, "seeds": [0, 1, 2]})

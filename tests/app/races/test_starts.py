@@ -10,7 +10,7 @@ import pytest
 from app.races.plan import Plan
 from app.races.race import read_race
 from app.registry import UserError
-from tests.app.races.test_plan import VALUES
+from tests.support.studies import VALUES
 
 STAGES: dict[str, Any] = {
     "before": {

@@ -1,31 +1,24 @@
 """docs/data.md, row by row: the files that it speaks of, in front of a fresh train.py."""
 
-import bz2
-import csv
 import gzip
-import io
 import json
-import lzma
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pytest
-from pyarrow import parquet
 from tokenizers import Tokenizer, models
 
-from tests.app.runs.conftest import SENTENCE
-from tests.app.runs.test_moments import FRESH, _train, ended
-from tests.conftest import ROOT
+from tests.support.interrupted import FRESH, _train, ended
+from tests.support.shell import SENTENCE
+from tests.support.text_files import PACK, PAGE, Rows, table, written
 
 pytestmark = pytest.mark.nightly
 
-PAGE = (ROOT / "docs/data.md").read_text()
 SMALL = (
     "model=nano data=text data.seq_len=16 data.batch_size=2 data.val_rows=2 callbacks=off "
     "logger=none"
@@ -38,44 +31,8 @@ TEXTS = [
 ]
 GOOD = [{"text": text} for text in TEXTS]
 DEEP = "[" * 20_000 + "]" * 20_000
-PACK: dict[str, Callable[[bytes], bytes]] = {
-    "nothing": bytes,
-    ".gz": gzip.compress,
-    ".zst": lambda data: pyarrow.Codec("zstd").compress(data, asbytes=True),
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-}
-Rows = list[Any]
 # a file, and the texts that are read out of it
 Made = tuple[bytes, list[str]]
-
-
-def table(number: int) -> Iterator[list[str]]:
-    """The rows of one of the two tables of troubles."""
-    tables = re.findall(r"(?:^\|.*\n)+", PAGE.partition("<!-- troubles -->")[2], flags=re.MULTILINE)
-    return (
-        [cell.strip() for cell in line[1:-1].split(" | ")]
-        for line in tables[number].splitlines()[2:]
-    )
-
-
-def written(kind: str, rows: Rows) -> bytes:
-    """Rows as a file of this kind."""
-    match kind:
-        case ".txt" | ".md":
-            return "\n".join(row["text"] for row in rows).encode()
-        case ".json":
-            return json.dumps(rows, indent=1).encode()
-        case ".csv" | ".tsv":
-            table = csv.writer(
-                out := io.StringIO(newline=""), delimiter="," if kind == ".csv" else "\t"
-            )
-            table.writerows([list(rows[0]), *(row.values() for row in rows)])
-            return out.getvalue().encode()
-        case ".parquet":
-            parquet.write_table(pyarrow.Table.from_pylist(rows), buffer := io.BytesIO())
-            return buffer.getvalue()
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def good(kind: str, rows: Rows = GOOD, texts: list[str] = TEXTS) -> Made:

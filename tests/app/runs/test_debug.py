@@ -9,7 +9,7 @@ import torch
 
 from app.config.compose import composed
 from tests.conftest import ROOT, events_of
-from tests.test_train import Train
+from tests.support.mistakes import Train
 
 
 @pytest.mark.parametrize("experiment", ["null", "_base/toy", "paper/deepseekmoe_2b"])

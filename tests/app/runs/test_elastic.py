@@ -13,9 +13,9 @@ import pytest
 
 from app.config.saved import read_config
 from app.training.checkpoints import read_checkpoint, steps
-from tests.app.runs.conftest import SMALL, environment
-from tests.app.training.test_faults import same
 from tests.conftest import ROOT, free_port
+from tests.support.interrupted import same
+from tests.support.shell import SMALL, environment
 
 pytestmark = pytest.mark.nightly
 

@@ -15,10 +15,10 @@ import yaml
 
 from app.training import usage
 from app.training.checkpoints import steps
-from tests.app.runs.conftest import Shell, command, environment, mistake, shown, tree
-from tests.app.training.test_faults import assert_same_end
-from tests.test_train import Train
-from tests.test_train import mistake as told
+from tests.support.interrupted import assert_same_end
+from tests.support.mistakes import Train
+from tests.support.mistakes import mistake as told
+from tests.support.shell import Shell, command, environment, mistake, shown, tree
 
 LONG = (
     "train SMALL trainer.max_steps=12 trainer.val_every=3 trainer.checkpoint_every=4 "

@@ -4,28 +4,23 @@ the run goes on and ends as a straight one does.
 
 import csv
 import json
-import multiprocessing
-import os
-import runpy
 import signal
-import sys
-from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 
 from app.training.checkpoints import read_checkpoint, steps
-from tests.app.runs.conftest import SMALL, shown, write_text
-from tests.app.training.test_faults import before, same
-from tests.conftest import ROOT, become_rank, free_port
+from tests.support.interrupted import (
+    FRESH,
+    same,
+    train,
+    train_two,
+)
+from tests.support.shell import SMALL, shown, write_text
 
 pytestmark = pytest.mark.nightly
 
-# every process starts as one that has imported, and done no more
-FRESH = multiprocessing.get_context("forkserver")
 FRESH.set_forkserver_preload(["app.runs.run", __name__])
 LINE = (
     f"{SMALL} data.micro_batch_size=2 trainer.val_every=3 trainer.log_every=3 "
@@ -40,75 +35,8 @@ FEWER = [
         for name in ("co_activation", "domain_pictures", "layer_information")
     ),
 ]
-# where a function is, its name, and which of its calls
-Moment = tuple[str, str, int]
 SPLIT = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2")
-TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 CLOCK = ("wall_s", "tokens_per_s", "peak_memory_bytes")
-
-
-def _train(folder: Path, words: list[str], moment: Moment | None, *numbers: signal.Signals) -> None:
-    """train.py, which gets signals when a function is called for the n-th time,
-    before that does anything.
-    """
-    os.chdir(folder)
-    sys.argv = [str(ROOT / "train.py"), *words]
-    if moment is not None:
-        place, name, call = moment
-        calls = count(1)
-        before(
-            resolve_name(place),
-            name,
-            lambda *_: next(calls) == call and list(map(signal.raise_signal, numbers)),
-        )
-    runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-def _train_rank(rank: int, port: int, *args: Any) -> None:
-    become_rank(rank, 2, port)
-    _train(*args)
-
-
-def ended(process: Any) -> int | None:
-    process.join(60)
-    process.kill()  # had it hung
-    return process.exitcode
-
-
-def train(
-    folder: Path, words: list[str], moment: Moment | None = None, *numbers: signal.Signals
-) -> int | None:
-    process = FRESH.Process(target=_train, args=(folder, words, moment, *numbers))
-    process.start()
-    return ended(process)
-
-
-def train_two(
-    folder: Path,
-    words: list[str],
-    moment: Moment | None = None,
-    how: Sequence[str] = TWO,
-    killed: int = 1,
-) -> list[int | None]:
-    """On two processes, one of which gets the signal."""
-    port = free_port()
-    two = [
-        FRESH.Process(
-            target=_train_rank,
-            args=(
-                rank,
-                port,
-                folder,
-                [*words, *how],
-                moment if rank == killed else None,
-                signal.SIGKILL,
-            ),
-        )
-        for rank in range(2)
-    ]
-    for process in two:
-        process.start()
-    return [ended(process) for process in two]
 
 
 def names(run: Path) -> set[str]:

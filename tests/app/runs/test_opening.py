@@ -19,7 +19,7 @@ from app.runs import summary
 from app.runs.read import read_run, weights_of
 from app.training.checkpoints import read_checkpoint
 from tests.conftest import ROOT
-from tests.test_train import mistake
+from tests.support.mistakes import mistake
 
 Train = Callable[..., Path]
 LONG = (

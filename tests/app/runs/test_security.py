@@ -21,7 +21,7 @@ from app.data.module import build_data
 from app.registry import UserError
 from app.runs.read import read_run
 from app.training.checkpoints import CheckpointFiles, checksum, digest, newest, read_checkpoint
-from tests.test_train import mistake
+from tests.support.mistakes import mistake
 
 Train = Callable[..., Path]
 

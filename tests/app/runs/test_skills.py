@@ -25,10 +25,10 @@ from app.runs.library import load_skills, path_of, read_skill, write_skill
 from app.runs.read import located, read_run
 from app.runs.stages import add_words, compose_words, keep
 from app.training.checkpoints import read_checkpoint
-from tests.app.runs.conftest import SMALL, environment, write_text
-from tests.app.runs.test_moments import train as train_alone
-from tests.app.runs.test_moments import train_two
 from tests.conftest import ROOT
+from tests.support.interrupted import train as train_alone
+from tests.support.interrupted import train_two
+from tests.support.shell import SMALL, environment, write_text
 
 BASE = Path("runs/base")
 TEXT = ["data=text", "data.path=t.txt", "data.seq_len=32", "data.val_rows=4"]

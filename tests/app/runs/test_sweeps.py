@@ -12,9 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from app.training.module import LanguageModel
-from tests.app.runs.conftest import Shell, command, environment, mistake
-from tests.test_train import Train
-from tests.test_train import mistake as told
+from tests.support.mistakes import Train
+from tests.support.mistakes import mistake as told
+from tests.support.shell import Shell, command, environment, mistake
 
 pytestmark = pytest.mark.nightly
 

@@ -27,10 +27,10 @@ from app.training.expert_parallel import AllToAll
 from app.training.module import LanguageModel
 from callbacks.warnings import Warnings
 from tests.conftest import NANO, ROOT, become_rank, free_port
-from tests.test_train import mistake
+from tests.support.interrupted import LAST, assert_same_end, before, same
+from tests.support.mistakes import mistake
 
 Train = Callable[..., Path]
-LAST = 6
 PARTS = (
     "router=noisy_topk",
     "balance=[aux,loss_free]",
@@ -44,17 +44,6 @@ PARTS = (
 
 def kill(*args: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def before(owner: Any, name: str, act: Callable[..., None]) -> None:
-    """Calls `act` before each call of a method."""
-    method = getattr(owner, name)
-
-    def both(*args: Any, **kwargs: Any) -> Any:
-        act(*args)
-        return method(*args, **kwargs)
-
-    setattr(owner, name, both)
 
 
 def at_step(step: int, act: Callable[[], Any]) -> Callable[..., None]:
@@ -101,24 +90,6 @@ def die(train: Train, said: Path, place: Callable[[], None], *overrides: str) ->
         train(*PARTS, *overrides, name="killed")
 
     assert ended(forked(work, said)) == -signal.SIGKILL
-
-
-def same(one: Any, two: Any) -> bool:
-    """Whether two checkpoints hold the same bits."""
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(same, one, two))
-    return torch.equal(one, two) if isinstance(one, torch.Tensor) else bool(one == two)
-
-
-def assert_same_end(straight: Path, resumed: Path, last: int = LAST) -> None:
-    one, two = (
-        torch.load(run / f"checkpoints/step_{last}.ckpt", weights_only=True)
-        for run in (straight, resumed)
-    )
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "tokens_seen", "global_step"):
-        assert same(one[part], two[part]), part
 
 
 # --- killed

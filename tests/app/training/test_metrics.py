@@ -19,35 +19,7 @@ from app.training.metrics import (
     routing_sums,
 )
 from routers.contract import Routing
-
-
-def route(
-    expert: Tensor,
-    num_experts: int,
-    logits: Tensor | None = None,
-    kept: Tensor | None = None,
-    valid: Tensor | None = None,
-) -> Routing:
-    """Tokens with experts (T, K), -1 for none, in one sequence;
-    softmax scores of the logits, gates of 1/K.
-    """
-    num_tokens, k = expert.shape
-    token = torch.arange(num_tokens).repeat_interleave(k)
-    flat = expert.flatten().masked_fill(expert.flatten() < 0, num_experts)
-    somebody = flat < num_experts
-    logits = torch.zeros(num_tokens, num_experts) if logits is None else logits
-    return Routing(
-        token=token,
-        expert=flat,
-        gate=somebody / k,
-        kept=somebody if kept is None else kept & somebody,
-        logits=logits,
-        scores=logits.softmax(-1),
-        probabilities=logits.softmax(-1),
-        top_k=k,
-        valid=torch.ones(1, num_tokens, dtype=torch.bool) if valid is None else valid,
-        state=None,
-    )
+from tests.support.routings import route
 
 
 def statistics(*forwards: list[Routing]) -> dict[str, Tensor]:

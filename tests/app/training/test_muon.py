@@ -16,9 +16,8 @@ from app.training.optimizers import muon
 from app.training.optimizers.blocks import Blocks, map_blocks, map_blocks_on_ranks
 from app.training.optimizers.muon import Muon, orthogonal_update
 from app.training.sharding import full_tensor
-from tests.app.training.ranks import each
-from tests.app.training.test_sharding import CLIP, VOCAB
-from tests.app.training.test_step import trained
+from tests.support.ranks import each
+from tests.support.sharded import CLIP, VOCAB, trained
 
 Compose = Callable[..., dict[str, Any]]
 KNOBS: dict[str, Any] = {

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from app.training.sharding import full_tensor
-from tests.app.training.ranks import fork
-from tests.app.training.test_sharding import CLIP, EVEN, as_run, bare_trainer, go_on, ragged_batch
+from tests.support.ranks import fork
+from tests.support.sharded import CLIP, EVEN, as_run, bare_trainer, go_on, ragged_batch
 
 pytestmark = pytest.mark.nightly
 

@@ -17,8 +17,8 @@ from app.runs.gather import main as gather
 from app.training.checkpoints import CheckpointFiles, newest, read_checkpoint, write_atomically
 from app.training.files import checksum, digest
 from app.training.shards import WHERE, write_shards
-from tests.app.training.ranks import each
-from tests.app.training.test_faults import same
+from tests.support.interrupted import same
+from tests.support.ranks import each
 
 STATE = {
     "state_dict": {"model.a": torch.arange(6.0).view(2, 3), "model.b": torch.tensor([1, 2])},

@@ -15,28 +15,13 @@ from torch.distributed import distributed_c10d
 from torch.utils.data import DataLoader
 
 from app.config.build import build_module
-from app.training.metrics import Total, routing_sums
-from app.training.module import LanguageModel
 from routers.contract import Context
 from routers.noise import PARTS
-from tests.app.training.ranks import each
-from tests.app.training.test_sharding import CLIP, VOCAB, bare_trainer, gradients, ragged_batch
+from tests.support.ranks import each
+from tests.support.sharded import CLIP, VOCAB, bare_trainer, gradients, ragged_batch, trained
 
 Compose = Callable[..., dict[str, Any]]
 CONTROLLERS = ("loss_free", "quantile", "pid", "momentum_bias")
-
-
-def trained(
-    config: dict[str, Any], rank: int, ranks: int, steps: int = 2
-) -> tuple[LanguageModel, Total]:
-    """A module after some steps on the same rows, and the sums of all its routings."""
-    lightning.seed_everything(0, verbose=False)
-    module = build_module(config, VOCAB, ["text"], config["data"]["micro_batch_size"])
-    total = Total()
-    module.routing_hooks.append(lambda routings, batch: total.add(routing_sums(routings)))
-    batch = {name: value[rank::ranks] for name, value in ragged_batch().items()}
-    bare_trainer(config, ranks, steps).fit(module, DataLoader([batch] * steps, batch_size=None))
-    return module, total
 
 
 def seen(config: dict[str, Any], rank: int = 0, ranks: int = 1) -> dict[str, Tensor]:

@@ -20,10 +20,10 @@ from app.training.checkpoints import read_checkpoint
 from app.training.module import LanguageModel
 from app.training.sharding import full_tensor
 from app.training.unfilled import unfilled
-from tests.app.training.peaks import peaks
-from tests.app.training.ranks import each
-from tests.app.training.test_sharding import bare_trainer
 from tests.conftest import ROOT
+from tests.support.peaks import peaks
+from tests.support.ranks import each
+from tests.support.sharded import bare_trainer
 
 CONF = ROOT / "conf"
 VOCAB = 64

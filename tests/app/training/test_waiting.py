@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from app.config.build import build_callbacks, build_module, build_trainer_config
 from app.training.trainer import make_trainer
-from tests.app.training.ranks import each
-from tests.app.training.test_sharding import VOCAB, ragged_batch
+from tests.support.ranks import each
+from tests.support.sharded import VOCAB, ragged_batch
 
 Compose = Callable[..., dict[str, Any]]
 STEPS = 7

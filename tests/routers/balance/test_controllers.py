@@ -9,7 +9,7 @@ from app.config.parts import build_part
 from app.registry import names
 from routers.balancer import Balancer
 from routers.contract import Routing
-from tests.routers.balance.test_laws import routing, sizes, term
+from tests.support.routings import routing, sizes, term
 
 L = 2
 E = 8

@@ -8,47 +8,15 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 
-from app.config.parts import build_part, defaults
-from app.registry import find, names
+from app.config.parts import build_part
+from app.registry import names
 from routers.collectives import num_ranks, rank_sum
-from routers.contract import Balance, Routing, Score, Sizes
-from tests.app.training.ranks import each
+from routers.contract import Balance, Routing, Score
+from tests.support.ranks import each
+from tests.support.routings import routing, sizes, term, uniform
 
 FAMILY = ("aux", "device", "communication", "seq_v3")  # f.P
 SCOPES = ("micro", "sequence", "global")
-
-
-def sizes(num_experts: int, top_k: int) -> Sizes:
-    return Sizes(dim=8, num_experts=num_experts, top_k=top_k, num_layers=2, vocab_size=8)
-
-
-def term(name: str, size: Sizes, **knobs: object) -> Balance:
-    values = {key: value for key, value in defaults("balance", name).items() if key != "name"}
-    return find("balance", name)(size, **values | knobs)
-
-
-def routing(logits: Tensor, expert: Tensor, valid: Tensor | None = None, **more: Tensor) -> Routing:
-    """Softmax scores of logits (B, S, E); expert (T, K)."""
-    rows, length, num_experts = logits.shape
-    valid = torch.ones(rows, length, dtype=torch.bool) if valid is None else valid
-    logits = logits.flatten(0, 1)
-    scores = logits.softmax(-1)
-    token = torch.arange(len(logits)).repeat_interleave(expert.size(1))
-    expert = expert.flatten().masked_fill(~valid.flatten()[token], num_experts)
-    gate = scores[token, expert.clamp(max=num_experts - 1)] * (expert < num_experts)
-    kept = expert < num_experts
-    top_k = len(token) // len(logits)
-    return Routing(token, expert, gate, kept, logits, scores, scores, top_k, valid, None, **more)
-
-
-def uniform(num_experts: int, top_k: int, rows: int = 2) -> Routing:
-    """Every expert equally often in every sequence,
-    equal logits (with a little noise that decides the top-k).
-    """
-    token = torch.arange(rows * num_experts)[:, None]
-    expert = (token + torch.arange(top_k)) % num_experts
-    logits = torch.zeros(rows * num_experts, num_experts).scatter(1, expert, 1e-7)
-    return routing(logits.view(rows, num_experts, num_experts), expert)
 
 
 @pytest.mark.parametrize(("num_experts", "top_k"), [(4, 1), (8, 2), (8, 3), (12, 12), (16, 6)])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from routers.contract import Routing
-from tests.routers.balance.test_laws import routing, sizes, term
+from tests.support.routings import routing, sizes, term
 
 B = 3
 S = 5

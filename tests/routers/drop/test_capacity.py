@@ -8,7 +8,7 @@ from torch import Tensor
 
 from app.registry import find
 from routers.contract import Context, Drop, Selected
-from tests.routers.nano import SIZES
+from tests.support.nano import SIZES
 
 E = 4
 K = 2

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from routers.contract import Context, Selected
 from routers.drop.gshard import GShard
-from tests.routers.nano import SIZES
+from tests.support.nano import SIZES
 
 E = 4
 T = 40

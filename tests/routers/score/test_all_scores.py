@@ -8,7 +8,7 @@ from torch import nn
 
 from app.registry import find, names
 from routers.contract import Score, Scored, Sizes
-from tests.routers.score.scoring import context, knobs, tokens
+from tests.support.scoring import context, knobs, tokens
 
 SIZES = Sizes(dim=6, num_experts=5, top_k=2, num_layers=2, vocab_size=40)
 

@@ -9,7 +9,7 @@ from routers.score.constant import Constant
 from routers.score.context import ContextAware
 from routers.score.depth_average import DepthAverage
 from routers.score.residual import Residual
-from tests.routers.score.scoring import (
+from tests.support.scoring import (
     SIZES,
     array,
     assert_equal,

@@ -7,7 +7,7 @@ import torch
 from routers.contract import Sizes
 from routers.score.hash import Hash
 from routers.score.hyper import Hyper
-from tests.routers.score.scoring import (
+from tests.support.scoring import (
     SIZES,
     array,
     assert_equal,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from routers.contract import Scored, Sizes
 from routers.score.gru import GRU
-from tests.routers.score.scoring import (
+from tests.support.scoring import (
     SIZES,
     array,
     assert_equal,

@@ -5,7 +5,7 @@ import torch
 
 from routers.contract import Context
 from routers.score.noisy import Noisy
-from tests.routers.score.scoring import (
+from tests.support.scoring import (
     SIZES,
     array,
     assert_equal,

@@ -5,7 +5,7 @@ import torch
 
 from app.registry import UserError
 from routers.score.oracle import Oracle
-from tests.routers.score.scoring import SIZES, array, context, tokens
+from tests.support.scoring import SIZES, array, context, tokens
 
 
 def test_every_domain_has_experts_of_its_own_in_a_circle() -> None:

@@ -10,7 +10,7 @@ from routers.score.jitter import Jitter
 from routers.score.linear import Linear
 from routers.score.mlp import MLP
 from routers.score.random import Random
-from tests.routers.score.scoring import (
+from tests.support.scoring import (
     SIZES,
     array,
     assert_equal,

@@ -5,7 +5,7 @@ import torch
 
 from app.registry import names
 from routers.contract import Select, Sizes
-from tests.routers.select.selecting import SIZES, Pairs, build, every, pairs, probabilities
+from tests.support.selecting import SIZES, Pairs, build, every, pairs, probabilities
 
 
 def cut(choice: torch.Tensor, valid: torch.Tensor, scope: str, select: Select) -> Pairs:

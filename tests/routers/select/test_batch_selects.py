@@ -15,7 +15,7 @@ from routers.select.expert_choice import ExpertChoice
 from routers.select.seq_top_k import SeqTopK, full_rank, prefix_rank
 from routers.select.sinkhorn import Sinkhorn
 from routers.select.top_k import TopK
-from tests.routers.select.selecting import SIZES, build, every, pairs, probabilities
+from tests.support.selecting import SIZES, build, every, pairs, probabilities
 
 
 def skewed(num_tokens: int) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from routers.contract import Activated, Context, Select
 from routers.select.growing_k import GrowingK
-from tests.routers.select.selecting import SIZES, build, every
+from tests.support.selecting import SIZES, build, every
 
 
 def chosen(

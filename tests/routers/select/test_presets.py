@@ -10,7 +10,7 @@ from app.config.build import build_module
 from routers.balance.seq_v3 import SeqV3
 from routers.contract import Context, Sizes
 from routers.drop.capacity import Capacity
-from tests.routers.select.presets import CONF, NAMES, build, config, parts
+from tests.support.presets import CONF, NAMES, build, config, parts
 
 SIZES = Sizes(dim=8, num_experts=16, top_k=2, num_layers=2, vocab_size=32)
 NEEDED = """\

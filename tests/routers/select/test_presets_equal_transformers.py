@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from routers.contract import Context, Sizes
 from routers.router import Router
-from tests.routers.select.presets import build
+from tests.support.presets import build
 
 transformers = pytest.importorskip("transformers")
 SIZES = Sizes(dim=12, num_experts=16, top_k=4, num_layers=2, vocab_size=32)

@@ -12,7 +12,7 @@ from routers.select.group_limited import GroupLimited
 from routers.select.grouped import Grouped
 from routers.select.positive import Positive
 from routers.select.top_p import TopP
-from tests.routers.select.selecting import Pairs, build, every, pairs
+from tests.support.selecting import Pairs, build, every, pairs
 
 
 def sizes(num_experts: int) -> Sizes:

@@ -8,7 +8,7 @@ from app.config.parts import build_part
 from app.registry import find
 from routers.contract import Context
 from routers.router import Router
-from tests.routers.nano import SIZES
+from tests.support.nano import SIZES
 
 FORMULAS = {
     "softmax": lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True),

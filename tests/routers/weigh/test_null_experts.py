@@ -9,7 +9,7 @@ from app.config.parts import build_part
 from app.registry import names
 from routers.contract import Context, Scored
 from routers.router import Router
-from tests.routers.nano import SIZES, layout, model
+from tests.support.nano import SIZES, layout, model
 
 
 def gates(

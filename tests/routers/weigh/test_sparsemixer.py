@@ -11,7 +11,7 @@ from torch import Tensor
 from app.config.parts import build_part
 from routers.contract import Context
 from routers.router import Router
-from tests.routers.nano import SIZES
+from tests.support.nano import SIZES
 
 EVERY = 60_000
 

@@ -20,9 +20,9 @@ import yaml
 
 from app.data.sources.hub import Hub
 from app.registry import UserError
-from tests.app.data.sources.hub_server import NEW, OLD, Server, serving, write_set
-from tests.app.runs.conftest import shown
-from tests.app.runs.test_moments import FRESH, Moment, _train, ended
+from tests.support.hub_server import NEW, OLD, Server, serving, write_set
+from tests.support.interrupted import FRESH, Moment, _train, ended
+from tests.support.shell import shown
 
 HUB: dict[str, Any] = {
     "config": None,

@@ -13,8 +13,8 @@ import torch
 from app.config.compose import composed
 from app.data.module import TokenDataModule, build_data
 from app.registry import UserError
-from tests.app.runs.conftest import shown, write_text
-from tests.app.runs.test_moments import train
+from tests.support.interrupted import train
+from tests.support.shell import shown, write_text
 
 BOOKS_AND_WEB = "data.sources={books:{path:BOOKS},web:{path:WEB,text_key:body}}"
 

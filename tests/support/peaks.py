@@ -1,4 +1,4 @@
-"""How much memory ranks need at most: `python -m tests.app.training.peaks '{...}'`, a process of
+"""How much memory ranks need at most: `python -m tests.support.peaks '{...}'`, a process of
 its own.
 
 In the process of the tests, blocks that others have freed would be counted or not. glibc is told to
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tests.app.training.ranks import each
-from tests.app.training.test_sharding import VOCAB, as_run, bare_trainer
 from tests.conftest import ROOT
+from tests.support.ranks import each
+from tests.support.sharded import VOCAB, as_run, bare_trainer
 
 
 def peaks(config: dict[str, Any], ranks: int, steps: int) -> list[dict[str, int]]:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from app.config.compose import composed
 from app.hub.architecture import Architecture
@@ -110,3 +112,44 @@ def written(folder: Path, config: dict[str, Any], model: Transformer) -> Archite
         read_from(model, architecture),
     )
     return architecture
+
+
+BEGIN = "<s>"
+
+
+END = "</s>"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small Mixtral; the working directory is where its run will be made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text(
+        "the people of the town say to each other what they have seen at night\n" * 200
+    )
+    config = config_of(*CASES["mixtral"])
+    written(tmp_path / "theirs", config, model_of(config))
+    return tmp_path / "theirs"
+
+
+def add_tokenizer(folder: Path, begin: str | None = BEGIN, end: str = END) -> None:
+    """Byte pairs of 40 letters, with two special tokens,
+    whose ids are below the 61 of the model.
+    """
+    letters = sorted(
+        {*pre_tokenizers.ByteLevel.alphabet()} & {*"abcdefghijklmnopqrstuvwxyz'.,", "Ġ", "Ċ"}
+    )
+    model = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens([token for token in (begin, end) if token is not None])
+    model.add_tokens(
+        [f"filler{number}" for number in range(61 - model.get_vocab_size(with_added_tokens=True))]
+    )
+    model.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": begin, "eos_token": end})
+    )
+
+
+OVERRIDES = ("data=text", "data.path=t.txt", "data.seq_len=16", "data.val_rows=4", "callbacks=off")
