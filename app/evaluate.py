@@ -75,8 +75,8 @@ def _likelihood(asked: argparse.Namespace) -> Figures:
     if asked.stride is not None:
         if asked.stride > run.seq_len:
             raise UserError(
-                f"--stride {asked.stride}: must be in 1..{run.seq_len}, "
-                "data.seq_len: no token is left out"
+                f"--stride {asked.stride}: must be in 1..{run.seq_len}, data.seq_len: no token is "
+                "left out"
             )
         parts = (
             strided(data.held_out([name]), run.seq_len, asked.stride, data.micro_batch_size)

@@ -39,8 +39,8 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_intermixed_args(arguments)  # options also before OUT
     if importlib.util.find_spec("transformers") is None:
         raise UserError(
-            "--to: transformers is not installed, which checks what is written; pip "
-            "install transformers"
+            "--to: transformers is not installed, which checks what is written; pip install "
+            "transformers"
         )
     # torch takes seconds to import, and --help needs none of it
     from app.hub.remote import export_remote

@@ -29,8 +29,8 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_args(arguments)
     if importlib.util.find_spec("transformers") is None:
         raise UserError(
-            "transformers is not installed, which knows what its configs mean; pip "
-            "install transformers"
+            "transformers is not installed, which knows what its configs mean; pip install "
+            "transformers"
         )
     # torch takes seconds to import, and --help needs none of it
     from app.hub.read import import_run

@@ -55,8 +55,8 @@ def first_line(name: str) -> str:
 def page(found: dict[str, list[Row]], where: str) -> str:
     """The page of the results."""
     about = (
-        f"Written by `python -m benchmarks`. {where} Read the ratios; the times belong to "
-        "the machine."
+        f"Written by `python -m benchmarks`. {where} Read the ratios; the times belong to the "
+        "machine."
     )
     parts = [f"# Benchmarks\n\n{about}\n"]
     parts += [
@@ -84,8 +84,8 @@ def machine(device: str) -> str:
     low = "with" if is_native(torch.bfloat16) else "without"
     return (
         f"Machine: {len(os.sched_getaffinity(0))} cores of "
-        f"{names[0] if names else platform.machine()}, "
-        f"{low} native bfloat16, torch {torch.__version__}."
+        f"{names[0] if names else platform.machine()}, {low} native bfloat16, torch "
+        f"{torch.__version__}."
     )
 
 

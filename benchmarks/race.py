@@ -59,8 +59,8 @@ def measured(name: str, sizes: list[str] | None, rounds: int) -> dict[str, dict[
         ]
         if plan.first(members, {}):
             raise UserError(
-                f"{name}: its contestants start from other runs, which lie where it "
-                "has run; run it first"
+                f"{name}: its contestants start from other runs, which lie where it has run; run "
+                "it first"
             )
         by_size = {
             size: [m for m in members if m.entry.size == size] for size in sizes or race.sizes

@@ -123,10 +123,8 @@ def row(name: str, counts: Counts) -> str:
     docstrings = f"{100 * counts.docstring_lines / counts.lines:.0f} %"
     return (
         f"{name:24} {counts.files:5} {counts.lines:7} {counts.tokens_per_code_line:11.1f} "
-        f"{comments:>9} "
-        f"{docstrings:>10} {functions:>12} {counts.long_lines:6} {counts.format_skips:5} "
-        f"{counts.noqa:5} "
-        f"{counts.any_annotations:5}"
+        f"{comments:>9} {docstrings:>10} {functions:>12} {counts.long_lines:6} "
+        f"{counts.format_skips:5} {counts.noqa:5} {counts.any_annotations:5}"
     )
 
 

@@ -45,8 +45,8 @@ def main() -> None:
         print(f"{size / 1e6:.0f} MB of text, median of {asked.rounds} rounds")
         print(f"encode_batch alone     {size / alone / 1e6:7.2f} MB/s")
         print(
-            f"file to token cache    {size / whole / 1e6:7.2f} MB/s, {alone / whole:.2f} times "
-            "as fast"
+            f"file to token cache    {size / whole / 1e6:7.2f} MB/s, {alone / whole:.2f} times as "
+            "fast"
         )
         print(f"memory above the base  {memory / 1e6:7.0f} MB")
 

@@ -32,8 +32,8 @@ class CoActivation(RoutingCallback):
     tags = (
         Tag(
             "specialisation/co_activation",
-            "share of the row expert's tokens that the other one has, layer by layer; the "
-            "diagonal is left empty",
+            "share of the row expert's tokens that the other one has, layer by layer; the diagonal "
+            "is left empty",
             "0..1",
             "image",
         ),

@@ -67,8 +67,8 @@ def lines(load: Tensor) -> list[str]:
     whole = load.sum(1)  # (L, E)
     findings = [_balance(whole), _specialisation(load), _dead(dead_experts(whole), whole.size(1))]
     head = (
-        "experts on held-out text: ░ little, ▒ even, ▓ more, █ from 1.75 times the even load "
-        "on, x no token"
+        "experts on held-out text: ░ little, ▒ even, ▓ more, █ from 1.75 times the even load on, x "
+        "no token"
     )
     rows = [f"layer {layer}  {_shaded(row)}" for layer, row in enumerate(uniform_multiple(whole))]
     return [head, *rows, *(line for line in findings if line)]
@@ -90,8 +90,7 @@ def _balance(load: Tensor) -> str:
     word = next(word for below, word in WORDS if violation < below)
     return (
         f"load: {word}. The busiest expert, number {expert} of layer {layer}, has "
-        f"{multiple.max():.2f} times the even "
-        f"load; MaxVio is {violation:.2f} on average"
+        f"{multiple.max():.2f} times the even load; MaxVio is {violation:.2f} on average"
     )
 
 

@@ -90,8 +90,8 @@ class ProgressLine(ProgressBar):
         bpb = trainer.callback_metrics.get("Loss/val_bpb")
         if bpb is not None:
             self.print(
-                f"step {trainer.global_step}/{trainer.max_steps} held-out text: "
-                f"{float(bpb):.3f} bits per byte"
+                f"step {trainer.global_step}/{trainer.max_steps} held-out text: {float(bpb):.3f} "
+                "bits per byte"
             )
 
     def on_train_end(

@@ -23,8 +23,8 @@ class SharedShare(LayerMeans):
     tags = (
         Tag(
             "experts/shared_share",
-            "norm of the shared output over the sum of that and of the routed output's, mean "
-            "over tokens",
+            "norm of the shared output over the sum of that and of the routed output's, mean over "
+            "tokens",
             "0..1",
             by_layer=True,
         ),

@@ -131,15 +131,14 @@ class Warnings(RoutingCallback):
         ):
             if 2 * dead > load.size(1):
                 warn(
-                    f"step {step}: router {layer} gave nothing to {dead} of {load.size(1)} "
-                    "experts for "
-                    f"{self.dead_steps} steps; raise the weight of a balance term"
+                    f"step {step}: router {layer} gave nothing to {dead} of {load.size(1)} experts "
+                    f"for {self.dead_steps} steps; raise the weight of a balance term"
                 )
             elif working < self.effective_share * load.size(1):
                 warn(
                     f"step {step}: router {layer} has collapsed: its load is as uneven as if "
-                    f"{working:.1f} of "
-                    f"{load.size(1)} experts worked; raise the weight of a balance term"
+                    f"{working:.1f} of {load.size(1)} experts worked; raise the weight of a "
+                    "balance term"
                 )
 
     def check_logits(self, rms: Tensor, step: int) -> None:
@@ -148,6 +147,5 @@ class Warnings(RoutingCallback):
             if size > self.logit_rms:
                 warn(
                     f"step {step}: the logits of router {layer} explode (root mean square "
-                    f"{size:.0f}); add z_loss to "
-                    "balance, or lower optimizer.router_lr_factor"
+                    f"{size:.0f}); add z_loss to balance, or lower optimizer.router_lr_factor"
                 )

@@ -283,8 +283,8 @@ def require_pool(num_experts: int, top_k: int, segments: int = 1) -> None:
     else:
         allowed += (
             f"num_experts: both count experts before each is split into segments={segments}, so "
-            "there are "
-            f"{segments * num_experts} experts, and a token has {segments} * top_k of them"
+            f"there are {segments * num_experts} experts, and a token has {segments} * top_k of "
+            "them"
         )
     require("top_k", top_k, 1 <= top_k <= num_experts, allowed)
 

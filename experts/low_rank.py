@@ -47,7 +47,8 @@ class SkilledLinear(nn.Linear):
             return y
         low = (x.flatten(0, -2) @ self.skills_a).transpose(0, 1)  # (T, k, r)
         share = (self.scale * self.alpha)[..., None].to(low.dtype)  # (T, k, 1)
-        return y + ((low * share).flatten(1) @ self.skills_b.flatten(0, 1)).view_as(y)
+        mixed = (low * share).flatten(1)  # (T, k * r)
+        return y + (mixed @ self.skills_b.flatten(0, 1)).view_as(y)
 
 
 def give_skills(module: nn.Module, num_skills: int, rank: int, scale: float) -> None:
@@ -63,8 +64,8 @@ def skilled(module: nn.Module) -> list[SkilledLinear]:
 
 
 def in_parameters(module: nn.Module, alpha: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-    """What `compute` gives while the skills of `module` are mixed by alpha (T,
-    k) in each of its layers.
+    """What `compute` gives while the skills of `module` are mixed by alpha (T, k) in each of its
+    layers.
     """
     with _acting(module, alpha):
         return compute()
@@ -74,14 +75,16 @@ def in_outputs(module: nn.Module, alpha: Tensor, compute: Callable[[], Tensor]) 
     """The same mixture of outputs: f_0 + sum_i alpha_i (f_i - f_0),
     where f_i has skill i alone and f_0 has none.
     """
-    base = y = compute()
+    base = compute()
     if not skilled(module):
-        return y
+        return base
+    y = base
     for i, share in enumerate(alpha.unbind(-1)):
-        one = torch.zeros_like(alpha)
-        one[:, i] = 1
-        with _acting(module, one):
-            y = y + share.view(*base.shape[:-1], 1).to(base.dtype) * (compute() - base)
+        alone = torch.zeros_like(alpha)
+        alone[:, i] = 1
+        with _acting(module, alone):
+            difference = compute() - base
+        y = y + share.view(*base.shape[:-1], 1).to(base.dtype) * difference
     return y
 
 

@@ -45,8 +45,13 @@ def importance(routings: Sequence[Routing]) -> Tensor:
     """Sum of the gates per layer and expert (L, E) float32, differentiable:
     what an expert weighs, beside its load.
     """
-    sums = [r.gate.new_zeros(r.logits.size(1) + 1).index_add(0, r.expert, r.gate) for r in routings]
-    return torch.stack(sums)[:, :-1]
+    sums = []
+    for routing in routings:
+        num_experts = routing.logits.size(1)
+        # One more place takes what is not assigned.
+        zeros = routing.gate.new_zeros(num_experts + 1)
+        sums.append(zeros.index_add(0, routing.expert, routing.gate)[:num_experts])
+    return torch.stack(sums)
 
 
 def sequence_load(routing: Routing) -> Tensor:
@@ -89,13 +94,12 @@ def per_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
 
 def softmax_per_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
     """Softmax of values (A,) over the assignments of each token: (A,); 0 where a value is -inf."""
-    least = torch.finfo(values.dtype).min
-    top = values.new_full((num_tokens,), least).scatter_reduce(0, token, values.detach(), "amax")[
-        token
-    ]
-    # the largest of a token is 1, so nothing underflows
-    exp = (values - top).exp()
-    return exp / per_token(exp, token, num_tokens).clamp_min(torch.finfo(values.dtype).tiny)
+    limits = torch.finfo(values.dtype)
+    # The largest value of a token becomes 0, so its exponential is 1 and nothing underflows.
+    largest = values.new_full((num_tokens,), limits.min)
+    largest = largest.scatter_reduce(0, token, values.detach(), "amax")
+    exp = (values - largest[token]).exp()
+    return exp / per_token(exp, token, num_tokens).clamp_min(limits.tiny)
 
 
 def rank_in_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:

@@ -43,8 +43,7 @@ class Balancer(nn.Module):
             holders = " or ".join(name for name, term in registered.items() if term.holds_k)
             raise ValueError(
                 f"balance={list(self._each())}: none of these terms holds the number of experts "
-                "per token, which "
-                f"{type(select).__name__} leaves open; add {holders}"
+                f"per token, which {type(select).__name__} leaves open; add {holders}"
             )
 
     def offset(self) -> Tensor | None:

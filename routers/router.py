@@ -46,10 +46,8 @@ class Router(nn.Module):
             f"select.{alone}",
             most,
             most > 1 or not weigh.normalize,
-            "a normalised gate of "
-            "one expert is constant "
-            "and teaches the router nothing; set router.weigh.normalize=false or select more "
-            "experts",
+            "a normalised gate of one expert is constant and teaches the router nothing; set "
+            "router.weigh.normalize=false or select more experts",
         )
         null = [expert in sizes.null for expert in range(sizes.num_experts + 1)]
         self.register_buffer("null", torch.tensor(null), persistent=False)  # (E + 1,)

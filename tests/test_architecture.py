@@ -16,11 +16,12 @@ ROOT = Path(__file__).parent.parent
 # circle
 ORDER = {
     "app.registry": [],
+    "app.fault_points": [],
     "routers": ["app.registry"],
     "experts": ["app.registry"],
     "app.model": ["app.registry", "routers", "experts"],
-    "app.data": ["app.registry"],
-    "app.training": ["app.registry", "routers", "experts", "app.model"],
+    "app.data": ["app.registry", "app.fault_points"],
+    "app.training": ["app.registry", "app.fault_points", "routers", "experts", "app.model"],
     "app.config": ["app.registry", "routers", "app.model", "app.training"],
     "app.cost": [
         "app.registry",
@@ -31,7 +32,15 @@ ORDER = {
         "app.training",
         "app.config",
     ],
-    "app.runs": ["app.registry", "app.model", "app.data", "app.training", "app.config", "app.cost"],
+    "app.runs": [
+        "app.registry",
+        "app.fault_points",
+        "app.model",
+        "app.data",
+        "app.training",
+        "app.config",
+        "app.cost",
+    ],
     "app.hub": [
         "app.registry",
         "experts",

@@ -17,8 +17,7 @@ pytestmark = pytest.mark.nightly
 ROOT = Path(__file__).parent.parent
 CUT = (
     "model=nano data.seq_len=32 data.batch_size=4 data.micro_batch_size=null data.val_rows=2 "
-    "trainer.max_steps=2 "
-    "trainer.precision=32-true"
+    "trainer.max_steps=2 trainer.precision=32-true"
 )
 TEXT = ["data=text", "data.path=book.txt", "tokenizer=bytes"]
 # what needs a GPU or several machines, holds words that stand for others, or writes the pages

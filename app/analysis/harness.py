@@ -9,7 +9,7 @@ From Python, `lm_eval.simple_evaluate(RouterZoo("runs/NAME"), tasks=[...])`.
 import app.config.environment  # noqa: F401  isort: skip  before torch
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,8 +109,8 @@ class RouterZoo(TemplateLM):
         for (_, text), _, ids in requests:
             if not ids:
                 raise UserError(
-                    f"{text!r}: its tokens are among those of what stands before it; "
-                    "ask for a longer one"
+                    f"{text!r}: its tokens are among those of what stands before it; ask for a "
+                    "longer one"
                 )
         return self._judged([(context, ids) for _, context, ids in requests])
 
@@ -120,21 +120,26 @@ class RouterZoo(TemplateLM):
         """The log-likelihood of whole texts, each token predicted once,
         of as many before it as the window holds.
         """
-        texts = [self.tok_encode(text) for (text,) in (request.args for request in requests)]
-        return [nats for nats, _ in self._judged([(ids[:1], ids[1:]) for ids in texts])]
+        texts = []
+        for request in requests:
+            (text,) = request.args
+            ids = self.tok_encode(text)
+            # The first token starts the document and is not predicted.
+            texts.append((ids[:1], ids[1:]))
+        return [nats for nats, _ in self._judged(texts)]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """What the run writes after each text, greedily unless the task says `do_sample`."""
-        alike = groupby(requests, key=lambda request: request.args[1])
-        return list(
-            chain.from_iterable(
-                self._continued([one.args[0] for one in some], how) for how, some in alike
-            )
-        )
+        written: list[str] = []
+        # Neighbours with the same settings are continued together.
+        for settings, group in groupby(requests, key=lambda request: request.args[1]):
+            written += self._continued([request.args[0] for request in group], settings)
+        return written
 
     def _continued(self, texts: list[str], asked: dict[str, Any]) -> Iterator[str]:
         how = dict(normalize_gen_kwargs(asked))
-        if unread := how.keys() - READ:
+        unread = how.keys() - READ
+        if unread:
             raise UserError(
                 f"gen_kwargs {min(unread)}: is not known here; known are {', '.join(sorted(READ))}"
             )
@@ -157,17 +162,21 @@ class RouterZoo(TemplateLM):
 
     def _judged(self, texts: Sequence[tuple[list[int], list[int]]]) -> list[Judged]:
         """Of each (context, text): how likely the text is after the context."""
-        parts = [
-            (i, part) for i, text in enumerate(texts) for part in windows(*text, self.run.seq_len)
-        ]
-        found = [(0.0, True)] * len(texts)
+        # A text that is longer than a window is judged in parts.
+        parts = []
+        text_of_part = []
+        for number, (context, text) in enumerate(texts):
+            for part in windows(context, text, self.run.seq_len):
+                parts.append(part)
+                text_of_part.append(number)
+        judged: list[Judged] = []
         for start in range(0, len(parts), self.batch_size):
-            some = parts[start : start + self.batch_size]
-            for (i, _), (nats, greedy) in zip(
-                some, self._computed([part for _, part in some]), strict=True
-            ):
-                found[i] = found[i][0] + nats, found[i][1] and greedy
-        return found
+            judged += self._computed(parts[start : start + self.batch_size])
+        totals = [(0.0, True)] * len(texts)
+        for number, (nats, is_greedy) in zip(text_of_part, judged, strict=True):
+            total, all_greedy = totals[number]
+            totals[number] = (total + nats, all_greedy and is_greedy)
+        return totals
 
     @torch.no_grad()
     def _computed(self, parts: Sequence[Option]) -> list[Judged]:

@@ -1,7 +1,6 @@
 """How well does a model predict a text?"""
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
 from typing import cast
 
 import torch
@@ -39,36 +38,56 @@ def strided(rows: Iterable[Batch], window: int, stride: int, size: int) -> Itera
         stride: in 1..window.
         size: windows of a batch.
     """
-    windows = (cut for document in _documents(rows) for cut in _windows(document, window, stride))
-    while some := list(islice(windows, size)):
-        padded = {
-            name: torch.stack([_padded(cut, name, window) for cut in some]) for name in some[0]
-        }
-        yield Batch(**padded, valid=padded["document"] >= 0)  # type: ignore[typeddict-item]
+    windows: list[Columns] = []
+    for document in _documents(rows):
+        for cut in _windows(document, window, stride):
+            windows.append(cut)
+            if len(windows) == size:
+                yield _batch(windows, window)
+                windows = []
+    if windows:
+        yield _batch(windows, window)
+
+
+def _batch(windows: list[Columns], length: int) -> Batch:
+    columns = {
+        name: torch.stack([_padded(cut, name, length) for cut in windows]) for name in windows[0]
+    }
+    return cast(Batch, {**columns, "valid": columns["document"] >= 0})
 
 
 def _documents(rows: Iterable[Batch]) -> Iterator[Columns]:
     """The columns of each document (N,), whatever rows it was cut into."""
-    parts = (
-        part for batch in rows for row in range(len(batch["tokens"])) for part in _parts(batch, row)
-    )
-    for _, same in groupby(
-        parts, key=lambda part: (int(part["domain"][0]), int(part["document"][0]))
-    ):
-        pieces = list(same)
-        yield {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+    pieces: list[Columns] = []
+    for batch in rows:
+        for row in range(len(batch["tokens"])):
+            for piece in _parts(batch, row):
+                if pieces and _document_of(piece) != _document_of(pieces[0]):
+                    yield _joined(pieces)
+                    pieces = []
+                pieces.append(piece)
+    if pieces:
+        yield _joined(pieces)
+
+
+def _document_of(piece: Columns) -> tuple[int, int]:
+    return int(piece["domain"][0]), int(piece["document"][0])
+
+
+def _joined(pieces: list[Columns]) -> Columns:
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def _parts(batch: Batch, row: int) -> Iterator[Columns]:
     """The documents in a row, without its padding."""
-    known = cast(Columns, batch)
+    valid = batch["valid"][row]
     columns = {
-        name: values[row][known["valid"][row]] for name, values in known.items() if name != "valid"
+        name: values[row][valid] for name, values in cast(Columns, batch).items() if name != "valid"
     }
     starts = (columns["document"].diff() != 0).nonzero().flatten() + 1
-    for place in torch.arange(len(columns["tokens"])).tensor_split(starts):
-        if len(place):
-            yield {name: values[place] for name, values in columns.items()}
+    for places in torch.arange(len(columns["tokens"])).tensor_split(starts):
+        if len(places):
+            yield {name: values[places] for name, values in columns.items()}
 
 
 def _windows(document: Columns, window: int, stride: int) -> Iterator[Columns]:
@@ -85,7 +104,7 @@ def _windows(document: Columns, window: int, stride: int) -> Iterator[Columns]:
 
 
 def _padded(cut: Columns, name: str, length: int) -> torch.Tensor:
-    filler = {"targets": IGNORED, "document": -1, "topic": -1, "domain": int(cut["domain"][0])}.get(
-        name, 0
-    )
-    return torch.nn.functional.pad(cut[name], (0, length - len(cut[name])), value=filler)
+    # Padding keeps the domain of the row: an index of the metric.
+    fillers = {"targets": IGNORED, "document": -1, "topic": -1, "domain": int(cut["domain"][0])}
+    missing = length - len(cut[name])
+    return torch.nn.functional.pad(cut[name], (0, missing), value=fillers.get(name, 0))

@@ -41,15 +41,22 @@ def _together(
 ) -> np.ndarray:
     """How many tokens have this first choice in one run and that one in the other."""
     counts = np.zeros(experts, dtype=np.int64)
-    for sample, its in zip(one, other, strict=True):
-        for first, second in zip(sample["experts"][layer], its["experts"][layer], strict=True):
-            if first and second:
-                counts[first[0][0], second[0][0]] += 1
+    for sample, other_sample in zip(one, other, strict=True):
+        choices = sample["experts"][layer]
+        other_choices = other_sample["experts"][layer]
+        for choice, other_choice in zip(choices, other_choices, strict=True):
+            # A token may have no expert.
+            if choice and other_choice:
+                first, _ = choice[0]
+                second, _ = other_choice[0]
+                counts[first, second] += 1
     return counts
 
 
 def _paired(counts: np.ndarray) -> list[int | None]:
-    partner: list[int | None] = [None] * counts.shape[1]
-    for first, second in zip(*linear_sum_assignment(counts, maximize=True), strict=True):
-        partner[second] = int(first)
-    return partner
+    """The partner of each expert of the other run, by how many tokens have both (E, E')."""
+    partners: list[int | None] = [None] * counts.shape[1]
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    for first, second in zip(rows, columns, strict=True):
+        partners[second] = int(first)
+    return partners

@@ -83,8 +83,7 @@ def _which_rows(run: TrainedRun, rows: int) -> str:
         return f"all {number} validation rows per domain, so the loss equals the validation loss"
     return (
         f"{number} of the {max(available)} validation rows per domain, so the loss is near the "
-        "validation loss; "
-        f"--rows {max(available)} uses all"
+        f"validation loss; --rows {max(available)} uses all"
     )
 
 

@@ -80,12 +80,18 @@ def rmoe_information(below: Routing, above: Routing, bins: int = 100) -> Tensor:
     E experts. It rises with the number of occupied bins. Qiu et al. 2024, arXiv 2408.06793,
     appendix A.4.2.
     """
-    edges = torch.linspace(0, 1, bins, dtype=torch.float64, device=below.logits.device)
-    # (T, E)
-    labels = [torch.bucketize(r.probabilities.double(), edges, right=True) for r in (below, above)]
-    one, other = (label[:, :, None] == label[:, None, :] for label in labels)  # (T, E, E)
-    information = _label_entropy(one) + _label_entropy(other) - _label_entropy(one & other)  # (T,)
+    same_below = _same_bin(below, bins)
+    same_above = _same_bin(above, bins)
+    joint_entropy = _label_entropy(same_below & same_above)
+    information = _label_entropy(same_below) + _label_entropy(same_above) - joint_entropy  # (T,)
     return (information * below.valid.flatten()).sum()
+
+
+def _same_bin(routing: Routing, bins: int) -> Tensor:
+    """Which pairs of experts have probabilities in one bin (T, E, E)."""
+    edges = torch.linspace(0, 1, bins, dtype=torch.float64, device=routing.logits.device)
+    label = torch.bucketize(routing.probabilities.double(), edges, right=True)  # (T, E)
+    return label[:, :, None] == label[:, None, :]
 
 
 def _label_entropy(same: Tensor) -> Tensor:
@@ -112,17 +118,25 @@ def weight_similarities(experts: nn.Module) -> Tensor | None:
     """The same of every two experts (E, E), 1 on the diagonal;
     None without experts that compute.
     """
-    # 3 times (E, D)
-    pieces = [torch.cat(parts) for parts in zip(*map(_pieces, _stacks(experts)), strict=True)]
-    return torch.stack([piece @ piece.T for piece in pieces]).mean(0) if pieces else None
+    by_stack = [_pieces(stack) for stack in _stacks(experts)]
+    if not by_stack:
+        return None
+    similarities = []
+    for parts in zip(*by_stack, strict=True):
+        piece = torch.cat(parts)  # (E, D): one of the matrices, of all experts
+        similarities.append(piece @ piece.T)
+    return torch.stack(similarities).mean(0)
 
 
 def expert_norms(experts: nn.Module) -> Tensor:
     """Frobenius norm of both matrices of each expert together (E,),
     of a layer with experts that compute.
     """
-    both = [torch.cat([w.flatten(1) for w in _weights(stack)], 1) for stack in _stacks(experts)]
-    return torch.cat([weights.norm(dim=1) for weights in both])
+    norms = []
+    for stack in _stacks(experts):
+        w_in, w_out = _weights(stack)
+        norms.append(torch.cat([w_in.flatten(1), w_out.flatten(1)], 1).norm(dim=1))
+    return torch.cat(norms)
 
 
 def stable_ranks(experts: nn.Module) -> Tensor:
@@ -131,28 +145,30 @@ def stable_ranks(experts: nn.Module) -> Tensor:
 
 
 def _stable_rank(matrices: Tensor) -> Tensor:
-    return matrices.flatten(1).square().sum(1) / torch.linalg.matrix_norm(
-        matrices, 2
-    ).square().clamp_min(1e-30)
+    frobenius = matrices.flatten(1).square().sum(1)
+    spectral = torch.linalg.matrix_norm(matrices, 2).square()
+    return frobenius / spectral.clamp_min(1e-30)
 
 
 def _stacks(experts: nn.Module) -> list[Stack]:
     return [module for module in experts.modules() if isinstance(module, Stack)]
 
 
-def _weights(stack: Stack) -> list[Tensor]:
+def _weights(stack: Stack) -> tuple[Tensor, Tensor]:
     """Both matrices of all experts, of all processes."""
-    both = (stack.w_in, stack.w_out)
-    return [(w.full_tensor() if isinstance(w, DTensor) else w).detach().float() for w in both]
+    return _whole(stack.w_in), _whole(stack.w_out)
+
+
+def _whole(weight: Tensor) -> Tensor:
+    whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+    return whole.detach().float()
 
 
 def _pieces(stack: Stack) -> list[Tensor]:
+    """Each matrix of all experts, averaged over the width and normalised (E, D)."""
     w_in, w_out = _weights(stack)
-    # (E, D)
-    means = [
-        *(matrix.mean(-1) for matrix in w_in.chunk(stack.activation.columns, -1)),
-        w_out.mean(-2),
-    ]
+    means = [matrix.mean(-1) for matrix in w_in.chunk(stack.activation.columns, -1)]
+    means.append(w_out.mean(-2))
     return [functional.normalize(mean, dim=-1) for mean in means]
 
 
@@ -169,23 +185,20 @@ def typical_tokens(have: Tensor, tokens: Tensor, number: int) -> list[list[int]]
         tokens: (T,) int64.
         number: of tokens an expert.
     """
-    ids, which, times = tokens.unique(return_inverse=True, return_counts=True)
-    # (U, E)
-    table = have.new_zeros(len(ids), have.size(1), dtype=torch.float64).index_add_(
-        0, which, have.double()
-    )
+    ids, id_of_token, times = tokens.unique(return_inverse=True, return_counts=True)
+    counts = have.new_zeros(len(ids), have.size(1), dtype=torch.float64)  # (U, E)
+    counts.index_add_(0, id_of_token, have.double())
     expected = times[:, None] * have.double().mean(0)
-    weight = torch.xlogy(table, table / expected.clamp_min(1e-12))
+    weight = torch.xlogy(counts, counts / expected.clamp_min(1e-12))
     best = weight.topk(min(number, len(ids)), 0)
-    return [
-        [
-            _place(have[:, e], which, u)
-            for u, w in zip(best.indices[:, e], best.values[:, e], strict=True)
-            if w > 0
-        ]
-        for e in range(have.size(1))
-    ]
+    places: list[list[int]] = []
+    for expert in range(have.size(1)):
+        # What an expert has less often than others is not typical of it.
+        typical = best.indices[:, expert][best.values[:, expert] > 0]
+        places.append([_first_place(have[:, expert], id_of_token, each) for each in typical])
+    return places
 
 
-def _place(has: Tensor, which: Tensor, unique: Tensor) -> int:
-    return int((has & (which == unique)).nonzero()[0])
+def _first_place(has: Tensor, id_of_token: Tensor, unique: Tensor) -> int:
+    """The first token with this id that the expert has."""
+    return int((has & (id_of_token == unique)).nonzero()[0])

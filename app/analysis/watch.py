@@ -44,8 +44,8 @@ def watch(model: nn.Module) -> "Watched":
     routers = [module for module in model.modules() if type(module).__name__.endswith(ROUTERS)]
     if not routers:
         raise ValueError(
-            f"{type(model).__name__}: has no router of transformers 5 (a module "
-            "named ...TopKRouter)"
+            f"{type(model).__name__}: has no router of transformers 5 (a module named "
+            "...TopKRouter)"
         )
     return Watched(model, routers)
 
@@ -103,12 +103,14 @@ class Watched:
 
     def _begin(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         given = self._signature.bind_partial(*inputs, **named).arguments
-        given |= given.pop("kwargs", {})
+        given.update(given.pop("kwargs", {}))
         tokens = given.get("input_ids")
-        tokens = given.get("inputs_embeds") if tokens is None else tokens
-        self._valid = (
-            None if tokens is None else _valid(given.get("attention_mask"), *tokens.shape[:2])
-        )
+        if tokens is None:
+            tokens = given.get("inputs_embeds")
+        self._valid = None
+        if tokens is not None:
+            batch, length = tokens.shape[:2]
+            self._valid = _valid(given.get("attention_mask"), batch, length)
         self._routings = []
 
     @torch.no_grad()
@@ -116,18 +118,21 @@ class Watched:
         if self._routings is None:
             return
         logits, weight, index = outputs[:3]
-        limit = EXACT if weight.dtype == logits.dtype == torch.float32 else ROUNDED
+        is_exact = weight.dtype == logits.dtype == torch.float32
         logits = logits.float().flatten(0, -2)
         weight = weight.float().flatten(0, -2)
         index = index.flatten(0, -2)
         name = self._score_functions.get(router)
         if name is None:
-            name, certain = _score_function(logits, weight, index, limit)
-            if name is not None and certain:
+            limit = EXACT if is_exact else ROUNDED
+            name, is_certain = _score_function(logits, weight, index, limit)
+            if name is not None and is_certain:
                 self._score_functions[router] = name
-        log_scores = (
-            torch.full_like(logits, torch.nan) if name is None else LOG_SCORES[name](logits)
-        )
+        if name is None:
+            # What needs scores is left out of the statistics.
+            log_scores = torch.full_like(logits, torch.nan)
+        else:
+            log_scores = LOG_SCORES[name](logits)
         self._routings.append(_routing(logits, log_scores, weight, index, self._valid))
 
     @torch.no_grad()
@@ -145,8 +150,11 @@ def _valid(mask: Any, batch: int, length: int) -> Tensor | None:
         return None
     if mask.dim() == 2:
         return mask[:, -length:].bool().expand(batch, length)
-    # (B, 1, S, all)
-    allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    # (B, 1, S, all): of bools, or of numbers that are added to the logits
+    allowed = mask
+    if mask.dtype != torch.bool:
+        allowed = mask > torch.finfo(mask.dtype).min / 2
+    # A position is real if some position may look at it.
     return allowed.any(-1).any(1)[:, -length:].expand(batch, length)
 
 

@@ -167,8 +167,8 @@ def foreign_class(key: str, target: str, base: type) -> type:
     package = target.split(".")[0]
     if package not in TARGETS:
         raise UserError(
-            f"{key}._target_={target}: must lie in {', '.join(TARGETS)}; register a "
-            "class of your own"
+            f"{key}._target_={target}: must lie in {', '.join(TARGETS)}; register a class of your "
+            "own"
         )
     module, _, name = target.rpartition(".")
     try:

@@ -119,8 +119,8 @@ class Budget:
             table.add_row(f"{name} parameters", f"{number:,}", f"{number / self.total_params:.1%}")
         table.add_row("FLOPs per token, training", f"{self.flops_per_token_train:,.0f}", "")
         table.caption = (
-            f"FLOPs by the convention `{self.convention}` of app/budget.py, rows of "
-            f"{self.seq_len} tokens"
+            f"FLOPs by the convention `{self.convention}` of app/budget.py, rows of {self.seq_len} "
+            "tokens"
         )
         return table
 
@@ -231,7 +231,7 @@ def _vocabulary(config: dict[str, Any]) -> int:
     )
     if not isinstance(size, int):
         raise UserError(
-            "model.vocab_size=null: this tokenizer's size is in its file; state it "
-            "with model.vocab_size=N"
+            "model.vocab_size=null: this tokenizer's size is in its file; state it with "
+            "model.vocab_size=N"
         )
     return size

@@ -52,16 +52,18 @@ def router_flops(model: Transformer) -> float:
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     scores = [_on_meta(layer.router.score) for layer in layers]
     shared = None if model.shared_score is None else _on_meta(model.shared_score)
-    once, twice = (
-        _score_flops(scores, shared, model.config.dim, tokens) for tokens in (TOKENS, 2 * TOKENS)
-    )
+    once = _score_flops(scores, shared, model.config.dim, TOKENS)
+    twice = _score_flops(scores, shared, model.config.dim, 2 * TOKENS)
     flops = 0.0
     for layer, score, first, second in zip(layers, scores, once, twice, strict=True):
+        if first is None or second is None:
+            per_token = 2.0 * _matrices(score)
+        else:
+            per_token = (second - first) / TOKENS
+        # A mixture of whole models evaluates its routers in every pass.
         mixture = layer.experts
         passes = mixture.passes if isinstance(mixture, Mixture) and mixture.on_model else 1
-        flops += passes * (
-            2 * _matrices(score) if first is None or second is None else (second - first) / TOKENS
-        )
+        flops += passes * per_token
     return flops
 
 
@@ -91,7 +93,10 @@ def _ffn_flops(ffn: nn.Module, dim: int) -> float:
         return routed + _unrouted_flops(ffn.experts, dim)
     if isinstance(ffn, Unrouted):
         return _unrouted_flops(ffn.experts, dim)
-    return 2 * (_matrices(ffn) - (_matrices(ffn.router) if isinstance(ffn, MoE) else 0))
+    matrices = _matrices(ffn)
+    if isinstance(ffn, MoE):
+        matrices -= _matrices(ffn.router)
+    return 2 * matrices
 
 
 def _unrouted_flops(experts: Experts, dim: int) -> float:
@@ -104,10 +109,8 @@ def _unrouted_flops(experts: Experts, dim: int) -> float:
         if layout.num_experts:
             layout.leave(torch.empty_like(layout.enter(x)), x)
 
-    (_, once), (_, twice) = (
-        _counted(partial(compute, TOKENS)),
-        _counted(partial(compute, 2 * TOKENS)),
-    )
+    _, once = _counted(partial(compute, TOKENS))
+    _, twice = _counted(partial(compute, 2 * TOKENS))
     if once is None or twice is None:
         return 2 * (_matrices(experts) - sum(experts.expert_params()))
     return (twice - once) / TOKENS
@@ -118,13 +121,19 @@ def _repeated_flops(block: Block, attention: float) -> float:
     if not (isinstance(block.ffn, MoE) and isinstance(block.ffn.experts, Mixture)):
         return 0
     mixture = block.ffn.experts
-    networks = [n for n in (block.attention, mixture) if mixture.on_model or skilled(n)]
-    matrices = sum(_matrices(network) for network in networks)
-    factors = sum(p.numel() for n in networks for layer in skilled(n) for p in layer.settled())
-    repeated = (mixture.passes - 1) * (2 * matrices + attention * (block.attention in networks))
+    # The networks that run again in each pass: those with skills, or the whole model.
+    networks = [
+        network for network in (block.attention, mixture) if mixture.on_model or skilled(network)
+    ]
+    per_pass = 2.0 * sum(_matrices(network) for network in networks)
+    if block.attention in networks:
+        per_pass += attention
+    repeated = (mixture.passes - 1) * per_pass
     if repeated and not mixture.on_model:
-        # the first pass is without experts
-        repeated -= 2 * factors
+        # The first pass is without experts.
+        for network in networks:
+            for layer in skilled(network):
+                repeated -= 2 * sum(factor.numel() for factor in layer.settled())
     return repeated
 
 

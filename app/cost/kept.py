@@ -57,16 +57,27 @@ class Numbers(NamedTuple):
         dim = model.config.dim
         vocab = model.head.weight.shape[0]
         tokens = work.rows * work.seq_len
-        hidden = sum(p.numel() for p in {*model.matrices()} & {*model.blocks.parameters()})
+
+        # Parameters
         total = count(model)
+        hidden = sum(p.numel() for p in {*model.matrices()} & {*model.blocks.parameters()})
         sizes = [(count(block), count(*_stacks(block))) for block in blocks]
         largest, stacked = max(sizes)
-        kept = [_kept_by(block, work) for block in blocks]
-        most = max(kept)
-        held = (
-            FLOAT * dim * len(blocks) + most if model.config.activation_checkpointing else sum(kept)
-        )
-        mask = work.seq_len * work.product if work.on_cpu else 0  # elsewhere blocks of positions
+
+        # Activations, in bytes per token. With checkpointing each block keeps its input alone, and
+        # the one whose backward pass runs has the rest again.
+        by_block = [_kept_by(block, work) for block in blocks]
+        most = max(by_block)
+        if model.config.activation_checkpointing:
+            held = FLOAT * dim * len(blocks) + most
+        else:
+            held = sum(by_block)
+        head = _kept_by_norm(dim, work) + work.product * dim
+        # The mask of a document: elsewhere it is made of blocks of positions, which are few.
+        mask = work.seq_len * work.product if work.on_cpu else 0
+
+        # Rows that travel to the experts of one layer
+        rows = [_chosen(block) * _widths(block)[0] for block in blocks if _stacks(block)]
         return cls(
             total=total,
             experts=sum(experts for _, experts in sizes),
@@ -74,12 +85,10 @@ class Numbers(NamedTuple):
             block=largest - stacked,
             block_experts=stacked,
             states=work.states[0] * hidden + work.states[1] * (total - hidden),
-            activations=tokens * (held + _kept_by_norm(dim, work) + work.product * dim + mask),
+            activations=tokens * (held + head + mask),
             backward=tokens * most / 2,
             logits=vocab * (work.product * tokens + FLOAT * min(tokens, ROWS)),
-            rows=work.product
-            * tokens
-            * max((_chosen(b) * _widths(b)[0] for b in blocks if _stacks(b)), default=0),
+            rows=work.product * tokens * max(rows, default=0),
         )
 
 
@@ -93,28 +102,40 @@ def _kept_by(block: Block, work: Work) -> float:
     query, key, value = block.attention.sizes
     dim = block.ffn_norm.weight.numel()
     norms = 2 * _kept_by_norm(dim, work)
-    # what norms give; before and after rotation; output
+    # The outputs of both norms; queries and keys before and after rotation, values, the output.
     attention = 2 * dim + 3 * query + 2 * key + value
-    shared = sum(4 * m.w_out.in_features for m in block.modules() if isinstance(m, FeedForward))
+    shared = 0
+    for module in block.modules():
+        if isinstance(module, FeedForward):
+            shared += 4 * module.w_out.in_features
     once = norms + work.product * (attention + shared)
     if not isinstance(block.ffn, MoE):
         return once
     layout = block.ffn.experts
-    # each factor of a skill multiplies once
     if isinstance(layout, Mixture):
-        factors = sum(2 * len(layer.skills_a) * layer.skills_a.size(-1) for layer in skilled(block))
+        # Each factor of a skill multiplies once.
+        factors = 0
+        for layer in skilled(block):
+            factors += 2 * len(layer.skills_a) * layer.skills_a.size(-1)
         return layout.passes * once + work.product * factors
-    # probabilities; places of assignments
+    # Probabilities, and the places of the assignments.
     router = FLOAT * (3 * layout.num_experts + 10 * layout.top_k)
-    return once + router + work.product * _chosen(block) * 2 * sum(_widths(block))
+    experts = work.product * _chosen(block) * 2 * sum(_widths(block))
+    return once + router + experts
 
 
 def _widths(block: nn.Module) -> tuple[float, float]:
-    """Of what an expert of a block sees, and its hidden one, on average."""
-    shapes = [stack.w_out.shape for stack in _stacks(block)]
-    number = sum(experts for experts, _, _ in shapes) or 1  # a layout may have none
-    width = sum(experts * seen for experts, _, seen in shapes) / number
-    return width, sum(experts * hidden for experts, hidden, _ in shapes) / number
+    """Mean width of what an expert of a block sees, and mean width of its hidden layer."""
+    experts = 0
+    inputs = 0
+    hidden = 0
+    for stack in _stacks(block):
+        number, hidden_dim, dim = stack.w_out.shape
+        experts += number
+        inputs += number * dim
+        hidden += number * hidden_dim
+    # A layout may have no experts that compute.
+    return inputs / max(1, experts), hidden / max(1, experts)
 
 
 def _chosen(block: Block) -> int:

@@ -9,6 +9,7 @@ with the width and with the number of experts, so both are found by bisection: t
 the first cost, the number for the second.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -98,12 +99,13 @@ def _solutions(config: Config, goals: dict[str, float]) -> Iterator[Config]:
 
 
 def _solved(config: Config, goals: dict[str, float], step: int) -> Config:
-    """The config whose costs come nearest with widths that are multiples of `step`."""
-    width, number = (_knob(config, names) for names in (WIDTHS, NUMBERS))
+    """Return the config whose costs come nearest with widths that are multiples of `step`."""
+    width = _knob(config, WIDTHS)
+    number = _knob(config, NUMBERS)
     if width is None:
         raise UserError(
-            f"match.reference: experts={config['experts']['name']} has no "
-            f"{' or '.join(WIDTHS)} to solve"
+            f"match.reference: experts={config['experts']['name']} has no {' or '.join(WIDTHS)} to "
+            "solve"
         )
     cost, *more = goals
     if not more or number is None:
@@ -113,41 +115,50 @@ def _solved(config: Config, goals: dict[str, float], step: int) -> Config:
     def with_number(experts: int) -> Config:
         return _with_width(_changed(config, number, experts), width, step, cost, goals[cost])
 
-    place = bisect_left(numbers, goals[more[0]], key=lambda n: _cost(with_number(n), more[0]))
-    # the width's steps bend the cost a little
-    near = numbers[max(0, place - 2) : place + 2]
-    return min(map(with_number, near), key=lambda solved: _error(solved, goals)[0])
+    def second_cost(experts: int) -> float:
+        return _cost(with_number(experts), more[0])
+
+    place = bisect_left(numbers, goals[more[0]], key=second_cost)
+    # The steps of the width bend the cost a little, so neighbours are tried, too.
+    near = [with_number(experts) for experts in numbers[max(0, place - 2) : place + 2]]
+    return min(near, key=lambda solved: _error(solved, goals)[0])
 
 
 def _with_width(config: Config, width: str, step: int, cost: str, goal: float) -> Config:
-    """The config with the width, a multiple of `step`, whose cost comes nearest to the goal."""
+    """Return the config with the width, a multiple of `step`, whose cost comes nearest to the goal.
+
+    Widths of several sizes keep their proportions.
+    """
     value = config["experts"][width]
     mean = fmean(value) if isinstance(value, list) else value
 
     def at(units: int) -> Config:
         if not isinstance(value, list):
             return _changed(config, width, units * step)
-        return _changed(
-            config, width, [max(1, round(part * units / mean)) * step for part in value]
-        )
+        widths = [max(1, round(part * units / mean)) * step for part in value]
+        return _changed(config, width, widths)
 
-    units = range(1, max(2, round(MOST * mean / step)) + 1)
-    place = bisect_left(units, goal, key=lambda u: _cost(at(u), cost))
-    return min(
-        map(at, units[max(0, place - 1) : place + 1]),
-        key=lambda solved: abs(_cost(solved, cost) / goal - 1),
-    )
+    most = max(2, round(MOST * mean / step))
+    units = range(1, most + 1)
+    place = bisect_left(units, goal, key=lambda number: _cost(at(number), cost))
+    near = [at(number) for number in units[max(0, place - 1) : place + 1]]
+    return min(near, key=lambda solved: abs(_cost(solved, cost) / goal - 1))
 
 
 def _numbers(config: Config, number: str) -> range:
-    """The numbers of experts to choose from: whole groups, and as many as a token takes."""
+    """Return the numbers of experts to choose from: whole groups, enough for a token."""
     group = config["experts"].get("group_size", 1)
     fewest = config["experts"]["top_k"] if number == "num_experts" else 1
-    return range(-(-fewest // group) * group, MOST * config["experts"][number] + 1, group)
+    first = math.ceil(fewest / group) * group
+    return range(first, MOST * config["experts"][number] + 1, group)
 
 
 def _knob(config: Config, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if name in config["experts"]), None)
+    """Return which of these keys the layout has."""
+    for name in names:
+        if name in config["experts"]:
+            return name
+    return None
 
 
 def _changed(config: Config, knob: str, value: int | list[int]) -> Config:

@@ -91,8 +91,8 @@ def _writing(cache_dir: Path) -> Iterator[None]:
         if error.errno not in NO_WRITE:
             raise
         raise UserError(
-            f"data.cache_dir={cache_dir}: cannot be written ({error.strerror}); make room, or "
-            "set data.cache_dir=FOLDER"
+            f"data.cache_dir={cache_dir}: cannot be written ({error.strerror}); make room, or set "
+            "data.cache_dir=FOLDER"
         ) from error
 
 
@@ -108,8 +108,8 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path) -> None:
         started = time.monotonic()
         learned = " and learns a tokenizer from it" if tokenizer.learns else ""
         line = (
-            f"data: reads the text{learned}, which may take minutes; {folder} keeps the "
-            "tokens for later runs"
+            f"data: reads the text{learned}, which may take minutes; {folder} keeps the tokens for "
+            "later runs"
         )
         with SlowNotice(log.info, line) as notice:
             size, tokens = _fill(source, tokenizer, unfinished)

@@ -164,15 +164,14 @@ class TokenDataModule(LightningDataModule):
         longest = max(stream.targets for stream in corpus.streams["train"])
         if longest < self.seq_len:
             raise UserError(
-                f"data.seq_len={self.seq_len}: a row is longer than the training split "
-                f"({longest} tokens); "
-                "shorten the row or give more text"
+                f"data.seq_len={self.seq_len}: a row is longer than the training split ({longest} "
+                "tokens); shorten the row or give more text"
             )
         for split in SPLITS:
             if not any(corpus.rows(split, self.seq_len)):
                 raise UserError(
-                    f"data: too few documents, none is held out for {split}; "
-                    "give more of them, or one long .txt, which is split in order"
+                    f"data: too few documents, none is held out for {split}; give more of them, or "
+                    "one long .txt, which is split in order"
                 )
 
     def prepare_data(self) -> None:
@@ -203,8 +202,9 @@ class TokenDataModule(LightningDataModule):
         """
         if self.batch_size % (self.micro_batch_size * ranks):
             raise UserError(
-                f"data.batch_size={self.batch_size}: must be a multiple of data.micro_batch_size="
-                f"{self.micro_batch_size} times {ranks} ranks; change one of them"
+                f"data.batch_size={self.batch_size}: must be a multiple of "
+                f"data.micro_batch_size={self.micro_batch_size} times {ranks} ranks; change one of "
+                "them"
             )
         return self.batch_size // (self.micro_batch_size * ranks)
 

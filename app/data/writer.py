@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from app.data.corpus import FILES, META
 from app.data.sources import SPLITS, Document, Source
 from app.data.tokenizers import Encoded, Tokenizer
+from app.fault_points import fault_point
 from app.registry import UserError
 
 
@@ -30,6 +31,7 @@ class StreamWriter:
         self.documents = self.tokens = self.bytes = 0
 
     def add(self, encoded: Encoded, topic: int) -> None:
+        fault_point("write tokens")
         self._table.write(np.array([self.tokens, topic], dtype=np.int64).tobytes())
         self.documents += 1
         self.separate()
@@ -69,8 +71,8 @@ class CorpusWriter:
             return
         if encoded.nbytes.max() >= 1 << 16:
             raise UserError(
-                f"tokenizer: one token stands for over 64 KB of {document.id!r}; use "
-                "another tokenizer"
+                f"tokenizer: one token stands for over 64 KB of {document.id!r}; use another "
+                "tokenizer"
             )
         topic = (
             -1

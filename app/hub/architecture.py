@@ -112,8 +112,8 @@ class Architecture:
         for key, value in self.constants.items():
             if key != "rope_parameters" and config.get(key, value) not in (value, None):
                 raise UserError(
-                    f"{key}={config[key]}: cannot be imported; of {self.name} only "
-                    f"{key}={value} can be"
+                    f"{key}={config[key]}: cannot be imported; of {self.name} only {key}={value} "
+                    "can be"
                 )
         names = {**COMMON, **self.keys}
         absent = sorted({*names.values()} - {"", "head_dim"} - config.keys())
@@ -164,8 +164,8 @@ class Architecture:
         for key, value in rope.items():
             if value != allowed.get(key, 1.0):
                 raise UserError(
-                    f"rope_parameters.{key}={value}: cannot be imported; ours "
-                    "rotates whole heads unscaled"
+                    f"rope_parameters.{key}={value}: cannot be imported; ours rotates whole heads "
+                    "unscaled"
                 )
         _require_kind("model.rope_theta", "rope_theta", theta)
         return float(theta)

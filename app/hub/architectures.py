@@ -6,6 +6,7 @@ Mixtral (arXiv 2401.04088), OLMoE (2409.02060), Qwen2-MoE (2407.10671), Qwen3 an
 code there, or off its paper; that ours gives the same logits is tested for each.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ GLM = {
 }
 WHOLE_HEADS = {"rope_parameters": {"partial_rotary_factor": 1.0}}
 MIXTRAL_NAMES = ("w1", "w3", "w2")
+ExpertViews = Callable[[MoE, Tensor | None], Views]
 
 
 def _mixtral(layer: MoE, offset: Tensor | None) -> Views:
@@ -84,25 +86,20 @@ def _qwen2(layer: MoE, offset: Tensor | None) -> Views:
 
 
 def _glm(layer: MoE, offset: Tensor | None) -> Views:
+    """It always has a shared expert: one of width 0 where ours has none."""
     common: Any = getattr(layer.experts, "common", None)
-    shared = (
-        _empty(layer, "mlp.shared_experts.")
-        if common is None
-        else network(common, "mlp.shared_experts.")
-    )
-    return {
-        **_plain(layer, offset),
-        **shared,
-        "mlp.gate.e_score_correction_bias": _bias(layer, offset),
-    }
+    if common is None:
+        shared = _empty(layer, "mlp.shared_experts.")
+    else:
+        shared = network(common, "mlp.shared_experts.")
+    bias = {"mlp.gate.e_score_correction_bias": _bias(layer, offset)}
+    return {**_plain(layer, offset), **shared, **bias}
 
 
 def _deepseek(layer: MoE, offset: Tensor | None) -> Views:
     common: Any = getattr(layer.experts, "common", None)
-    return {
-        **_plain(layer, offset),
-        **({} if common is None else network(common, "mlp.shared_experts.")),
-    }
+    shared = {} if common is None else network(common, "mlp.shared_experts.")
+    return {**_plain(layer, offset), **shared}
 
 
 def _granite(layer: MoE, offset: Tensor | None) -> Views:
@@ -122,10 +119,13 @@ def _bias(layer: MoE, offset: Tensor | None) -> Tensor:
 
 
 def _empty(layer: MoE, prefix: str) -> Views:
-    """A network of width 0."""
+    """Return a network of width 0."""
     none = directions(layer)[:0]
+    gate, up, down = GATED
     return {
-        f"{prefix}{name}.weight": w for name, w in zip(GATED, (none, none, none.T), strict=True)
+        f"{prefix}{gate}.weight": none,
+        f"{prefix}{up}.weight": none,
+        f"{prefix}{down}.weight": none.T,
     }
 
 
@@ -143,179 +143,215 @@ def _qwen2_halved(layer: MoE, offset: Tensor | None) -> Views:
     }
 
 
-def _qwen2_moe(shared: str, experts: Any, **more: int) -> Architecture:
-    needs = {**SOFTMAX, "model.qk_norm": "none", "shared": shared}
-    constants = {**SILU, "decoder_sparse_step": 1, "use_sliding_window": False, **more}
-    keys = {**TOP_K, "model.qkv_bias": "qkv_bias"} | (
-        {} if more else {"shared_dim": "shared_expert_intermediate_size"}
-    )
+LLAMA = Architecture(
+    name="llama",
+    cls="LlamaForCausalLM",
+    needs={**DENSE, "model.qk_norm": "none"},
+    keys={"model.hidden_dim": "intermediate_size"},
+    constants={**SILU, **NO_BIAS, "mlp_bias": False},
+)
+QWEN3 = Architecture(
+    name="qwen3",
+    cls="Qwen3ForCausalLM",
+    needs={**DENSE, "model.qk_norm": "head"},
+    keys={"model.hidden_dim": "intermediate_size"},
+    constants={**SILU, **NO_BIAS, "use_sliding_window": False},
+)
+MIXTRAL = Architecture(
+    name="mixtral",
+    cls="MixtralForCausalLM",
+    needs={
+        **SOFTMAX,
+        "model.qk_norm": "none",
+        "router.weigh.normalize": True,
+        "shared": "none",
+    },
+    keys=LOCAL,
+    constants={**SILU, "sliding_window": None},
+    experts=_mixtral,
+)
+OLMOE = Architecture(
+    name="olmoe",
+    cls="OlmoeForCausalLM",
+    needs={**SOFTMAX, "model.qk_norm": "all", "shared": "none"},
+    keys={**LOCAL, "num_experts": "num_experts", "router.weigh.normalize": "norm_topk_prob"},
+    constants={**SILU, **NO_BIAS, "clip_qkv": None},
+    experts=_plain,
+)
+QWEN3_MOE = Architecture(
+    name="qwen3_moe",
+    cls="Qwen3MoeForCausalLM",
+    needs={**SOFTMAX, "model.qk_norm": "head", "shared": "none"},
+    keys=TOP_K,
+    dense=("mlp_only_layers", "list"),
+    constants={**SILU, **NO_BIAS, "decoder_sparse_step": 1, "use_sliding_window": False},
+    experts=_plain,
+)
+GRANITE = Architecture(
+    name="granitemoeshared",
+    cls="GraniteMoeSharedForCausalLM",
+    needs={
+        **SOFTMAX,
+        "model.qk_norm": "none",
+        "router.weigh.normalize": True,
+        "shared": "plain",
+    },
+    keys={
+        **LOCAL,
+        "shared_dim": "shared_intermediate_size",
+        "model.attention_scale": "attention_multiplier",
+    },
+    constants={
+        **SILU,
+        **NO_BIAS,
+        "embedding_multiplier": 1.0,
+        "logits_scaling": 1.0,
+        "residual_multiplier": 1.0,
+    },
+    experts=_granite,
+)
+MINIMAX_M2 = Architecture(
+    name="minimax_m2",
+    cls="MiniMaxM2ForCausalLM",
+    needs={
+        **SIGMOID,
+        "model.qk_norm": "all",
+        "router/select": "top_k",
+        "router.weigh.normalize": True,
+        "router.weigh.scale": 1.0,
+        "shared": "none",
+    },
+    keys={**LOCAL, "balance offset": ""},
+    constants={**SILU, **WHOLE_HEADS},
+    experts=_minimax,
+)
+# Not part of transformers: the code of DeepSeekMoE lies beside its weights.
+DEEPSEEK = Architecture(
+    name="deepseek",
+    cls="DeepseekForCausalLM",
+    needs={**SOFTMAX, "model.qk_norm": "none", "shared": "plain"},
+    keys={**TOP_K, "num_experts": "n_routed_experts", "num_shared": "n_shared_experts"},
+    dense=("first_k_dense_replace", "first"),
+    constants={
+        **SILU,
+        **NO_BIAS,
+        "moe_layer_freq": 1,
+        "scoring_func": "softmax",
+        "rope_scaling": None,
+    },
+    experts=_deepseek,
+)
+
+
+def _qwen2_moe(shared: str, experts: ExpertViews) -> Architecture:
+    """Return Qwen2-MoE for a model whose shared expert is `none`, `gated` or `plain`."""
+    keys = {**TOP_K, "model.qkv_bias": "qkv_bias"}
+    constants = {**SILU, "decoder_sparse_step": 1, "use_sliding_window": False}
+    if shared == "none":
+        # It always has a shared expert; here one of width 0.
+        constants["shared_expert_intermediate_size"] = 0
+    else:
+        keys["shared_dim"] = "shared_expert_intermediate_size"
     return Architecture(
-        "qwen2_moe",
-        "Qwen2MoeForCausalLM",
-        needs,
-        keys,
-        ("mlp_only_layers", "list"),
-        constants,
-        experts,
+        name="qwen2_moe",
+        cls="Qwen2MoeForCausalLM",
+        needs={**SOFTMAX, "model.qk_norm": "none", "shared": shared},
+        keys=keys,
+        dense=("mlp_only_layers", "list"),
+        constants=constants,
+        experts=experts,
     )
 
 
 def _glm4_moe(norm: str, shared: str, select: str) -> Architecture:
+    """Return GLM-4.5 for one norm of queries and keys, shared expert, and selection."""
     needs = {**SIGMOID, "model.qk_norm": norm, "shared": shared, "router/select": select}
+    keys = {**GLM, "model.qkv_bias": "attention_bias", "balance offset": ""}
     constants = {
         **SILU,
         **WHOLE_HEADS,
         "use_qk_norm": norm == "head",
         "num_nextn_predict_layers": 0,
     }
-    keys = {**GLM, "model.qkv_bias": "attention_bias", "balance offset": ""}
     if select == "top_k":
-        constants |= {"n_group": 1, "topk_group": 1}
+        # Its selection is by groups; one group of all experts is none.
+        constants["n_group"] = 1
+        constants["topk_group"] = 1
     else:
-        needs |= {"router.select.score": "top2", "even groups of several experts": True}
-        keys |= {"router.select.groups": "n_group", "router.select.limit": "topk_group"}
+        needs["router.select.score"] = "top2"
+        needs["even groups of several experts"] = True
+        keys["router.select.groups"] = "n_group"
+        keys["router.select.limit"] = "topk_group"
     return Architecture(
-        "glm4_moe",
-        "Glm4MoeForCausalLM",
-        needs,
-        keys,
-        ("first_k_dense_replace", "first"),
-        constants,
-        _glm,
+        name="glm4_moe",
+        cls="Glm4MoeForCausalLM",
+        needs=needs,
+        keys=keys,
+        dense=("first_k_dense_replace", "first"),
+        constants=constants,
+        experts=_glm,
     )
 
 
+# In the order of preference: a model goes out as the first one that computes it.
 ARCHITECTURES = (
-    Architecture(
-        "llama",
-        "LlamaForCausalLM",
-        {**DENSE, "model.qk_norm": "none"},
-        {"model.hidden_dim": "intermediate_size"},
-        constants={**SILU, **NO_BIAS, "mlp_bias": False},
-    ),
-    Architecture(
-        "qwen3",
-        "Qwen3ForCausalLM",
-        {**DENSE, "model.qk_norm": "head"},
-        {"model.hidden_dim": "intermediate_size"},
-        constants={**SILU, **NO_BIAS, "use_sliding_window": False},
-    ),
-    Architecture(
-        "mixtral",
-        "MixtralForCausalLM",
-        {**SOFTMAX, "model.qk_norm": "none", "router.weigh.normalize": True, "shared": "none"},
-        LOCAL,
-        constants={**SILU, "sliding_window": None},
-        experts=_mixtral,
-    ),
-    _qwen2_moe("none", _qwen2, shared_expert_intermediate_size=0),
+    LLAMA,
+    QWEN3,
+    MIXTRAL,
+    _qwen2_moe("none", _qwen2),
     _qwen2_moe("gated", _qwen2),
-    Architecture(
-        "olmoe",
-        "OlmoeForCausalLM",
-        {**SOFTMAX, "model.qk_norm": "all", "shared": "none"},
-        {**LOCAL, "num_experts": "num_experts", "router.weigh.normalize": "norm_topk_prob"},
-        constants={**SILU, **NO_BIAS, "clip_qkv": None},
-        experts=_plain,
-    ),
-    Architecture(
-        "qwen3_moe",
-        "Qwen3MoeForCausalLM",
-        {**SOFTMAX, "model.qk_norm": "head", "shared": "none"},
-        TOP_K,
-        ("mlp_only_layers", "list"),
-        {**SILU, **NO_BIAS, "decoder_sparse_step": 1, "use_sliding_window": False},
-        _plain,
-    ),
-    Architecture(
-        "granitemoeshared",
-        "GraniteMoeSharedForCausalLM",
-        {**SOFTMAX, "model.qk_norm": "none", "router.weigh.normalize": True, "shared": "plain"},
-        {
-            **LOCAL,
-            "shared_dim": "shared_intermediate_size",
-            "model.attention_scale": "attention_multiplier",
-        },
-        constants={
-            **SILU,
-            **NO_BIAS,
-            "embedding_multiplier": 1.0,
-            "logits_scaling": 1.0,
-            "residual_multiplier": 1.0,
-        },
-        experts=_granite,
-    ),
+    OLMOE,
+    QWEN3_MOE,
+    GRANITE,
     _qwen2_moe("plain", _qwen2_halved),
-    *(
-        _glm4_moe(norm, shared, select)
-        for norm in ("none", "head")
-        for shared in ("plain", "none")
-        for select in ("top_k", "group_limited")
-    ),
-    Architecture(
-        "minimax_m2",
-        "MiniMaxM2ForCausalLM",
-        {
-            **SIGMOID,
-            "model.qk_norm": "all",
-            "router/select": "top_k",
-            "router.weigh.normalize": True,
-            "router.weigh.scale": 1.0,
-            "shared": "none",
-        },
-        {**LOCAL, "balance offset": ""},
-        constants={**SILU, **WHOLE_HEADS},
-        experts=_minimax,
-    ),
-    # not of transformers: the code of DeepSeekMoE lies beside its weights
-    Architecture(
-        "deepseek",
-        "DeepseekForCausalLM",
-        {**SOFTMAX, "model.qk_norm": "none", "shared": "plain"},
-        {**TOP_K, "num_experts": "n_routed_experts", "num_shared": "n_shared_experts"},
-        ("first_k_dense_replace", "first"),
-        {**SILU, **NO_BIAS, "moe_layer_freq": 1, "scoring_func": "softmax", "rope_scaling": None},
-        _deepseek,
-    ),
+    _glm4_moe("none", "plain", "top_k"),
+    _glm4_moe("none", "plain", "group_limited"),
+    _glm4_moe("none", "none", "top_k"),
+    _glm4_moe("none", "none", "group_limited"),
+    _glm4_moe("head", "plain", "top_k"),
+    _glm4_moe("head", "plain", "group_limited"),
+    _glm4_moe("head", "none", "top_k"),
+    _glm4_moe("head", "none", "group_limited"),
+    MINIMAX_M2,
+    DEEPSEEK,
 )
 
 
 def fitting(facts: Facts) -> Architecture:
-    """The architecture that computes what a model with these facts does.
+    """Return the architecture that computes what a model with these facts does.
 
     Raises:
-        UserError: there is none; names what of the nearest one differs.
+        UserError: There is none; names what of the nearest one differs.
     """
-    misfits = {number: each.misfits(facts) for number, each in enumerate(ARCHITECTURES)}
-    nearest = min(misfits, key=lambda number: len(misfits[number]))
-    if not misfits[nearest]:
-        return ARCHITECTURES[nearest]
+    nearest = min(ARCHITECTURES, key=lambda architecture: len(architecture.misfits(facts)))
+    misfits = nearest.misfits(facts)
+    if not misfits:
+        return nearest
     what = ", ".join(
-        f"{key}={facts.get(key)} ({has} there)" for key, has in sorted(misfits[nearest].items())
+        f"{key}={facts.get(key)} ({has} there)" for key, has in sorted(misfits.items())
     )
-    name = ARCHITECTURES[nearest].name
     raise UserError(
-        "no architecture of transformers computes this model; the nearest one, "
-        f"{name}, differs in {what}"
+        f"no architecture of transformers computes this model; the nearest one, {nearest.name}, "
+        f"differs in {what}"
     )
 
 
 def named(config: dict[str, Any]) -> tuple[Architecture, Facts]:
-    """The architecture of a config of theirs that ours can compute, and the facts.
+    """Return the architecture of a config of transformers that ours can compute, and the facts.
 
     Raises:
-        UserError: there is none.
+        UserError: There is none.
     """
     kind = config.get("model_type")
-    known = sorted({each.name for each in ARCHITECTURES})
-    refusals = []
-    for architecture in (each for each in ARCHITECTURES if each.name == kind):
+    refusal = None
+    for architecture in ARCHITECTURES:
+        if architecture.name != kind:
+            continue
         try:
             return architecture, architecture.facts(config)
         except UserError as error:
-            refusals.append(error)
-    raise (
-        refusals[-1]
-        if refusals
-        else UserError(f"model_type={kind}: cannot be imported (one of: {', '.join(known)})")
-    )
+            refusal = error
+    if refusal is not None:
+        raise refusal
+    known = ", ".join(sorted({architecture.name for architecture in ARCHITECTURES}))
+    raise UserError(f"model_type={kind}: cannot be imported (one of: {known})")

@@ -46,8 +46,8 @@ def card(run: TrainedRun, kind: str, license_name: str, custom: bool) -> str:
         "```",
     ]
     first = (
-        f"# {escaped(run.folder.name)}\n\nA language model trained with the router zoo; "
-        "weights in float32."
+        f"# {escaped(run.folder.name)}\n\nA language model trained with the router zoo; weights in "
+        "float32."
     )
     return "\n".join([*front, "", first, "", *table, "", *code, ""])
 

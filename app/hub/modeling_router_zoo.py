@@ -223,8 +223,8 @@ class RouterZooForCausalLM(PreTrainedModel, GenerationMixin):
         if wants_states:
             if len(outputs) != len(self.model.blocks):
                 raise ValueError(
-                    "output_hidden_states: not supported by a model that runs its "
-                    "blocks several times"
+                    "output_hidden_states: not supported by a model that runs its blocks several "
+                    "times"
                 )
             states = (embedded, *outputs[:-1], hidden)
         output = CausalLMOutput(loss=loss, logits=logits, hidden_states=states)
@@ -272,8 +272,8 @@ def masks(
     if attention_mask is not None and attention_mask.dim() == 4:
         if attention_mask.shape[-2:] != (length, length) or document is not None:
             raise ValueError(
-                "attention_mask: with four dimensions it must be (B, 1, S, S) and "
-                "say everything itself"
+                "attention_mask: with four dimensions it must be (B, 1, S, S) and say everything "
+                "itself"
             )
         boolean = attention_mask.dtype == torch.bool
         allowed = (

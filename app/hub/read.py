@@ -265,16 +265,15 @@ def _built(
     held = sum(tensor.numel() for tensor in tensors.values())
     if sizes[0] > len(tensors) or sizes[1] > held:
         raise UserError(
-            f"{folder}: its weights do not fit its {CONFIG}: {len(tensors)} tensors "
-            f"for {sizes[0]} layers"
+            f"{folder}: its weights do not fit its {CONFIG}: {len(tensors)} tensors for {sizes[0]} "
+            "layers"
         )
     model = build_model(config, vocab_size).eval()
     described = sum(parameter.numel() for parameter in model.parameters())
     if described > 2 * held:
         raise UserError(
             f"{folder}: its weights do not fit its {CONFIG}: it describes {described:,} "
-            "parameters, and the files hold "
-            f"{held:,}"
+            f"parameters, and the files hold {held:,}"
         )
     return model
 

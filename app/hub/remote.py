@@ -16,7 +16,7 @@ from app.hub.card import card
 from app.hub.tokenizer import tokenizer_files
 from app.hub.write import as_json, difference, held_out, write_folder
 from app.model.assemble import build_model
-from app.model.spec import KINDS
+from app.model.spec import ModelSpec, PartSpec, model_spec
 from app.model.transformer import Transformer
 from app.registry import UserError, find
 from app.runs.read import TrainedRun
@@ -60,32 +60,33 @@ def _require_own_code(config: Config, model: Transformer) -> None:
     Raises:
         UserError: A part is of a plug-in.
     """
-    routers = [config["router"], *(config["router"].get("layers") or {}).values()]
-    parts = [
-        (kind, f"router/{kind}", router[kind])
-        for router in routers
-        for kind in KINDS
-        if kind in router
-    ]
-    parts += [("balance", f"balance.{key}", entry) for key, entry in config["balance"].items()]
-    parts.append(("experts", "experts", config["experts"]))
-    if "activation" in config["experts"]:
-        parts.append(("activation", "experts/activation", config["experts"]["activation"]))
-    for kind, key, entry in parts:
-        package = find(kind, entry["name"], key).__module__.partition(".")[0]
+    for part in _parts(model_spec(config)):
+        package = find(part.kind, part.name, part.key).__module__.partition(".")[0]
         if package not in OURS:
             raise UserError(
-                f"{key}={entry['name']}: is of the package {package}, whose code --to hf-remote "
-                "does not take along; "
-                "add the part to this repository to export it"
+                f"{_key(part)}={part.name}: is of the package {package}, whose code --to hf-remote "
+                "does not take along; add the part to this repository to export it"
             )
     for module in model.modules():
         package = type(module).__module__.partition(".")[0]
         if package not in (*OURS, "torch"):
             raise UserError(
-                f"{type(module).__name__}: is of the package {package}; --to "
-                "hf-remote takes only ours"
+                f"{type(module).__name__}: is of the package {package}; --to hf-remote takes only "
+                "ours"
             )
+
+
+def _parts(spec: ModelSpec) -> list[PartSpec]:
+    """Return all parts that a model is made of."""
+    parts = [*spec.router.values(), *spec.balance.values(), spec.experts, spec.activation]
+    for layer in spec.layers:
+        parts += layer.parts.values()
+    return parts
+
+
+def _key(part: PartSpec) -> str:
+    """Return the option that chooses a part; balance terms are chosen by a list."""
+    return part.key if part.kind == "balance" else part.key.replace(".", "/")
 
 
 def with_code(
@@ -136,24 +137,31 @@ def bundled(model: Transformer) -> str:
 
 
 def _needed(names: set[str]) -> set[str]:
-    """These modules of ours, and all that they import."""
-    found: set[str] = set()
-    left = {name for name in names if name.split(".")[0] in OURS}
-    while left:
-        name = left.pop()
-        found.add(name)
-        left |= _imported(name) - found
-    return found
+    """Return these modules of ours, and all that they import."""
+    needed: set[str] = set()
+    waiting = {name for name in names if name.split(".")[0] in OURS}
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        waiting |= _imported(name) - needed
+    return needed
 
 
 def _imported(name: str) -> set[str]:
-    """The modules of ours that a module imports."""
-    found: set[str] = set()
+    """Return the modules of ours that a module imports."""
+    imported: set[str] = set()
     for node in ast.walk(ast.parse(_file(name).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS:
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {node.module} | {each for each in inner if _file(each).exists()}
-    return found
+        if not isinstance(node, ast.ImportFrom) or not node.module:
+            continue
+        if node.module.split(".")[0] not in OURS:
+            continue
+        imported.add(node.module)
+        for alias in node.names:
+            # What is imported may be a module itself.
+            inner = f"{node.module}.{alias.name}"
+            if _file(inner).exists():
+                imported.add(inner)
+    return imported
 
 
 def _file(name: str) -> Path:

@@ -30,8 +30,7 @@ def tokenizer_files(tokenizer: Tokenizer, window: int) -> dict[str, str]:
     if model.token_to_id(separator) != tokenizer.separator:
         raise UserError(
             f"tokenizer: the separator has the id {tokenizer.separator}, which a file of "
-            "`tokenizers` cannot give it; "
-            "train with tokenizer.separator=TOKEN, one of its own"
+            "`tokenizers` cannot give it; train with tokenizer.separator=TOKEN, one of its own"
         )
     begin = str(model.id_to_token(tokenizer.begin))
     model.add_special_tokens(

@@ -53,8 +53,8 @@ def _shards(folder: Path) -> list[Path]:
             isinstance(name, str) and name for name in places.values()
         ):
             raise UserError(
-                f"{folder / INDEX}: is damaged: weight_map must name a file for each weight; "
-                "fetch it again"
+                f"{folder / INDEX}: is damaged: weight_map must name a file for each weight; fetch "
+                "it again"
             )
         return [folder / Path(name).name for name in sorted({*places.values()})]
     if (folder / SINGLE).exists():

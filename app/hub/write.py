@@ -118,14 +118,13 @@ def difference(
     if not found["difference"] <= CLOSE:
         raise UserError(
             f"{out}: computes something else in transformers: logits differ by "
-            f"{found['difference']:.2g}, more than "
-            f"{CLOSE}; do not use it, it stays for you to look at"
+            f"{found['difference']:.2g}, more than {CLOSE}; do not use it, it stays for you to "
+            "look at"
         )
     if found["texts"]:
         raise UserError(
             f"{out}: transformers gives other ids to the text {found['texts'][0]!r}; do not use "
-            "it, it stays for you "
-            "to look at"
+            "it, it stays for you to look at"
         )
     return float(found["difference"])
 

@@ -142,8 +142,8 @@ def _vocabulary(model: ModelConfig, vocab_size: int) -> int:
     """Return the model's own number of tokens where the config states one, else the tokenizer's."""
     if model.vocab_size is not None and model.vocab_size < vocab_size:
         raise UserError(
-            f"model.vocab_size={model.vocab_size}: must be at least {vocab_size}, the "
-            "tokenizer's; or null"
+            f"model.vocab_size={model.vocab_size}: must be at least {vocab_size}, the tokenizer's; "
+            "or null"
         )
     return model.vocab_size or vocab_size
 

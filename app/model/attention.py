@@ -6,6 +6,7 @@ al. 2023, arXiv 2302.05442): each head by itself (Qwen3, arXiv 2505.09388) or al
 (OLMoE, arXiv 2409.02060).
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -29,10 +30,8 @@ class Positions(NamedTuple):
     mask: Mask  # where a position may look
     cos: Tensor  # (S, H) of the rotary angles, H the width of a head
     sin: Tensor
-    extended: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = (
-        # a layer's keys and values by those before
-        None
-    )
+    # Puts the keys and values of earlier positions before a layer's own; None: there are none.
+    extended: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 class Attention(nn.Module):
@@ -41,21 +40,16 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_width
-        self.sizes = [
-            heads * self.head_dim
-            for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-        ]
+        query_size = config.num_heads * self.head_dim
+        key_size = config.num_kv_heads * self.head_dim
+        self.sizes = [query_size, key_size, key_size]
         self.qkv = nn.Linear(config.dim, sum(self.sizes), bias=config.qkv_bias)
         if self.qkv.bias is not None:
             nn.init.zeros_(self.qkv.bias)
         self.out = nn.Linear(self.sizes[0], config.dim, bias=False)
         self.norm_heads = config.qk_norm == "head"
-        widths = [self.head_dim] * 2 if self.norm_heads else self.sizes[:2]
-        norms = [
-            nn.Identity() if config.qk_norm == "none" else nn.RMSNorm(width, config.norm_eps)
-            for width in widths
-        ]
-        self.query_norm, self.key_norm = norms
+        self.query_norm = self._norm(config, query_size)
+        self.key_norm = self._norm(config, key_size)
 
     def forward(self, x: Tensor, positions: Positions) -> Tensor:
         query, key, value = self.qkv(x).split(self.sizes, -1)  # (B, S, heads * H)
@@ -77,9 +71,17 @@ class Attention(nn.Module):
             "out.weight": MatrixLayout(-1, (self.sizes[0],), unit=heads),
         }
 
+    def _norm(self, config: ModelConfig, size: int) -> nn.Module:
+        """The norm of queries or keys, over one head or over all of them together."""
+        if config.qk_norm == "none":
+            return nn.Identity()
+        width = self.head_dim if self.norm_heads else size
+        return nn.RMSNorm(width, config.norm_eps)
+
     def _heads(self, x: Tensor, norm: nn.Module) -> Tensor:
         """(B, heads, S, H) of x (B, S, heads * H), normed before or after it is cut into heads."""
-        x = x if self.norm_heads else norm(x)
+        if not self.norm_heads:
+            x = norm(x)
         x = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         return norm(x) if self.norm_heads else x
 
@@ -87,21 +89,25 @@ class Attention(nn.Module):
 def rotate(x: Tensor, positions: Positions) -> Tensor:
     """Rotary positions for x (B, heads, S, H): each pair (i, i + H/2) turned by its angle."""
     left, right = x.chunk(2, -1)
-    return x * positions.cos.to(x.dtype) + torch.cat((-right, left), -1) * positions.sin.to(x.dtype)
+    cos = positions.cos.to(x.dtype)
+    sin = positions.sin.to(x.dtype)
+    return x * cos + torch.cat((-right, left), -1) * sin
 
 
 def rotary(
     stop: int, width: int, theta: float, device: torch.device, start: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (S, H) of the rotary angles of positions start ..
-    stop - 1; only their differences act.
+    """Cosines and sines (S, H) of the rotary angles of positions start to stop - 1.
+
+    Only the differences of positions act.
     """
-    cos, sin = _angles(stop + -stop % ROUNDED, width, theta, device)
+    length = math.ceil(stop / ROUNDED) * ROUNDED
+    cos, sin = _angles(length, width, theta, device)
     return cos[start:stop], sin[start:stop]
 
 
+# What validation computes in inference mode, training uses.
 @lru_cache(maxsize=8)
-# what validation computes, training uses
 @torch.inference_mode(False)
 def _angles(length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     speed = theta ** -(torch.arange(0, width, 2, device=device) / width)  # (H/2,)

@@ -6,6 +6,7 @@ With any mask torch's attention computes all S x S products on CUDA, in a slow k
 common.
 """
 
+import math
 from functools import cache
 from typing import Any
 
@@ -44,11 +45,14 @@ def block_mask(document: Tensor) -> BlockMask:
     no S x S matrix is made.
     """
     length = document.size(1)
-    padded = torch.arange(length + -length % BLOCK, device=document.device).clamp(max=length - 1)
-    low, high = document[:, padded].unflatten(1, (-1, BLOCK)).aminmax(dim=-1)  # (B, N)
-    # (B, N, N)
-    meet = ((low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])).tril()
-    order = meet.int().argsort(dim=-1, descending=True, stable=True).int()  # first those that meet
+    num_blocks = math.ceil(length / BLOCK)
+    places = torch.arange(num_blocks * BLOCK, device=document.device).clamp(max=length - 1)
+    low, high = document[:, places].unflatten(1, (-1, BLOCK)).aminmax(dim=-1)  # (B, N)
+    # The ranges of two blocks meet where each begins before the other ends.
+    meet = (low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])  # (B, N, N)
+    meet = meet.tril()
+    # For each block of queries, the blocks of keys that it meets come first.
+    order = meet.int().argsort(dim=-1, descending=True, stable=True).int()
 
     def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (document[row, query] == document[row, key])

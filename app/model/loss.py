@@ -26,28 +26,38 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype(device)
         hidden = hidden.to(dtype)
         weight = weight.to(dtype)
-    if not torch.is_grad_enabled():
-        parts = zip(hidden.flatten(0, -2).split(ROWS), targets.flatten().split(ROWS), strict=True)
-        return torch.cat([_nll(some @ weight.T, of)[0] for some, of in parts]).view_as(targets)
-    return _LinearCrossEntropy.apply(hidden, weight, targets)
+    if torch.is_grad_enabled():
+        return _LinearCrossEntropy.apply(hidden, weight, targets)
+    # Without a gradient, the logits of some rows at a time are enough.
+    parts = []
+    rows = zip(hidden.flatten(0, -2).split(ROWS), targets.flatten().split(ROWS), strict=True)
+    for some_hidden, some_targets in rows:
+        nll, _ = _nll(some_hidden @ weight.T, some_targets)
+        parts.append(nll)
+    return torch.cat(parts).view_as(targets)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        logits = hidden.flatten(0, -2) @ weight.T  # (T, V), becomes its own gradient
-        parts = zip(logits.split(ROWS), targets.flatten().split(ROWS), strict=True)
-        nll = torch.cat([_softmax_minus_onehot(some, of) for some, of in parts])  # (T,)
+        logits = hidden.flatten(0, -2) @ weight.T  # (T, V)
+        parts = []
+        for some_logits, some_targets in zip(
+            logits.split(ROWS), targets.flatten().split(ROWS), strict=True
+        ):
+            parts.append(_softmax_minus_onehot(some_logits, some_targets))
+        # The logits have become their own gradient.
         ctx.save_for_backward(hidden, weight, logits)
-        return nll.view_as(targets)
+        return torch.cat(parts).view_as(targets)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden, weight, slope = ctx.saved_tensors
-        # float32: one rounded factor would bend the whole gradient
+        # In float32: one rounded factor would bend the whole gradient.
         scale = grads[0].flatten()[:, None]
-        to_hidden = (slope @ weight * scale).to(hidden.dtype).view_as(hidden)
-        return to_hidden, slope.T @ (hidden.flatten(0, -2) * scale).to(hidden.dtype), None
+        grad_hidden = (slope @ weight * scale).to(hidden.dtype).view_as(hidden)
+        grad_weight = slope.T @ (hidden.flatten(0, -2) * scale).to(hidden.dtype)
+        return grad_hidden, grad_weight, None
 
 
 def _nll(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,9 +68,7 @@ def _nll(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _softmax_minus_onehot(logits: Tensor, targets: Tensor) -> Tensor:
-    """The likelihoods of some rows; their logits (R,
-    V) are replaced by the gradient of these likelihoods.
-    """
+    """The likelihoods of some rows (R,); their gradient replaces the logits (R, V)."""
     nll, log_p = _nll(logits, targets)
     index = targets.clamp_min(0)[:, None]
     slope = log_p.exp_().scatter_add_(1, index, -torch.ones_like(index, dtype=log_p.dtype))

@@ -118,8 +118,8 @@ def lay_beneath(model: Transformer, dense: State) -> None:
         given_shape = tuple(given[name].shape) if name in given else "nothing"
         if own_shape != given_shape:
             raise UserError(
-                f"init.base: is no dense model of these sizes: {name} is {given_shape} "
-                f"there and {own_shape} here"
+                f"init.base: is no dense model of these sizes: {name} is {given_shape} there and "
+                f"{own_shape} here"
             )
         own[name].copy_(given[name])
 
@@ -175,8 +175,8 @@ def widen(model: Transformer, old: State, old_names: Sequence[str]) -> None:
     places = [names.index(name) if name in names else -1 for name in old_names]
     if -1 in places:
         raise UserError(
-            f"experts.skills={names}: lacks {old_names[places.index(-1)]}, which the "
-            "mixture before had"
+            f"experts.skills={names}: lacks {old_names[places.index(-1)]}, which the mixture "
+            "before had"
         )
     if any(
         router.weigh.scores(torch.zeros(1, 1, device="cpu")).any() for router in model.routers()
@@ -229,8 +229,8 @@ def merged(
             weight += alpha[skill_name] * float(skill.about["scale"]) * product.T
             if not weight.isfinite().all():
                 raise UserError(
-                    f"{skill_name}={alpha[skill_name]}: makes weights that are not "
-                    "finite; use less of it"
+                    f"{skill_name}={alpha[skill_name]}: makes weights that are not finite; use "
+                    "less of it"
                 )
     return state
 

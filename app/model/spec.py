@@ -165,8 +165,8 @@ def _balance_term(name: str, entry: object) -> PartSpec:
     key = f"balance.{name}"
     if not isinstance(entry, Mapping):
         raise UserError(
-            f"{key}={entry}: a balance term nests under its own name; write NAME: "
-            "{name: NAME, ...} in conf/balance/NAME.yaml"
+            f"{key}={entry}: a balance term nests under its own name; write NAME: {{name: NAME, "
+            "...} in conf/balance/NAME.yaml"
         )
     if "name" not in entry:
         raise UserError(f"{key}: has values but was not chosen; add it with balance=[...,{name}]")

@@ -96,8 +96,8 @@ class _Network(NamedTuple):
 def _dense_network(dense: State, prefix: str) -> _Network:
     if f"{prefix}w_in.weight" not in dense:
         raise UserError(
-            f"the checkpoint has no {prefix}w_in.weight: it is not of a dense model, "
-            "or has fewer layers"
+            f"the checkpoint has no {prefix}w_in.weight: it is not of a dense model, or has fewer "
+            "layers"
         )
     w_in = dense[f"{prefix}w_in.weight"].T
     w_out = dense[f"{prefix}w_out.weight"].T
@@ -115,8 +115,8 @@ def _fill(
         or layout.routed.activation.columns != 2
     ):
         raise UserError(
-            f"{type(layout).__name__} cannot be upcycled: it has no stack of experts "
-            "in the model's width"
+            f"{type(layout).__name__} cannot be upcycled: it has no stack of experts in the "
+            "model's width"
         )
     if (layout.routed.b_in is None) != (b_in is None):
         raise UserError("experts.activation.bias: must be as in the dense model of init.checkpoint")
@@ -146,9 +146,8 @@ def _parts(layout: Routed, dense_width: int, how: How) -> int:
     if parts * layout.hidden_dim != dense_width or layout.top_k % max(1, parts):
         raise UserError(
             f"experts of width {layout.hidden_dim}, {layout.top_k} per token, cannot start as "
-            f"{how} from a dense width "
-            f"of {dense_width}: copied and drop need equal widths, granular a width and a top_k "
-            "that divide evenly"
+            f"{how} from a dense width of {dense_width}: copied and drop need equal widths, "
+            "granular a width and a top_k that divide evenly"
         )
     return parts
 
@@ -162,8 +161,8 @@ def _gate_sum(router: Router) -> float:
     name = type(router.weigh).__name__
     if router.weigh.on_input:
         raise UserError(
-            f"init.checkpoint: {name} weighs what experts see, so they cannot "
-            "start as a dense model"
+            f"init.checkpoint: {name} weighs what experts see, so they cannot start as a dense "
+            "model"
         )
     was_training = router.weigh.training
     router.weigh.eval()
@@ -203,7 +202,7 @@ def _copy(name: str, parameter: Tensor, saved: Tensor | None) -> None:
     if saved is None or saved.shape != parameter.shape:
         there = "nothing" if saved is None else tuple(saved.shape)
         raise UserError(
-            f"the checkpoint does not fit: {name} is {there} there and "
-            f"{tuple(parameter.shape)} here"
+            f"the checkpoint does not fit: {name} is {there} there and {tuple(parameter.shape)} "
+            "here"
         )
     parameter.copy_(saved)

@@ -164,14 +164,14 @@ OTHERS = [
 CELLS = DEEPSEEK + OTHERS
 
 POST_NORM = (
-    "the paper's model is post-norm with relative positions and ReLU experts of two "
-    "matrices and biases"
+    "the paper's model is post-norm with relative positions and ReLU experts of two matrices and "
+    "biases"
 )
 ITS_CODE = "the paper's code registers an unused linear gate beside the cosine one"
 FIXED = "a fixed network or matrix is not a parameter here"
 TWO_MATRICES = (
-    "total and active differ by 12 experts of two matrices of width 448 in each "
-    "layer, not of SwiGLU's three"
+    "total and active differ by 12 experts of two matrices of width 448 in each layer, not of "
+    "SwiGLU's three"
 )
 MLA = "multi-head latent attention is not built here"
 NOT_REPRODUCED = [

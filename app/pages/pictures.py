@@ -63,8 +63,7 @@ def lines(summary: dict[str, Any], sample: str, precision: str) -> str:
     )
     return (
         f"`python train.py` then ends at **{summary['val_bpb']:.2f} bits per byte** ({domains}) "
-        "after "
-        f"{summary['tokens_seen']:,} tokens, {summary['wall_s']:.0f} s on 2 cores in "
+        f"after {summary['tokens_seen']:,} tokens, {summary['wall_s']:.0f} s on 2 cores in "
         f"{precision}:\n\n"
         "![Loss and bits per byte over the steps](docs/curve.png)\n\nIts last "
         f"sample:\n\n{sample}\n"

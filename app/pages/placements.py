@@ -86,19 +86,18 @@ def _row(name: str, gpus: int, ep_size: int) -> str:
     fits = "yes" if at.at_most < GPU else "**no**"
     share = at.communication_s / (at.communication_s + at.compute_s)
     return (
-        f"| {name} | {gpus} | ep {ep_size} x fsdp2 {gpus // ep_size} "
-        f"| {at.state / 1e9:.0f} of {at.at_most / 1e9:.0f} GB "
-        f"| {fits} | {micros:.0f} x {at.rows} rows | {micros * at.shard_bytes / 1e9:,.0f} GB "
-        f"| {micros * at.exchange_bytes / 1e9:,.0f} GB | {micros * at.compute_s:.0f} s | "
-        f"{share:.0%} |"
+        f"| {name} | {gpus} | ep {ep_size} x fsdp2 {gpus // ep_size} | {at.state / 1e9:.0f} of "
+        f"{at.at_most / 1e9:.0f} GB | {fits} | {micros:.0f} x {at.rows} rows | "
+        f"{micros * at.shard_bytes / 1e9:,.0f} GB | {micros * at.exchange_bytes / 1e9:,.0f} GB | "
+        f"{micros * at.compute_s:.0f} s | {share:.0%} |"
     )
 
 
 def markdown() -> str:
     """The table for docs/scale.md."""
     head = (
-        "| model | GPUs | placement | state of all bytes of a GPU | fits 80 GB | "
-        "micro-batches of a step | sharding "
+        "| model | GPUs | placement | state of all bytes of a GPU | fits 80 GB | micro-batches of "
+        "a step | sharding "
     )
     head += "| exchange | computing | communication |\n" + "| --- " * 10 + "|\n"
     return head + "".join(f"{_row(*of)}\n" for of in PLACEMENTS)

@@ -20,7 +20,6 @@ def markdown() -> str:
     head = "| tag | kind | unit | meaning | over | callback |\n" + "| --- " * 6 + "|\n"
     return head + "".join(
         f"| {'<br>'.join(f'`{name}`' for name in tag.names())} | {tag.kind} | {tag.unit} | "
-        f"{tag.meaning} | {tag.scope} "
-        f"| {f'`{callback}`' * bool(callback)} |\n"
+        f"{tag.meaning} | {tag.scope} | {f'`{callback}`' * bool(callback)} |\n"
         for tag, callback in tags()
     )

@@ -176,13 +176,12 @@ WEIGHTS = [
 def markdown() -> str:
     """The table for docs/cells.md."""
     rows = "".join(
-        f"| {w.experiment} | {w.term} | {w.printed:g} | {w.uniform:g} | {w.layers} | "
-        f"{w.ours:.4g} | {w.source}"
-        f"{'' if w.verified else '; its text could not be read'} |\n"
+        f"| {w.experiment} | {w.term} | {w.printed:g} | {w.uniform:g} | {w.layers} | {w.ours:.4g} "
+        f"| {w.source}{'' if w.verified else '; its text could not be read'} |\n"
         for w in WEIGHTS
     )
     head = (
-        "| experiment | term | printed | source at uniform load, over ours | over layers | "
-        "ours | source |\n"
+        "| experiment | term | printed | source at uniform load, over ours | over layers | ours | "
+        "source |\n"
     )
     return head + "|---|---|---|---|---|---|---|\n" + rows

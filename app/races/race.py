@@ -229,8 +229,8 @@ def require_own_settings(
     for key in sorted(given.keys() | plain.keys()):
         if key not in COMPOSED and given.get(key) != plain.get(key):
             raise UserError(
-                f"race={name}: its file sets hydra.{key}; remove it there, and give "
-                "it as an override"
+                f"race={name}: its file sets hydra.{key}; remove it there, and give it as an "
+                "override"
             )
 
 

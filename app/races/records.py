@@ -97,8 +97,8 @@ def read_seconds(folder: Path) -> dict[str, dict[str, float]]:
     sizes = list(times.values()) if isinstance(times, dict) else [None]
     if not all(isinstance(each, dict) and all(map(is_positive, each.values())) for each in sizes):
         raise UserError(
-            f"{path}: seconds_per_token must hold numbers above 0 by size and "
-            "contestant; restore it"
+            f"{path}: seconds_per_token must hold numbers above 0 by size and contestant; restore "
+            "it"
         )
     return dict(times or {})
 
@@ -115,8 +115,7 @@ def begin(name: str, values: Mapping[str, Any], fingerprint: str) -> None:
     if before != fingerprint:
         raise UserError(
             f"race={name}: conf/race/{name}.yaml has changed since {path.parent} was begun "
-            f"({before}, now "
-            f"{fingerprint}); a changed race is another one: copy it to another name, or delete "
-            "that folder"
+            f"({before}, now {fingerprint}); a changed race is another one: copy it to another "
+            "name, or delete that folder"
         )
     write_whole(path, json.dumps({"fingerprint": fingerprint, "race": values}, indent=1) + "\n")

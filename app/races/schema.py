@@ -70,8 +70,8 @@ def require_comparable(
     for line in lines:
         if line["size"] not in sizes:
             raise UserError(
-                f"{path}: size={line['size']} is none of the study "
-                f"({', '.join(sizes)}); restore the file"
+                f"{path}: size={line['size']} is none of the study ({', '.join(sizes)}); restore "
+                "the file"
             )
         if "failed" in line or line["seed"] == tuning_seed:
             continue
@@ -84,8 +84,7 @@ def require_comparable(
             if first.setdefault(group, layout) != layout:
                 raise UserError(
                     f"{path}: the trials of {' '.join(group)} do not hold the same domains, "
-                    "statistics and curves; "
-                    "restore the file"
+                    "statistics and curves; restore the file"
                 )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from app.config.overrides import last
 from app.config.saved import RUNS
+from app.fault_points import fault_point
 from app.registry import UserError
 from app.training.checkpoints import write_atomically
 from app.training.files import remove, write_whole
@@ -118,8 +119,8 @@ def require_name(name: str) -> None:
     """
     if not re.fullmatch(NAME, name):
         raise UserError(
-            f"run={name}: must be a plain name of letters, digits and _=,.+@%-, not "
-            "a path; run=NAME"
+            f"run={name}: must be a plain name of letters, digits and _=,.+@%-, not a path; "
+            "run=NAME"
         )
 
 
@@ -130,6 +131,7 @@ def _make(folder: Path, files: Mapping[str, str | bytes]) -> None:
     try:
         for name, data in files.items():
             write_whole(unfinished / name, data)
+        fault_point("rename run folder")
         unfinished.rename(folder)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -90,8 +90,8 @@ def learned(folder: Path) -> Skill:
     own = config["experts"].get("skills", [])
     if len(own) != 1:
         raise UserError(
-            f"{folder}: has learned {len(own)} skills; a run that is one has one "
-            "alone (app.skill add)"
+            f"{folder}: has learned {len(own)} skills; a run that is one has one alone (app.skill "
+            "add)"
         )
     text = {
         "domains": read_text(folder, config).domains,
@@ -160,8 +160,7 @@ def read_skills(files: Mapping[str, str], base: str) -> dict[str, Skill]:
         if skill.about["base"] != base:
             raise UserError(
                 f"{files[name]}: was learned on another base ({skill.about['base'][:8]}, not "
-                f"{base[:8]}); a skill "
-                "belongs to the weights that it was learned on"
+                f"{base[:8]}); a skill belongs to the weights that it was learned on"
             )
     return skills
 

@@ -177,14 +177,13 @@ def require_same_text(folder: Path, text: RunText, data: TokenDataModule) -> Non
     if data.corpus_fingerprint != text.fingerprint:
         raise UserError(
             f"{folder} was trained on other text than the config names now: its files have "
-            "changed; "
-            "restore them, name their new place with data.path=..., or start anew with another "
-            "run=NAME"
+            "changed; restore them, name their new place with data.path=..., or start anew with "
+            "another run=NAME"
         )
     if data.tokenizer.to_json() != text.tokenizer.to_json():
         raise UserError(
-            f"{folder}: the tokenizer learned from its text is another one now; "
-            "install what it ran with"
+            f"{folder}: the tokenizer learned from its text is another one now; install what it "
+            "ran with"
         )
 
 

@@ -77,8 +77,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
     path, damaged = newest(folder / "checkpoints")
     if path is None and damaged:
         raise UserError(
-            f"{damaged[0]}, and so are all others; restore one, or delete {folder}/checkpoints "
-            "to start anew"
+            f"{damaged[0]}, and so are all others; restore one, or delete {folder}/checkpoints to "
+            "start anew"
         )
     for line in damaged:
         say(f"resume: {line}: using the one before")

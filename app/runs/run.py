@@ -18,6 +18,7 @@ from app.config.compose import Config, as_dict
 from app.config.saved import RUNS
 from app.cost.budget import Budget
 from app.data.module import build_data
+from app.fault_points import fault_point
 from app.registry import NO_WRITE, UserError
 from app.runs.folder import SUMMARY
 from app.runs.init_weights import initialized_module, write_weights
@@ -67,6 +68,7 @@ def train(config: Config, folder: Path, checkpoint: str | None) -> None:
         saved = read_checkpoint(last, only_shapes=not exported)
         if exported:
             write_weights(folder, saved["state_dict"])
+        fault_point("write summary")
         write_summary(folder, config, saved)
 
 
@@ -94,6 +96,5 @@ def one_line_for_the_machine() -> Iterator[None]:
             raise
         raise UserError(
             "another process of the run has ended, or has not answered for trainer.timeout_s; go "
-            "on from the newest "
-            "checkpoint with resume=true"
+            "on from the newest checkpoint with resume=true"
         ) from error

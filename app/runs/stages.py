@@ -32,8 +32,8 @@ def add_words(run: Path, name: str, typed: Sequence[str]) -> list[str]:
     """
     if path_of(run, name).exists():
         raise UserError(
-            f"name={name}: {run} has this skill; python -m app.skill remove {run} "
-            f"{name}, or another name"
+            f"name={name}: {run} has this skill; python -m app.skill remove {run} {name}, or "
+            "another name"
         )
     own = [f"run={run.name}-{name}", "experiment=_base/skill_add", f"experts.skills=[{name}]"]
     return _words(run, own, typed)
@@ -124,8 +124,7 @@ def _dense_config(run: Path) -> Config:
     if config["experts"]["name"] != "dense":
         raise UserError(
             f"{run}: has experts={config['experts']['name']}; skills lie on a dense model, whose "
-            "router is theirs: "
-            "train one with experts=dense balance=none"
+            "router is theirs: train one with experts=dense balance=none"
         )
     return config
 
@@ -134,8 +133,8 @@ def _words(run: Path, own: Sequence[str], typed: Sequence[str]) -> list[str]:
     """All overrides of a stage, which goes on if it was begun before."""
     if not any(word.startswith("data") for word in typed):
         raise UserError(
-            "data: on which text? data=text data.path=FILE, or "
-            "data.weights={wiki_fr: 1} of the default"
+            "data: on which text? data=text data.path=FILE, or data.weights={wiki_fr: 1} of the "
+            "default"
         )
     words = combined([*_base_words(run), *own], typed)
     return [

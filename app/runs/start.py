@@ -168,8 +168,8 @@ def _nothing_to_do(config: Config, folder: Path, checkpoint: Path) -> Decision:
         write_summary(folder, config, saved)
     say(
         f"{folder} is at step {step_of(checkpoint)}, and "
-        f"trainer.max_steps={config['trainer']['max_steps']}: nothing "
-        "to do; raise trainer.max_steps to go on"
+        f"trainer.max_steps={config['trainer']['max_steps']}: nothing to do; raise "
+        "trainer.max_steps to go on"
     )
     return {}
 

@@ -92,6 +92,5 @@ def require_one_name_each(overrides: list[str]) -> None:
     if swept and fixed:
         raise UserError(
             f"{fixed[-1].input_line}: would be the name of every member of the sweep; leave it "
-            "out, or put in what "
-            f"differs: run='{fixed[-1].value()}_${{{swept[0].key_or_group}}}'"
+            f"out, or put in what differs: run='{fixed[-1].value()}_${{{swept[0].key_or_group}}}'"
         )

@@ -88,8 +88,8 @@ def read_text(folder: Path, config: Mapping[str, Any]) -> RunText:
     domains, topics, fingerprint = named
     if not (_is_texts(domains) and domains and _is_texts(topics) and isinstance(fingerprint, str)):
         raise UserError(
-            f"{folder / ABOUT}: is damaged: it must hold domains, topics and "
-            "fingerprint; restore it"
+            f"{folder / ABOUT}: is damaged: it must hold domains, topics and fingerprint; restore "
+            "it"
         )
     tokenizer = read_tokenizer(folder, config)
     rows = _read_rows(folder / ROWS, tokenizer.vocab_size, len(domains), len(topics))

@@ -23,6 +23,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from app.fault_points import fault_point
 from app.registry import UserError
 from app.training.files import checksum, digest, remove, settle, write_whole
 from app.training.shards import PLAIN, read_shards, write_shards
@@ -90,10 +91,12 @@ def write_atomically(checkpoint: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     try:
+        fault_point("write checkpoint")
         with part.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
+        fault_point("checkpoint without checksum")
         write_whole(checksum(path), digest(part) + "\n")
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
@@ -104,6 +107,7 @@ def write_atomically(checkpoint: dict[str, Any], path: Path) -> None:
     # a damaged one, from before the run went on
     if path.is_dir():
         remove(path)
+    fault_point("checksum without checkpoint")
     part.replace(path)
     settle(path.parent)
 
@@ -154,8 +158,8 @@ def require_layout(checkpoint: Any, path: Path) -> dict[str, Any]:
     tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
     if not tensors or type(checkpoint.get("global_step")) is not int:
         raise UserError(
-            f"{path}: is no checkpoint of ours: it has no state_dict and step; "
-            "restore it, or delete it"
+            f"{path}: is no checkpoint of ours: it has no state_dict and step; restore it, or "
+            "delete it"
         )
     return dict(checkpoint)
 

@@ -12,6 +12,7 @@ from torch.distributed._functional_collectives import all_to_all_single
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from app.fault_points import fault_point
 from app.registry import UserError
 from experts.contract import Dispatcher, Stack
 
@@ -30,6 +31,7 @@ class AllToAll(Dispatcher):
     def __call__(
         self, x: Tensor, ends: Tensor, compute: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
+        fault_point("exchange rows")
         group = self.group
         load = ends.diff(prepend=ends.new_zeros(1))  # (E,) rows of this rank for every expert
         # (ranks, own experts)
@@ -91,14 +93,14 @@ def check_expert_parallel(model: nn.Module, ep_size: int) -> None:
     sizes = {len(stack.w_in) for stack in stacks(model)}
     if ep_size > 1 and not sizes:
         raise UserError(
-            f"trainer.ep_size={ep_size}: the model has no stacked experts to split; "
-            "use trainer=fsdp"
+            f"trainer.ep_size={ep_size}: the model has no stacked experts to split; use "
+            "trainer=fsdp"
         )
     for size in sorted(sizes):
         if size % ep_size:
             raise UserError(
-                f"trainer.ep_size={ep_size}: must divide {size}, the experts of a "
-                "stack of this layout"
+                f"trainer.ep_size={ep_size}: must divide {size}, the experts of a stack of this "
+                "layout"
             )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from app.fault_points import fault_point
 from app.registry import UserError
 
 T = TypeVar("T")
@@ -29,6 +30,7 @@ def write_whole(path: Path, data: str | bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        fault_point(f"replace {path.name}")
         part.replace(path)
     except OSError:
         part.unlink(missing_ok=True)

@@ -191,10 +191,14 @@ def routing_sums(routings: Sequence[Routing]) -> dict[str, Tensor]:
 def load_sums(routings: Sequence[Routing]) -> dict[str, Tensor]:
     """The part of `routing_sums` that is about assignments; cheap enough for every forward pass."""
     loads = expert_load(routings)
+    dropped = []
+    for routing in routings:
+        is_assigned = routing.expert < routing.logits.size(1)
+        dropped.append((is_assigned & ~routing.kept).sum())
     return {
         "load": loads,
         "importance": importance(routings),
-        "dropped": torch.stack([((r.expert < r.logits.size(1)) & ~r.kept).sum() for r in routings]),
+        "dropped": torch.stack(dropped),
         "tokens": routings[0].valid.sum(),
         "forwards": torch.ones((), device=loads.device),
         "maxvio": max_violation(loads),
@@ -243,28 +247,28 @@ def _load_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _score_statistics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tokens = sums["scored_tokens"].clamp_min(1)
-    means = {
-        name.replace("entropy", "token_entropy"): sums[name] / tokens
-        for name in ("entropy", "margin", "z")
+    return {
+        "token_entropy": sums["entropy"] / tokens,
+        "margin": sums["margin"] / tokens,
+        "z": sums["z"] / tokens,
+        "logit_rms": (sums["logit_square"] / sums["logits"].clamp_min(1)).sqrt(),
     }
-    return means | {"logit_rms": (sums["logit_square"] / sums["logits"].clamp_min(1)).sqrt()}
 
 
 def _scores_of_tokens(routing: Routing) -> dict[str, Tensor]:
+    """Sums over the real tokens of one layer, as scalars."""
     valid = routing.valid.flatten().to(routing.scores.dtype)  # (T,)
     share = routing.probabilities
+    # A logit of -inf is an expert that is forbidden.
     allowed = ~routing.logits.isinf()
-    # one expert alone has no margin
-    first, second = share.topk(min(2, share.size(1)), -1).values.T[[0, -1]]
-    per_token = torch.stack(
-        (
-            torch.special.entr(share).sum(-1),
-            first - second,
-            routing.logits.logsumexp(-1).square(),
-            routing.logits.masked_fill(~allowed, 0).square().sum(-1),
-            allowed.sum(-1),
-        )
-    )  # (5, T)
-    return dict(
-        zip(("entropy", "margin", "z", "logit_square", "logits"), per_token @ valid, strict=True)
-    )
+    # One expert alone has no margin: the first and the last of one are the same.
+    largest = share.topk(min(2, share.size(1)), -1).values
+    of_tokens = {
+        "entropy": torch.special.entr(share).sum(-1),
+        "margin": largest[:, 0] - largest[:, -1],
+        "z": routing.logits.logsumexp(-1).square(),
+        "logit_square": routing.logits.masked_fill(~allowed, 0).square().sum(-1),
+        "logits": allowed.sum(-1),
+    }
+    totals = torch.stack(list(of_tokens.values())) @ valid  # (5, T) @ (T,)
+    return dict(zip(of_tokens, totals, strict=True))

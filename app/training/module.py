@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from app.fault_points import fault_point
 from app.model.transformer import Transformer
 from app.training.clipping import clip_gradients, gradient_norm
 from app.training.metrics import LanguageMetric, LoadMetric
@@ -230,6 +231,7 @@ class LanguageModel(lightning.LightningModule):
 
         It takes one or two collectives beside those of the gradients.
         """
+        fault_point("training step")
         micro_batches = list(self._micro_batches(batch))
         num_local_targets = (batch["targets"] >= 0).sum()
         # The request to save travels with the counts: ranks hear of time and signals at different
@@ -254,6 +256,7 @@ class LanguageModel(lightning.LightningModule):
             self._log_step(sums, num_targets)
         self.log("train/grad_norm", norm)
 
+        fault_point("optimizer step")
         if is_finite:
             self._optimizer_step(norm)
             observed = {name: sums.observed[name] for name in controllers}
@@ -296,6 +299,7 @@ class LanguageModel(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Only the likelihood: no balance term, no controller."""
+        fault_point("validation step")
         nll, routings = self._forward(batch, 0)
         self.load_metric.update(routings)
         self.metric.update(nll, batch["targets"], batch["nbytes"], batch["domain"])

@@ -39,8 +39,8 @@ class BadSteps:
         if self.count > self.allowed:
             raise UserError(
                 f"step {step}: {what} is not finite; the checkpoints are from before. Lower "
-                "optimizer.lr, or go on "
-                f"with resume=true trainer.skip_bad_steps={self.count} to skip this step"
+                f"optimizer.lr, or go on with resume=true trainer.skip_bad_steps={self.count} to "
+                "skip this step"
             )
         warn(f"step {step}: {what} is not finite; skipped ({self.count} of {self.allowed})")
 

@@ -42,14 +42,14 @@ def require_starter(devices: int, num_nodes: int, sweep: bool) -> None:
         return
     if num_nodes > 1:
         raise UserError(
-            f"trainer.num_nodes={num_nodes}: torchrun or Slurm must start the "
-            "processes of several nodes"
+            f"trainer.num_nodes={num_nodes}: torchrun or Slurm must start the processes of several "
+            "nodes"
         )
     if sweep and devices > 1:
         raise UserError(
             f"trainer.devices={devices}: a sweep cannot start the processes of its jobs; sweep "
-            "with one device a job, "
-            "or launch with torchrun --nproc-per-node=N train.py --multirun ..."
+            "with one device a job, or launch with torchrun --nproc-per-node=N train.py --multirun "
+            "..."
         )
 
 
@@ -113,8 +113,7 @@ def _fitting(decision: Decision, size: Callable[[Decision], int], world: int) ->
     if needed not in (0, world):
         raise UserError(
             f"trainer.devices times trainer.num_nodes is {needed}, but {world} processes were "
-            "started; make them "
-            "equal, or auto"
+            "started; make them equal, or auto"
         )
     return decision
 
@@ -167,8 +166,8 @@ def _met(started: ClusterEnvironment, rank: int, size: int, timeout_s: int) -> d
         except RuntimeError as error:
             raise UserError(
                 f"trainer.timeout_s={timeout_s}: after that long not all {size} processes of the "
-                "run were there "
-                f"(this is number {rank}); look at why one did not start, or wait longer"
+                f"run were there (this is number {rank}); look at why one did not start, or wait "
+                "longer"
             ) from error
     return distributed.distributed_c10d._get_default_store()
 

@@ -15,6 +15,7 @@ import lightning
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
+from app.fault_points import fault_point
 from app.registry import UserError
 from app.training.checkpoints import CheckpointFiles, steps
 from app.training.files import checksum, remove
@@ -141,6 +142,7 @@ class Checkpoints(lightning.Callback):
         flush(trainer.loggers)
         trainer.save_checkpoint(path, weights_only=False)
         self._check(trainer)
+        fault_point("checkpoint saved")
         self._prune(trainer.global_step)
 
     def _finish(self, trainer: lightning.Trainer) -> None:

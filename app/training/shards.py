@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.optim import Optimizer
 
+from app.fault_points import fault_point
 from app.registry import UserError
 from app.training.files import checksum, digest, remove, settle, sums, write_whole
 
@@ -156,16 +157,19 @@ class ShardWriter(dcp.FileSystemWriter):
         return None
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
+        fault_point("write part")
         try:
             written = super().write_data(plan, planner)
         # torch stumbles over it again, and the other ranks hear of the last one only
         except RuntimeError as error:
             raise (error.__context__ if isinstance(error.__context__, OSError) else error)  # noqa: B904
+        fault_point("part without checksum")
         for part in Path(self.path).glob(f"{plan.storage_data.prefix}*.distcp"):
             write_whole(checksum(part), digest(part))
         return written
 
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
+        fault_point("parts without metadata")
         super().finish(metadata, results)
         folder = Path(self.path)
         write_whole(folder / PLAIN, self.plain.getvalue())
@@ -177,7 +181,9 @@ class ShardWriter(dcp.FileSystemWriter):
         settle(folder)
         # a damaged one, from before the run went on
         remove(self.target)
+        fault_point("rename checkpoint folder")
         folder.rename(self.target)
+        fault_point("checkpoint folder renamed")
         settle(self.target.parent)
 
 

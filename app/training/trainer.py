@@ -197,8 +197,8 @@ def make_trainer(
     """
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError(
-            f"trainer.accelerator=gpu: torch {torch.__version__} finds no GPU; "
-            "trainer=cpu always works"
+            f"trainer.accelerator=gpu: torch {torch.__version__} finds no GPU; trainer=cpu always "
+            "works"
         )
     saving = (
         config.checkpoint_every,

@@ -22,10 +22,13 @@ def grouped_mm_swiglu(x: Tensor, ends: Tensor, w_in: Tensor, w_out: Tensor) -> T
     dim = missing(x.shape[1], x)
     width = missing(w_out.shape[1], x)
     if dim or width:
-        w_in = F.pad(w_in.unflatten(-1, (2, -1)), (0, width, 0, 0, 0, dim)).flatten(-2)
         x = F.pad(x, (0, dim))
+        # gate and up are padded each by itself
+        sections = w_in.unflatten(-1, (2, -1))
+        w_in = F.pad(sections, (0, width, 0, 0, 0, dim)).flatten(-2)
         w_out = F.pad(w_out, (0, dim, 0, width))
-    return _Swiglu.apply(x, ends, w_in, w_out)[:, : w_out.shape[2] - dim]
+    y = _Swiglu.apply(x, ends, w_in, w_out)
+    return y[:, : w_out.shape[2] - dim]
 
 
 def grouped_mm_product(x: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
@@ -74,16 +77,12 @@ class _Swiglu(torch.autograd.Function):
         gate, up = hidden.chunk(2, dim=-1)
         silu = F.silu(gate)
         grad_act = F.grouped_mm(grad, w_out.mT, offs=ends)
-        grad_hidden = torch.cat(
-            (torch.ops.aten.silu_backward(grad_act * up, gate), grad_act * silu), dim=-1
-        )
+        grad_gate = torch.ops.aten.silu_backward(grad_act * up, gate)
+        grad_hidden = torch.cat((grad_gate, grad_act * silu), dim=-1)
         grad_x = _without_tail(F.grouped_mm(grad_hidden, w_in.mT, offs=ends), ends)
-        return (
-            grad_x,
-            None,
-            _weight_gradient(x, grad_hidden, ends),
-            _weight_gradient(silu * up, grad, ends),
-        )
+        grad_w_in = _weight_gradient(x, grad_hidden, ends)
+        grad_w_out = _weight_gradient(silu * up, grad, ends)
+        return grad_x, None, grad_w_in, grad_w_out
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
@@ -95,4 +94,5 @@ def _weight_gradient(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
 
 
 def _without_tail(y: Tensor, ends: Tensor) -> Tensor:
-    return y.masked_fill_((torch.arange(len(y), device=y.device) >= ends[-1])[:, None], 0)
+    is_tail = torch.arange(len(y), device=y.device) >= ends[-1]
+    return y.masked_fill_(is_tail[:, None], 0)

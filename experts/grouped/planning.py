@@ -5,6 +5,7 @@ experts are padded to a common number of rows, and one `bmm` computes all of the
 repeats token 0 and has gate 0.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -83,29 +84,37 @@ def _padded_places(
     All unassigned share one row, the first after the last expert's: their outputs are not used.
     """
     load = unpadded.diff(prepend=unpadded.new_zeros(1))  # (E,)
-    size = torch.tensor(_padded(load.tolist(), rows_per_product)) if rows_per_product else load
+    size = load
+    if rows_per_product:
+        size = torch.tensor(_padded(load.tolist(), rows_per_product))
     ends = size.cumsum(0)
-    # the rows of padding before an expert: its start with padding less its start without; so too
-    # for the unassigned
-    padding = torch.cat((ends - size - (unpadded - load), ends[-1:] - unpadded[-1:]))  # (E + 1,)
-    place = (torch.arange(len(sorted_expert)) + padding[sorted_expert]).clamp_(max=int(ends[-1]))
-    return place, ends, int(ends[-1]) + (len(sorted_expert) > int(unpadded[-1]))
+    # The rows of padding before an expert: its start with padding less its start without. The
+    # unassigned come after all padding.
+    before = (ends - size) - (unpadded - load)
+    padding = torch.cat((before, ends[-1:] - unpadded[-1:]))  # (E + 1,)
+    last = int(ends[-1])
+    place = torch.arange(len(sorted_expert)) + padding[sorted_expert]
+    has_unassigned = len(sorted_expert) > int(unpadded[-1])
+    return place.clamp_(max=last), ends, last + has_unassigned
 
 
 def _padded(load: list[int], rows_per_product: int) -> list[int]:
     """Rows of every expert after padding:
     neighbours share a size where that costs less than one more product.
     """
-    size: list[int] = []
-    # of the run that is being built
+    sizes: list[int] = []
+    # The run of experts that is being built: its first expert, and the rows of its largest.
     first = 0
     largest = 0
-    for index, rows in enumerate(-(-rows // BLOCK) * BLOCK for rows in load):
-        length = index - first
-        top = max(largest, rows)
-        if (length + 1) * top > length * largest + rows + rows_per_product:
-            size += [largest] * length
-            first = index
-            top = rows
-        largest = top
-    return size + [largest] * (len(load) - first)
+    for expert, rows_of_expert in enumerate(load):
+        rows = math.ceil(rows_of_expert / BLOCK) * BLOCK
+        length = expert - first
+        joined = (length + 1) * max(largest, rows)
+        apart = length * largest + rows
+        if joined > apart + rows_per_product:
+            sizes += [largest] * length
+            first = expert
+            largest = rows
+        else:
+            largest = max(largest, rows)
+    return sizes + [largest] * (len(load) - first)

@@ -14,9 +14,8 @@ pytestmark = pytest.mark.nightly
 
 EVERY = ("controllers", "expert_pictures", "expert_weights", "weight_similarity")
 LINE = (
-    f"{SMALL} data.micro_batch_size=2 experts=deepseek experts.num_experts=8 "
-    "experts.num_shared=2 experts.top_k=2 "
-    "router=topk balance=[aux,loss_free] callbacks=full"
+    f"{SMALL} data.micro_batch_size=2 experts=deepseek experts.num_experts=8 experts.num_shared=2 "
+    "experts.top_k=2 router=topk balance=[aux,loss_free] callbacks=full"
 ).split() + [f"callbacks.{name}.every=2" for name in EVERY]
 EP = ("trainer=ep", "trainer.accelerator=cpu")
 # sums in another order change the choice of a token in a hundred

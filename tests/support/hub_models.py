@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -118,18 +117,6 @@ BEGIN = "<s>"
 
 
 END = "</s>"
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small Mixtral; the working directory is where its run will be made."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "t.txt").write_text(
-        "the people of the town say to each other what they have seen at night\n" * 200
-    )
-    config = config_of(*CASES["mixtral"])
-    written(tmp_path / "theirs", config, model_of(config))
-    return tmp_path / "theirs"
 
 
 def add_tokenizer(folder: Path, begin: str | None = BEGIN, end: str = END) -> None:

@@ -5,28 +5,16 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from itertools import count
+from collections.abc import Sequence
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import torch
 
+from app.fault_points import install
 from tests.conftest import ROOT, become_rank, free_port
 
 LAST = 6
-
-
-def before(owner: Any, name: str, act: Callable[..., None]) -> None:
-    """Calls `act` before each call of a method."""
-    method = getattr(owner, name)
-
-    def both(*args: Any, **kwargs: Any) -> Any:
-        act(*args)
-        return method(*args, **kwargs)
-
-    setattr(owner, name, both)
 
 
 def same(one: Any, two: Any) -> bool:
@@ -49,35 +37,28 @@ def assert_same_end(straight: Path, resumed: Path, last: int = LAST) -> None:
 
 # every process starts as one that has imported, and done no more
 FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload(["app.runs.run", __name__])
 
 
-# where a function is, its name, and which of its calls
-Moment = tuple[str, str, int]
-
-
+# A fault point, and which of its visits.
+Moment = tuple[str, int]
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 
 
-def _train(folder: Path, words: list[str], moment: Moment | None, *numbers: signal.Signals) -> None:
-    """train.py, which gets signals when a function is called for the n-th time,
-    before that does anything.
-    """
+def train_here(
+    folder: Path, words: list[str], moment: Moment | None, *numbers: signal.Signals
+) -> None:
+    """Run train.py in this process, which gets signals when it passes a fault point."""
     os.chdir(folder)
     sys.argv = [str(ROOT / "train.py"), *words]
     if moment is not None:
-        place, name, call = moment
-        calls = count(1)
-        before(
-            resolve_name(place),
-            name,
-            lambda *_: next(calls) == call and list(map(signal.raise_signal, numbers)),
-        )
+        install(*moment, lambda: [signal.raise_signal(number) for number in numbers])
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def _train_rank(rank: int, port: int, *args: Any) -> None:
     become_rank(rank, 2, port)
-    _train(*args)
+    train_here(*args)
 
 
 def ended(process: Any) -> int | None:
@@ -89,7 +70,7 @@ def ended(process: Any) -> int | None:
 def train(
     folder: Path, words: list[str], moment: Moment | None = None, *numbers: signal.Signals
 ) -> int | None:
-    process = FRESH.Process(target=_train, args=(folder, words, moment, *numbers))
+    process = FRESH.Process(target=train_here, args=(folder, words, moment, *numbers))
     process.start()
     return ended(process)
 

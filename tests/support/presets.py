@@ -13,7 +13,7 @@ from app.model.spec import model_spec
 from routers.contract import Sizes
 from routers.router import Router
 
-CONF = Path(__file__).parents[3] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "router").glob("*.yaml"))
 
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from routers.contract import Context, Score, Scored, Sizes
 
 SIZES = Sizes(dim=6, num_experts=5, top_k=2, num_layers=3, vocab_size=40, layer=1)
-CONF = Path(__file__).parents[3] / "conf" / "router"
+CONF = Path(__file__).parents[2] / "conf" / "router"
 
 
 def knobs(kind: str, name: str, top_k: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from app.registry import find
 from routers.contract import Activated, Context, Select, Sizes
 
 SIZES = Sizes(dim=8, num_experts=6, top_k=2, num_layers=1, vocab_size=16)
-CONF = Path(__file__).parents[3] / "conf" / "router" / "select"
+CONF = Path(__file__).parents[2] / "conf" / "router" / "select"
 # 6 experts; without a draw
 OVERRIDES = {"group_limited": {"groups": 3, "limit": 2}, "sparsemixer": {"eps": 0.0}}
 Pairs = set[tuple[int, int]]

@@ -6,16 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from tensorboard.backend.event_processing.plugin_event_accumulator import TENSORS, EventAccumulator
 
 from tests.conftest import ROOT
 
 SMALL = (
     "model=nano tokenizer=bytes data=text data.path=t.txt data.seq_len=32 data.batch_size=4 "
-    "data.val_rows=4 "
-    "callbacks=off trainer.max_steps=4 trainer.val_every=2 trainer.checkpoint_every=2 "
-    "trainer.log_every=1"
+    "data.val_rows=4 callbacks=off trainer.max_steps=4 trainer.val_every=2 "
+    "trainer.checkpoint_every=2 trainer.log_every=1"
 )
 
 
@@ -39,12 +37,6 @@ def write_text(folder: Path) -> None:
         " ".join(words[(n * k) % len(words)] for k in range(1, 15)) + f" {n}" for n in range(800)
     ]
     (folder / "t.txt").write_text("\n".join(lines))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_text(tmp_path)
-    return tmp_path
 
 
 def command(line: str) -> list[str]:

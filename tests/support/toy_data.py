@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.data.sources import SPLITS, Document, Phase
 
-CONF = Path(__file__).parents[3] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 
 
 class Toy:

@@ -18,8 +18,7 @@ from app.training.messages import watched
 TITLE = "Fewer and more experts per token"
 READING = (
     "Where the line is flat to the left of the mark, fewer experts would have done (DeepSeekMoE, "
-    "figure 5: 4 of its 7 "
-    "experts are as good as GShard's two, twice as wide)."
+    "figure 5: 4 of its 7 experts are as good as GShard's two, twice as wide)."
 )
 POINTS = 8
 

@@ -21,9 +21,9 @@ from app.runs.read import TrainedRun
 
 TITLE = "What experts specialise on"
 READING = (
-    "The share of the tokens of one label that its favourite expert serves: experts specialise "
-    "on that whose line is "
-    "farthest above its dashed one, which is chance (OLMoE, sections 5.3 and 5.4)."
+    "The share of the tokens of one label that its favourite expert serves: experts specialise on "
+    "that whose line is farthest above its dashed one, which is chance (OLMoE, sections 5.3 and "
+    "5.4)."
 )
 FEWEST = 16  # tokens of a label
 KINDS = {"word read": "tokens", "word to come": "targets", "topic": "topic", "domain": "domain"}
@@ -55,11 +55,13 @@ def favourite(have: Tensor, label: Tensor) -> Tensor:
     of have (L, T, E).
     """
     known = label >= 0
-    ids, which, times = label[known].unique(return_inverse=True, return_counts=True)
-    enough = times >= min(FEWEST, int(times.max()))
-    # (L, U, E)
-    at = have.new_zeros(len(have), len(ids), have.size(-1)).index_add_(1, which, have[:, known])
-    return at.amax(-1)[:, enough].sum(1) / times[enough].sum()
+    ids, id_of_token, times = label[known].unique(return_inverse=True, return_counts=True)
+    # Of a label with few tokens, the favourite has a large share by chance.
+    frequent = times >= min(FEWEST, int(times.max()))
+    counts = have.new_zeros(len(have), len(ids), have.size(-1))  # (L, U, E)
+    counts.index_add_(1, id_of_token, have[:, known])
+    at_favourite = counts.amax(-1)[:, frequent].sum(1)
+    return at_favourite / times[frequent].sum()
 
 
 def draw(figure: Figure, numbers: dict[str, Any]) -> None:

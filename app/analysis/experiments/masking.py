@@ -22,8 +22,7 @@ from app.training.messages import watched
 TITLE = "Without the best experts of every token"
 READING = (
     "The steeper the loss rises, the less can other experts replace the best ones of a token "
-    "(DeepSeekMoE, figure 4: "
-    "fine-grained experts with a shared one rise the steepest)."
+    "(DeepSeekMoE, figure 4: fine-grained experts with a shared one rise the steepest)."
 )
 SIXTEENTHS = 4
 

@@ -17,9 +17,8 @@ from app.runs.read import TrainedRun
 
 TITLE = "How many experts a token takes"
 READING = (
-    "Lines that fall to the right give the lower layers more experts; one that rises in the "
-    "second picture gives the "
-    "harder tokens more (both seen in Dynamic MoE)."
+    "Lines that fall to the right give the lower layers more experts; one that rises in the second "
+    "picture gives the harder tokens more (both seen in Dynamic MoE)."
 )
 # of the tokens, from the easiest to the hardest
 PARTS = 10

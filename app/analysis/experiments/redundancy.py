@@ -22,9 +22,8 @@ from app.training.messages import watched
 TITLE = "Two experts exchanged"
 READING = (
     "Nats per token lost when two experts do each other's work: a cell without colour is a pair "
-    "that knows the same, "
-    "of which one is redundant. Where there are many experts only the pairs of the most similar "
-    "weights are tried."
+    "that knows the same, of which one is redundant. Where there are many experts only the pairs "
+    "of the most similar weights are tried."
 )
 # of a layer that are tried
 PAIRS = 32

@@ -20,9 +20,8 @@ from app.training.messages import watched
 
 TITLE = "Without one expert"
 READING = (
-    "Bits per byte that each domain loses with an expert: a column that is dark in one row is "
-    "the specialist of that "
-    "domain, a column without colour is an expert that nobody would miss."
+    "Bits per byte that each domain loses with an expert: a column that is dark in one row is the "
+    "specialist of that domain, a column without colour is an expert that nobody would miss."
 )
 
 

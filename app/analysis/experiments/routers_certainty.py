@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -25,64 +26,64 @@ from app.data.corpus import Batch
 from app.runs.read import TrainedRun
 from routers.contract import Routing
 
+Pair = tuple[int, int]
 TITLE = "How sure the routers are"
 READING = (
     "Low entropy, a large inner balance (first over second probability) and an outer one near 1 "
-    "(all k together) mean "
-    "that a router is sure; the map shows what one layer's choice tells of another's (RMoE, "
-    "table 8: 2.0 and 0.57 "
-    "against 35 and 0.92 of a linear router)."
+    "(all k together) mean that a router is sure; the map shows what one layer's choice tells of "
+    "another's (RMoE, table 8: 2.0 and 0.57 against 35 and 0.92 of a linear router)."
 )
 
 
 def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
     """Per layer, and per pair of layers (L, L); None with one expert."""
-    num_experts = run.model.num_experts
-    if num_experts < 2:
+    if run.model.num_experts < 2:
         return None
-    seen = [routings for _, _, routings in passes(run, batches)]
-    by_layer = [
-        torch.cat([_certainty(routing) for routing in layer], 1)
-        for layer in zip(*seen, strict=True)
-    ]
-    pairs = list(combinations(range(len(by_layer)), 2))
-    tokens = sum(int(routings[0].valid.sum()) for routings in seen)
-    joint = {
-        (i, j): torch.stack([_joint(each[i], each[j]) for each in seen]).sum(0) for i, j in pairs
-    }
-    rmoe = {
-        (i, j): torch.stack([rmoe_information(each[i], each[j]) for each in seen]).sum()
-        for i, j in pairs
-    }
+    certainties: list[list[Tensor]] = []
+    joint: dict[Pair, Tensor] = {}
+    rmoe: dict[Pair, Tensor] = {}
+    tokens = 0
+    for _, _, routings in passes(run, batches):
+        certainties.append([_certainty(routing) for routing in routings])
+        tokens += int(routings[0].valid.sum())
+        for i, j in combinations(range(len(routings)), 2):
+            counts = _joint(routings[i], routings[j])
+            nats = rmoe_information(routings[i], routings[j])
+            joint[i, j] = joint[i, j] + counts if (i, j) in joint else counts
+            rmoe[i, j] = rmoe[i, j] + nats if (i, j) in rmoe else nats
+    by_layer = [torch.cat(layer, 1) for layer in zip(*certainties, strict=True)]  # (3, T') each
+    information = {pair: float(mutual_information(counts)) for pair, counts in joint.items()}
+    rmoe_means = {pair: float(total / tokens) for pair, total in rmoe.items()}
     return {
-        "entropy": [values[0].mean().item() for values in by_layer],
-        "inner_balance": [values[1].median().item() for values in by_layer],
-        "outer_balance": [values[2].median().item() for values in by_layer],
-        "information": _square(
-            {pair: mutual_information(counts) for pair, counts in joint.items()}, len(by_layer)
-        ),
-        "rmoe_information": _square(
-            {pair: total / tokens for pair, total in rmoe.items()}, len(by_layer)
-        ),
+        "entropy": [entropy.mean().item() for entropy, _, _ in by_layer],
+        "inner_balance": [inner.median().item() for _, inner, _ in by_layer],
+        "outer_balance": [outer.median().item() for _, _, outer in by_layer],
+        "information": _square(information, len(by_layer)),
+        "rmoe_information": _square(rmoe_means, len(by_layer)),
     }
 
 
 def _certainty(routing: Routing) -> Tensor:
     """Entropy, inner and outer balance of every real token (3, T')."""
     share = routing.probabilities[routing.valid.flatten()].double()
-    best = share.topk(max(2, routing.top_k), -1).values
-    inner = best[:, 0] / best[:, 1].clamp_min(1e-9)
-    return torch.stack((torch.special.entr(share).sum(-1), inner, best[:, : routing.top_k].sum(-1)))
+    largest = share.topk(max(2, routing.top_k), -1).values
+    entropy = torch.special.entr(share).sum(-1)
+    inner = largest[:, 0] / largest[:, 1].clamp_min(1e-9)
+    outer = largest[:, : routing.top_k].sum(-1)
+    return torch.stack((entropy, inner, outer))
 
 
 def _joint(one: Routing, other: Routing) -> Tensor:
     return joint_choice(first_choice(one), first_choice(other), one.logits.size(1))
 
 
-def _square(pairs: dict[tuple[int, int], Tensor], layers: int) -> list[list[float | None]]:
+def _square(values: dict[Pair, float], layers: int) -> list[list[float | None]]:
     """A symmetric matrix (L, L) without its diagonal."""
-    each = {pair: float(value) for pair, value in pairs.items()}
-    return [[each.get((min(i, j), max(i, j))) for j in range(layers)] for i in range(layers)]
+    matrix: list[list[float | None]] = [[None] * layers for _ in range(layers)]
+    for (i, j), value in values.items():
+        matrix[i][j] = value
+        matrix[j][i] = value
+    return matrix
 
 
 def draw(figure: Figure, numbers: dict[str, Any]) -> None:
@@ -91,9 +92,8 @@ def draw(figure: Figure, numbers: dict[str, Any]) -> None:
     for axes, name in zip(lines, ("entropy", "inner_balance", "outer_balance"), strict=True):
         axes.plot(numbers[name], marker="o")
         axes.set(title=name.replace("_", " "), xlabel="layer", xticks=range(len(numbers[name])))
-    cells = torch.tensor(
-        [[torch.nan if v is None else v for v in row] for row in numbers["information"]]
-    )
-    image = info.imshow(cells.numpy(), vmin=0)
+    # None becomes NaN, which is left white.
+    cells = np.array(numbers["information"], dtype=float)
+    image = info.imshow(cells, vmin=0)
     info.set(title="information, nats", xlabel="layer", ylabel="layer")
     figure.colorbar(image, ax=info)

@@ -18,27 +18,35 @@ from app.registry import UserError
 from app.runs.read import TrainedRun, read_run
 from app.training.checkpoints import step_of
 from app.training.messages import watched
+from routers.contract import Routing
 
 TITLE = "How early the routers decide"
 READING = (
     "A line near 1 at an early step belongs to a layer whose routing is settled, near k/E to one "
-    "that still chooses "
-    "anew (OLMoE, section 5.1; more checkpoints give more points: trainer.keep_checkpoints)."
+    "that still chooses anew (OLMoE, section 5.1; more checkpoints give more points: "
+    "trainer.keep_checkpoints)."
 )
 
 
 def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
     """By step and layer, of the checkpoints that are left; None where this is the only one."""
-    # (L, T, E)
-    final = [torch.stack(list(map(chosen, routings))) for _, _, routings in passes(run, batches)]
+    final = [_choices(routings) for _, _, routings in passes(run, batches)]
     shares = {}
     for path in watched(_before(run), TITLE):
         try:
             earlier = read_run(path)
-        except UserError:  # a damaged one
+        except UserError:
+            # A damaged checkpoint gives no point.
             continue
         shares[step_of(path)] = _shared(earlier, batches, final)
-    return {"steps": [*shares], "saturation": [*shares.values()]} if shares else None
+    if not shares:
+        return None
+    return {"steps": list(shares), "saturation": list(shares.values())}
+
+
+def _choices(routings: Sequence[Routing]) -> Tensor:
+    """Which experts each token has (L, T, E)."""
+    return torch.stack([chosen(routing) for routing in routings])
 
 
 def _before(run: TrainedRun) -> list[Any]:
@@ -48,13 +56,13 @@ def _before(run: TrainedRun) -> list[Any]:
 
 
 def _shared(run: TrainedRun, batches: Sequence[Batch], final: list[Tensor]) -> list[float]:
+    """The share of the final choices that a run makes, by layer."""
     same = torch.zeros(())
-    all_ = torch.zeros(())
+    total = torch.zeros(())
     for (_, _, routings), last in zip(passes(run, batches), final, strict=True):
-        own = torch.stack(list(map(chosen, routings)))
-        same = same + (own & last).sum((1, 2))
-        all_ = all_ + last.sum((1, 2))
-    return [float(share) for share in same / all_.clamp_min(1)]
+        same = same + (_choices(routings) & last).sum((1, 2))
+        total = total + last.sum((1, 2))
+    return [float(share) for share in same / total.clamp_min(1)]
 
 
 def draw(figure: Figure, numbers: dict[str, Any]) -> None:

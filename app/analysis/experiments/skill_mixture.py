@@ -20,12 +20,10 @@ from routers.assignments import gates
 
 TITLE = "What the mixture takes of each skill"
 READING = (
-    "Above: the mean share of each skill in each layer, of the text of one domain, and how far "
-    "its tokens lie from it "
-    "(one standard deviation). Where the order of the skills changes between domains the router "
-    "tells them apart; flat "
-    "lines are one mixture for all layers. Below: the shares of the first tokens of a row, mean "
-    "over the layers."
+    "Above: the mean share of each skill in each layer, of the text of one domain, and how far its "
+    "tokens lie from it (one standard deviation). Where the order of the skills changes between "
+    "domains the router tells them apart; flat lines are one mixture for all layers. Below: the "
+    "shares of the first tokens of a row, mean over the layers."
 )
 # of a row that are drawn
 TOKENS = 64
@@ -58,27 +56,27 @@ def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
 
 def draw(figure: Figure, numbers: dict[str, Any]) -> None:
     """A column for each domain: over the layers, and over the tokens of a row."""
-    figure.set_size_inches(3 * max(2, len(numbers["domains"])), 5)
-    depth, tokens = figure.subplots(2, len(numbers["domains"]), sharey="row", squeeze=False)
-    each = zip(
-        numbers["domains"], numbers["mean"], numbers["spread"], numbers["tokens"], strict=True
-    )
-    for above, below, (domain, mean, spread, row) in zip(depth, tokens, each, strict=True):
-        for place, skill in enumerate(numbers["skills"]):
-            centre, wide = ([layer[place] for layer in values] for values in (mean, spread))
-            # so that no bar hides another
-            beside = 0.1 * (place - (len(numbers["skills"]) - 1) / 2)
-            above.errorbar(
-                [layer + beside for layer in range(len(centre))],
-                centre,
-                wide,
+    skills = numbers["skills"]
+    domains = numbers["domains"]
+    figure.set_size_inches(3 * max(2, len(domains)), 5)
+    depth, tokens = figure.subplots(2, len(domains), sharey="row", squeeze=False)
+    for column, domain in enumerate(domains):
+        mean = numbers["mean"][column]
+        spread = numbers["spread"][column]
+        for place, skill in enumerate(skills):
+            # Bars stand beside each other, so that none hides another.
+            shift = 0.1 * (place - (len(skills) - 1) / 2)
+            depth[column].errorbar(
+                [layer + shift for layer in range(len(mean))],
+                [layer[place] for layer in mean],
+                [layer[place] for layer in spread],
                 marker="o",
                 capsize=3,
                 label=skill,
             )
-            below.plot([alpha[place] for alpha in row])
-        above.set(title=domain, xlabel="layer", xticks=range(len(mean)))
-        below.set(xlabel="token of a row")
+            tokens[column].plot([alpha[place] for alpha in numbers["tokens"][column]])
+        depth[column].set(title=domain, xlabel="layer", xticks=range(len(mean)))
+        tokens[column].set(xlabel="token of a row")
     depth[0].legend(fontsize=8)
     for axes in (depth[0], tokens[0]):
         axes.set_ylabel("share (alpha)")

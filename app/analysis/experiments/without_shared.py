@@ -18,8 +18,7 @@ from app.runs.read import TrainedRun
 TITLE = "Without the shared expert"
 READING = (
     "The higher the second bar, the less do routed experts know of what the shared one does "
-    "(DeepSeekMoE, section 4.5: "
-    "1.808 becomes 2.414)."
+    "(DeepSeekMoE, section 4.5: 1.808 becomes 2.414)."
 )
 
 

@@ -62,9 +62,8 @@ class TextColumn:
         if not self._without:
             return ""
         return (
-            f"{self._what}: {self._without.total():,} of {self._seen:,} rows without text are "
-            "left out "
-            f"({self._reasons()}), first: {self._first}"
+            f"{self._what}: {self._without.total():,} of {self._seen:,} rows without text are left "
+            f"out ({self._reasons()}), first: {self._first}"
         )
 
     def _fault(self, value: Any) -> str | None:
@@ -85,8 +84,8 @@ class TextColumn:
         rows = f"none of {self._seen:,} rows has text"
         if self._example:
             raise UserError(
-                f"data.text_key={self._key}: {rows} under this key, first: "
-                f"{self._first}; {self._other()}"
+                f"data.text_key={self._key}: {rows} under this key, first: {self._first}; "
+                f"{self._other()}"
             )
         raise UserError(
             f"{self._what}: {rows} ({self._reasons() or 'it is empty'}); give a file with text"

@@ -73,8 +73,7 @@ def _readable(file: Path) -> Path:
         what = f"files of kind {kind}{packing} are" if kind else "a file without a kind is"
         raise UserError(
             f"data.path={file}: {what} not read; if it is plain text, name it "
-            f"{file.name.removesuffix(packing)}.txt"
-            f"{packing}; the kinds that are read: {KINDS}"
+            f"{file.name.removesuffix(packing)}.txt{packing}; the kinds that are read: {KINDS}"
         )
     return file
 

@@ -47,8 +47,7 @@ class Enwik8:
         if len(data) < sum(self._sizes):
             raise UserError(
                 f"data.path={self._path}: has {len(data):,} of {sum(self._sizes):,} bytes; give "
-                "the whole file "
-                "or set data.sizes=[TRAIN,VAL,TEST]"
+                "the whole file or set data.sizes=[TRAIN,VAL,TEST]"
             )
         ends = list(accumulate(self._sizes, initial=0))
         for split, start, stop in zip(SPLITS, ends, ends[1:], strict=False):

@@ -217,9 +217,8 @@ class Hub:
         except Exception as error:
             raise UserError(
                 f"data.name={self._name}: the Hub cannot be reached ({first_line(error)}); check "
-                "the network, set "
-                "data.revision to that in the config.yaml of an earlier run, whose cache is "
-                f"used then, or {AT_HOME}"
+                "the network, set data.revision to that in the config.yaml of an earlier run, "
+                f"whose cache is used then, or {AT_HOME}"
             ) from error
 
     def _read(self) -> Mapping[str, Any]:
@@ -274,8 +273,8 @@ class Hub:
         if top not in names:
             known = ", ".join(names)
             raise UserError(
-                f"data.text_key={self._text_key}: no such column; set data.text_key "
-                f"to one of {known}"
+                f"data.text_key={self._text_key}: no such column; set data.text_key to one of "
+                f"{known}"
             )
         return {"columns": [top]}
 

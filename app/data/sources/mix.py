@@ -98,8 +98,8 @@ class Mix:
         """Our names of the domains of each source."""
         if not self._sources:
             raise UserError(
-                "data.sources=null: data=mix needs some; "
-                "set 'data.sources={books:{path:books/},web:{data:fineweb_edu}}'"
+                "data.sources=null: data=mix needs some; set "
+                "'data.sources={books:{path:books/},web:{data:fineweb_edu}}'"
             )
         return {
             name: [name]
@@ -127,8 +127,8 @@ class Mix:
             by_size = source.phases[0].weights is None and len(source.domains) > 1
             if by_size and self._shares != [None]:
                 raise UserError(
-                    f"data.sources.{name}: its domains have shares by size; give it "
-                    "weights of its own"
+                    f"data.sources.{name}: its domains have shares by size; give it weights of its "
+                    "own"
                 )
 
 

@@ -148,9 +148,8 @@ class File:
                 else ("begin", self._named_begin)
             )
             raise UserError(
-                f"tokenizer.{name}={token}: is also how the text {text[starts[0] : stops[0]]!r} "
-                "is read; "
-                "name a token that is no text, or null for one of its own"
+                f"tokenizer.{name}={token}: is also how the text {text[starts[0] : stops[0]]!r} is "
+                "read; name a token that is no text, or null for one of its own"
             )
         cuts = [0, *(starts + stops) // 2, len(text)]
         parts = [text[start:stop] for start, stop in pairwise(cuts)]
@@ -191,9 +190,8 @@ class File:
             (word[end - 1] for end in range(1, len(word)) if self._fails(word[:end])), word[-1:]
         )
         return UserError(
-            f"tokenizer.path={self._path}: has no token for {letter!r} in {word[:40]!r}, and "
-            "none for what is unknown "
-            f"({why}); use a file with an unknown token, or tokenizer=bpe"
+            f"tokenizer.path={self._path}: has no token for {letter!r} in {word[:40]!r}, and none "
+            f"for what is unknown ({why}); use a file with an unknown token, or tokenizer=bpe"
         )
 
     def _fails(self, text: str) -> bool:

@@ -84,22 +84,22 @@ def map_blocks(function: Callable[[Tensor], Tensor], x: Tensor, blocks: Blocks) 
         blocks: How it is cut.
     """
     axis = blocks.axis
-    sections = blocks.sections or (x.size(blocks.axis),)
-    # queries beside fewer keys and values
+    sections = blocks.sections or (x.size(axis),)
     if len({*sections}) > 1:
-        parts = x.split(sections, axis)
-        return torch.cat(
-            [map_blocks(function, part, replace(blocks, sections=())) for part in parts], axis
-        )
+        # Sections of different sizes, queries beside fewer keys and values, one after the other.
+        alone = replace(blocks, sections=())
+        parts = [map_blocks(function, part, alone) for part in x.split(sections, axis)]
+        return torch.cat(parts, axis)
 
-    # the axis of sections comes before that of their units
+    # The axis of the sections comes before that of their units.
     x = x.unflatten(axis, (len(sections), sections[0]))
-    cuts = blocks.cuts(sections[0])
-    parts = x.split([number * size for number, size in cuts], axis)
     over = _over_equal_blocks_together if blocks.together else _over_equal_blocks
-    results = [
-        over(function, part, size, axis) for part, (_, size) in zip(parts, cuts, strict=True)
-    ]
+    results = []
+    start = 0
+    for number, size in blocks.cuts(sections[0]):
+        part = x.narrow(axis, start, number * size)
+        results.append(over(function, part, size, axis))
+        start += number * size
     return torch.cat(results, axis).flatten(axis - 1, axis)
 
 
@@ -107,9 +107,11 @@ def _over_equal_blocks(
     function: Callable[[Tensor], Tensor], x: Tensor, size: int, axis: int
 ) -> Tensor:
     """Apply `function` to blocks of each section; the sections are on the axis before."""
+    places = (axis - 2, axis - 1)
+    blocks = x.unflatten(axis, (-1, size)).movedim(places, (0, 1))
     # (sections, blocks, ..., rows, columns)
-    y = x.unflatten(axis, (-1, size)).movedim((axis - 2, axis - 1), (0, 1))
-    return function(y).movedim((0, 1), (axis - 2, axis - 1)).flatten(axis - 1, axis)
+    results = function(blocks)
+    return results.movedim((0, 1), places).flatten(axis - 1, axis)
 
 
 def _over_equal_blocks_together(
@@ -119,11 +121,10 @@ def _over_equal_blocks_together(
     the sections are on the axis before.
     """
     sections = x.size(axis - 1)
+    blocks = x.unflatten(axis, (-1, size)).movedim(axis - 1, 0).flatten(axis - 1, axis)
     # (blocks, ..., rows, columns)
-    y = x.unflatten(axis, (-1, size)).movedim(axis - 1, 0).flatten(axis - 1, axis)
-    return (
-        function(y).unflatten(axis, (sections, size)).movedim(0, axis - 1).flatten(axis - 1, axis)
-    )
+    results = function(blocks).unflatten(axis, (sections, size))
+    return results.movedim(0, axis - 1).flatten(axis - 1, axis)
 
 
 def map_blocks_on_ranks(function: Callable[[Tensor], Tensor], x: Tensor, blocks: Blocks) -> Tensor:

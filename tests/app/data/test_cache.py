@@ -171,8 +171,8 @@ def test_the_fingerprint_depends_on_the_documents_only(tmp_path):
 
 def test_a_warm_cache_needs_no_datasets_library(tmp_path):
     code = (
-        "import sys, app.data.module, app.registry; app.registry.names('data'); "
-        "print('datasets' in sys.modules)"
+        "import sys, app.data.module, app.registry; app.registry.names('data'); print('datasets' "
+        "in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

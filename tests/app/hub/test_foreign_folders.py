@@ -18,12 +18,29 @@ from app.registry import UserError
 from app.runs.read import read_run
 from tests.support.hub_models import (
     BEGIN,
+    CASES,
     END,
     OVERRIDES,
     add_tokenizer,
+    config_of,
+    model_of,
+    written,
 )
 
 pytestmark = pytest.mark.nightly
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small Mixtral; the working directory is where its run will be made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text(
+        "the people of the town say to each other what they have seen at night\n" * 200
+    )
+    config = config_of(*CASES["mixtral"])
+    written(tmp_path / "theirs", config, model_of(config))
+    return tmp_path / "theirs"
+
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 

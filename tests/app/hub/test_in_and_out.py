@@ -135,8 +135,8 @@ def test_a_run_takes_model_router_experts_and_tokenizer_of_the_one_it_begins_wit
 ) -> None:
     """On other text, which another tokenizer would be learned from; what is typed is as typed."""
     few = (
-        "data=text data.path=u.txt data.seq_len=32 data.batch_size=4 data.val_rows=4 "
-        "callbacks=off trainer.max_steps=1"
+        "data=text data.path=u.txt data.seq_len=32 data.batch_size=4 data.val_rows=4 callbacks=off "
+        "trainer.max_steps=1"
     )
     done = run(
         place,

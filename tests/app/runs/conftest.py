@@ -12,7 +12,14 @@ from tests.support.shell import (
     Shell,
     command,
     environment,
+    write_text,
 )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_text(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

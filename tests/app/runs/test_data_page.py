@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models
 
-from tests.support.interrupted import FRESH, _train, ended
+from tests.support.interrupted import FRESH, ended, train_here
 from tests.support.shell import SENTENCE
 from tests.support.text_files import PACK, PAGE, Rows, table, written
 
@@ -119,7 +119,7 @@ TROUBLES: dict[str, Callable[[str], Made]] = {
 def _told(folder: Path, words: list[str]) -> None:
     os.environ["HOME"] = str(folder)
     os.dup2(os.open(folder / "told", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
-    _train(folder, words, None)
+    train_here(folder, words, None)
 
 
 def check(folder: Path, words: list[str], happens: str, texts: list[str]) -> None:

@@ -166,8 +166,8 @@ def test_a_run_on_two_nodes_goes_on_with_the_one_that_is_left(
 def test_two_nodes_of_two_processes_train(torchrun: Start, folder: Path) -> None:
     address = f"--rdzv-backend=c10d --rdzv-endpoint=localhost:{free_port()}"
     what = (
-        f"{ROOT}/train.py {WORDS} run=nodes data.micro_batch_size=1 trainer.num_nodes=2 "
-        "trainer=ep trainer.ep_size=2"
+        f"{ROOT}/train.py {WORDS} run=nodes data.micro_batch_size=1 trainer.num_nodes=2 trainer=ep "
+        "trainer.ep_size=2"
     )
     agents = [torchrun(f"--nnodes=2 --nproc-per-node=2 {address}", what) for _ in range(2)]
     assert [agent.wait(200) for agent in agents] == [0, 0], (folder / "said0").read_text()

@@ -12,7 +12,6 @@ import pytest
 
 from app.training.checkpoints import read_checkpoint, steps
 from tests.support.interrupted import (
-    FRESH,
     same,
     train,
     train_two,
@@ -21,12 +20,10 @@ from tests.support.shell import SMALL, shown, write_text
 
 pytestmark = pytest.mark.nightly
 
-FRESH.set_forkserver_preload(["app.runs.run", __name__])
 LINE = (
     f"{SMALL} data.micro_batch_size=2 trainer.val_every=3 trainer.log_every=3 "
-    "logger=[tensorboard,csv] "
-    "router=noisy_topk balance=[aux,loss_free] callbacks=full callbacks.expert_pictures.every=2 "
-    "callbacks.samples.every=2 callbacks.samples.num_tokens=2"
+    "logger=[tensorboard,csv] router=noisy_topk balance=[aux,loss_free] callbacks=full "
+    "callbacks.expert_pictures.every=2 callbacks.samples.every=2 callbacks.samples.num_tokens=2"
 ).split()
 FEWER = [
     *LINE,
@@ -66,26 +63,23 @@ def state(run: Path) -> dict[str, Any]:
 
 
 # of the run above, which validates after steps 3 and 4 on two batches and saves after 2 and 4
+# Fault points of the run above, which validates after steps 3 and 4 on two batches and saves after
+# steps 2 and 4; and which of their visits.
 MOMENTS = {
-    "the text is cut into tokens": ("app.data.writer:CorpusWriter", "add", 1),
-    "the first small file is written, but under another name": ("pathlib:Path", "replace", 1),
-    # the first one is the cache's
-    "the folder is complete, but under another name": ("pathlib:Path", "rename", 2),
-    "the folder is there, and nothing was trained": (
-        "app.training.module:LanguageModel",
-        "training_step",
-        1,
-    ),
-    "a checkpoint is written": ("torch", "save", 2),
-    "inside the first checkpoint": ("app.training.checkpoints", "digest", 1),
-    "a checksum without its checkpoint": ("pathlib:Path", "replace", 6),
-    "after the first checkpoint": ("app.training.saving:Checkpoints", "_prune", 1),
-    "inside a validation": ("app.training.module:LanguageModel", "validation_step", 2),
-    "inside the last validation": ("app.training.module:LanguageModel", "validation_step", 4),
-    "inside the last checkpoint": ("app.training.checkpoints", "digest", 2),
-    "after the last checkpoint": ("app.training.saving:Checkpoints", "_prune", 2),
-    "before the summary": ("app.runs.run", "write_summary", 1),
-    "inside the summary": ("pathlib:Path", "replace", 9),
+    "the text is cut into tokens": ("write tokens", 1),
+    "the first small file is written, but under another name": ("replace config.yaml", 1),
+    "the folder is complete, but under another name": ("rename run folder", 1),
+    "the folder is there, and nothing was trained": ("training step", 1),
+    "a checkpoint is written": ("write checkpoint", 2),
+    "inside the first checkpoint": ("checkpoint without checksum", 1),
+    "a checksum without its checkpoint": ("checksum without checkpoint", 1),
+    "after the first checkpoint": ("checkpoint saved", 1),
+    "inside a validation": ("validation step", 2),
+    "inside the last validation": ("validation step", 4),
+    "inside the last checkpoint": ("checkpoint without checksum", 2),
+    "after the last checkpoint": ("checkpoint saved", 2),
+    "before the summary": ("write summary", 1),
+    "inside the summary": ("replace summary.json", 1),
 }
 
 
@@ -136,31 +130,27 @@ def test_a_run_asked_to_end_inside_a_validation_makes_up_for_it(
 
 
 def test_a_second_ctrl_c_ends_a_run_at_once(folder: Path) -> None:
-    third_step = ("app.training.module:LanguageModel", "training_step", 3)
+    third_step = ("training step", 3)
     assert train(folder, [*FEWER, "run=cut"], third_step, signal.SIGINT, signal.SIGINT) == 130
     assert [step for step, _ in steps(folder / "runs/cut/checkpoints")] == [2]
 
 
 def test_a_run_on_two_processes_goes_on_to_what_a_straight_one_shows(folder: Path) -> None:
     assert train_two(folder, [*LINE, "run=whole"]) == [0, 0]
-    inside_the_second_step = ("app.training.module:LanguageModel", "training_step", 4)
+    inside_the_second_step = ("training step", 4)
     assert train_two(folder, [*LINE, "run=cut"], inside_the_second_step) == [2, -signal.SIGKILL]
     assert train_two(folder, [*LINE, "run=cut", "resume=true"]) == [0, 0]
     assert_same(folder / "runs/cut", folder / "runs/whole")
 
 
 # of a checkpoint that two ranks write, and which of them is killed
+# Fault points of a checkpoint that two ranks write, which of their visits, and the rank that dies.
 PARTS = {
-    "before it writes its part": ("app.training.shards:ShardWriter", "write_data", 2, 1),
-    "its part has no sum yet": ("app.training.shards", "digest", 2, 1),
-    "all parts are there, and nothing says what lies where": (
-        "app.training.shards:ShardWriter",
-        "finish",
-        2,
-        0,
-    ),
-    "the sums are there, and the folder has another name": ("app.training.shards", "settle", 3, 0),
-    "the folder has its name, but perhaps not for good": ("app.training.shards", "settle", 4, 0),
+    "before it writes its part": ("write part", 2, 1),
+    "its part has no sum yet": ("part without checksum", 2, 1),
+    "all parts are there, and nothing says what lies where": ("parts without metadata", 2, 0),
+    "the sums are there, and the folder has another name": ("rename checkpoint folder", 2, 0),
+    "the folder has its name, but perhaps not for good": ("checkpoint folder renamed", 2, 0),
 }
 
 
@@ -191,9 +181,9 @@ def straight_in_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_rank_killed_while_parts_are_written_leaves_the_checkpoint_before(
     straight_in_parts: Path, folder: Path, moment: str, written: str
 ) -> None:
-    *place, killed = PARTS[moment]
+    place, visit, killed = PARTS[moment]
     words = [*FEWER, "run=cut", f"trainer.checkpoint_format={written}", "trainer.timeout_s=20"]
-    statuses = train_two(folder, words, tuple(place), SPLIT, killed)
+    statuses = train_two(folder, words, (place, visit), SPLIT, killed)
     assert statuses[killed] == -signal.SIGKILL and statuses[1 - killed] == 2
     assert train_two(folder, [*words, "resume=true"], how=SPLIT) == [0, 0]
     assert_same(folder / "runs/cut", straight_in_parts)

@@ -4,7 +4,6 @@ work intact.
 Runs are forked off this process and die of real signals, at places that are chosen exactly.
 """
 
-import itertools
 import math
 import os
 import random
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.fault_points import install
 from app.training.checkpoints import checksum, digest, newest, steps, write_atomically
-from app.training.expert_parallel import AllToAll
 from app.training.module import LanguageModel
 from callbacks.warnings import Warnings
 from tests.conftest import NANO, ROOT, become_rank, free_port
-from tests.support.interrupted import LAST, assert_same_end, before, same
+from tests.support.interrupted import LAST, assert_same_end, same
 from tests.support.mistakes import mistake
 
 Train = Callable[..., Path]
@@ -44,10 +44,6 @@ PARTS = (
 
 def kill(*args: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def at_step(step: int, act: Callable[[], Any]) -> Callable[..., None]:
-    return lambda module, *rest: act() if module.global_step == step else None
 
 
 def forked(work: Callable[[], Any], said: Path) -> int:
@@ -100,8 +96,8 @@ def killed_at(train: Train, tmp_path: Path, step: int, last: int) -> None:
     straight = tmp_path / "runs/straight"
     if not straight.exists():
         train(*PARTS, *parts, name="straight")
-    where = random.Random(step).choice(["training_step", "_optimizer_step", "_log_step"])
-    die(train, tmp_path / "said", lambda: before(LanguageModel, where, at_step(step, kill)), *parts)
+    where = random.Random(step).choice(["training step", "optimizer step"])
+    die(train, tmp_path / "said", lambda: install(where, step + 1, kill), *parts)
     done = [number for number, _ in steps(tmp_path / "runs/killed/checkpoints")]
     assert max(done, default=0) >= step - 2, "at most the steps since the last checkpoint are lost"
     assert_same_end(straight, train(*PARTS, *parts, "resume=true", name="killed"), last)
@@ -141,9 +137,7 @@ def test_two_processes_agree_on_when_the_clock_says_so(train: Train, tmp_path: P
 
 def test_sigterm_saves_after_the_step_and_ends_well(train: Train, tmp_path: Path) -> None:
     def work() -> None:
-        before(
-            LanguageModel, "training_step", at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        )
+        install("training step", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
         train(*PARTS, "trainer.checkpoint_every=100", name="asked")
 
     assert ended(forked(work, tmp_path / "said")) == 128 + signal.SIGTERM
@@ -180,9 +174,7 @@ def one_line(said: Path) -> str:
 def test_a_run_ends_when_one_of_its_processes_is_killed_and_goes_on_alone(
     train: Train, tmp_path: Path
 ) -> None:
-    well, ill = on_two(
-        train, tmp_path, lambda: before(LanguageModel, "training_step", at_step(3, kill))
-    )
+    well, ill = on_two(train, tmp_path, lambda: install("training step", 4, kill))
     assert ended(ill) == -signal.SIGKILL
     assert ended(well, 30) == 2
     assert ("another process of the run has ended, or has not answered") in one_line(
@@ -192,24 +184,23 @@ def test_a_run_ends_when_one_of_its_processes_is_killed_and_goes_on_alone(
     assert (folder / f"checkpoints/step_{LAST}.ckpt").exists()
 
 
-def hang(owner: type, name: str, call: int) -> None:
-    calls = itertools.count(1)
-    before(owner, name, lambda *args: time.sleep(100) if next(calls) == call else None)
-
-
 HANGS = {
-    "in a step": ("ddp", LanguageModel, "training_step", 4),
-    "in an exchange": ("ep", AllToAll, "__call__", 8),
+    "in a step": ("ddp", "training step", 4),
+    "in an exchange": ("ep", "exchange rows", 8),
 }
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("strategy", "owner", "name", "call"), HANGS.values(), ids=HANGS)
+@pytest.mark.parametrize(("strategy", "place", "visit"), HANGS.values(), ids=HANGS)
 def test_a_process_that_hangs_ends_the_run_within_the_time_out(
-    train: Train, tmp_path: Path, strategy: str, owner: type, name: str, call: int
+    train: Train, tmp_path: Path, strategy: str, place: str, visit: int
 ) -> None:
     well, ill = on_two(
-        train, tmp_path, lambda: hang(owner, name, call), "trainer.timeout_s=4", strategy=strategy
+        train,
+        tmp_path,
+        lambda: install(place, visit, partial(time.sleep, 100)),
+        "trainer.timeout_s=4",
+        strategy=strategy,
     )
     assert ended(well, 40) == 2
     assert ("another process of the run has ended, or has not answered") in one_line(
@@ -327,8 +318,7 @@ def test_a_cache_deleted_during_the_run_does_not_disturb_it(
     cache = tmp_path / "cache"
     straight = train(*PARTS, name="straight")
     # undone at the end
-    monkeypatch.setattr(LanguageModel, "training_step", LanguageModel.training_step)
-    before(LanguageModel, "training_step", at_step(2, lambda: shutil.rmtree(cache)))
+    install("training step", 3, lambda: shutil.rmtree(cache))
     assert_same_end(straight, train(*PARTS, f"data.cache_dir={cache}", name="deleted"))
 
 

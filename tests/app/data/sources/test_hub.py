@@ -21,7 +21,7 @@ import yaml
 from app.data.sources.hub import Hub
 from app.registry import UserError
 from tests.support.hub_server import NEW, OLD, Server, serving, write_set
-from tests.support.interrupted import FRESH, Moment, _train, ended
+from tests.support.interrupted import FRESH, Moment, ended, train_here
 from tests.support.shell import shown
 
 HUB: dict[str, Any] = {
@@ -68,7 +68,7 @@ def _told(folder: Path, words: list[str], address: str, moment: Moment | None) -
     # else 5 s for each stream
     importlib.import_module("datasets").config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
     os.dup2(os.open(folder / "told", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
-    _train(folder, [*LINE.split(), *words], moment, signal.SIGKILL)
+    train_here(folder, [*LINE.split(), *words], moment, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -129,9 +129,8 @@ def test_splits_a_nested_column_and_an_older_revision_are_chosen(
     told: Told, tmp_path: Path
 ) -> None:
     status, said = told(
-        f"data.name=owner/set data.config=fr data.splits={{train:train_sft}} "
-        "data.text_key=meta.title "
-        f"data.revision={OLD} data.streaming=true"
+        "data.name=owner/set data.config=fr data.splits={train:train_sft} "
+        f"data.text_key=meta.title data.revision={OLD} data.streaming=true"
     )
     assert status == 0, said
     assert sum(counts(tmp_path).values()) == 600
@@ -164,7 +163,7 @@ def test_a_killed_stream_goes_on_at_its_row_though_the_set_has_moved_on(
     hub.head = OLD
     line = f"{SET} data.streaming=true data.shuffle_buffer=100"
     assert told(f"{line} run=straight")[0] == 0
-    third = ("app.training.module:LanguageModel", "training_step", 4)
+    third = ("training step", 4)
     assert told(f"{line} run=cut", moment=third)[0] == -signal.SIGKILL
     hub.head = NEW
     shutil.rmtree(tmp_path / ".cache")
