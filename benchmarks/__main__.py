@@ -1,8 +1,8 @@
 """`python -m benchmarks [--quick] [--out FOLDER]`: all of them; without --quick it writes
 docs/benchmarks.md.
 
-`benchmarks.text` (tokenising), `benchmarks.crossing` (races against the dense model) and
-`benchmarks.race` (steps of the contestants of a race) are commands of their own.
+`benchmarks.text` (tokenising), `benchmarks.race` (steps of the contestants of a race) and
+`benchmarks.readability` (figures of the code) are commands of their own.
 """
 
 import app.config.environment  # noqa: F401  isort: skip  before torch

@@ -1,5 +1,7 @@
-"""Training without Lightning: what `train.py` computes in a step and nothing else,
-for benchmarks and races.
+"""Training without Lightning: what `train.py` computes in a step and nothing else.
+
+The benchmarks hold Lightning's step against it, and time steps of several models in turns in one
+process, which one Trainer cannot do.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,6 @@ from app.config.build import build_module
 from app.config.compose import composed
 from app.data.module import build_data
 from app.training.clipping import clip_gradients, gradient_norm
-from app.training.metrics import LanguageMetric
 from app.training.trainer import native_precision
 
 Batch = dict[str, Tensor]
@@ -47,6 +48,10 @@ class Bare:
         for batch in self.data.train_dataloader():
             yield {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
+    def next_step(self, batches: Iterator[Batch]) -> None:
+        """Train on the next batch."""
+        self.train_step(next(batches))
+
     def train_step(self, batch: Batch) -> Tensor:
         """One optimizer step; the loss in nats per token, on the device."""
         loss, observed = self.gradients(batch)
@@ -62,28 +67,23 @@ class Bare:
         return loss
 
     def gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sets them; the loss, and what the balance terms have seen."""
+        """Set the gradients; return the loss, and what the balance terms have observed."""
         rows = self.data.micro_batch_size
         number = len(batch["tokens"]) // rows
         num_targets = (batch["targets"] >= 0).sum().clamp_min(1)
         total = torch.zeros((), device=self.device)
-        seen = None
+        observed: dict[str, Tensor] = {}
         for i in range(number):
-            nll, routings = self.forward(
-                {name: value[i * rows : (i + 1) * rows] for name, value in batch.items()}, i
-            )
-            terms = self.model.balancer.losses(routings, seen)
-            balance = sum(
-                (weight * raw for raw, weight in terms.values()),
-                torch.zeros((), device=self.device),
-            )
+            cut = slice(i * rows, (i + 1) * rows)
+            nll, routings = self.forward({name: value[cut] for name, value in batch.items()}, i)
+            balance = torch.zeros((), device=self.device)
+            for raw, weight in self.model.balancer.losses(routings, observed).values():
+                balance = balance + weight * raw
             (nll.sum() / num_targets + balance / number).backward()
             total = total + nll.detach().sum()
-            new = self.model.balancer.observe(routings)
-            seen = (
-                new if seen is None else {name: seen[name] + value for name, value in new.items()}
-            )
-        return total / num_targets, seen or {}
+            for name, value in self.model.balancer.observe(routings).items():
+                observed[name] = observed[name] + value if name in observed else value
+        return total / num_targets, observed
 
     def forward(self, batch: Batch, micro: int = 0) -> Any:
         """Negative log-likelihoods and routings."""
@@ -92,16 +92,3 @@ class Bare:
         inputs = (batch["tokens"], batch["targets"], batch["valid"], batch["document"])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
             return self.model(*inputs, seed, self.step, batch["domain"], row)
-
-    @torch.inference_mode()
-    def bits_per_byte(self) -> float:
-        """Of the held-out rows that a validation reads."""
-        metric = LanguageMetric(self.data.domains).to(self.device)
-        self.model.eval()
-        for batch in self.data.val_dataloader():
-            there = {name: value.to(self.device) for name, value in batch.items()}
-            metric.update(
-                self.forward(there)[0], there["targets"], there["nbytes"], there["domain"]
-            )
-        self.model.train()
-        return float(metric.compute()["bpb"])

@@ -27,22 +27,20 @@ from app.races.records import RESULTS, SECONDS
 from app.registry import UserError
 from app.training.files import write_whole
 from benchmarks.bare import Bare
-from benchmarks.crossing import next_step
 from benchmarks.timing import medians
 
 
 def seconds_per_token(members: list[Member], rounds: int) -> dict[str, float]:
-    """Of training, for each contestant of a size."""
-    entries = [member.entry for member in members]
-    bares = {
-        m.entry.contestant: Bare(m.overrides, precision=m.entry.config["trainer"]["precision"])
-        for m in members
-    }
-    works = {name: partial(next_step, bare, bare.batches()) for name, bare in bares.items()}
-    tokens = {
-        e.contestant: e.config["data"]["batch_size"] * e.config["data"]["seq_len"] for e in entries
-    }
-    torch.set_num_threads(entries[0].config["trainer"]["threads"])
+    """Return the seconds of a training token for each contestant of a size."""
+    works = {}
+    tokens = {}
+    for member in members:
+        entry = member.entry
+        model = Bare(member.overrides, precision=entry.config["trainer"]["precision"])
+        works[entry.contestant] = partial(model.next_step, model.batches())
+        data = entry.config["data"]
+        tokens[entry.contestant] = data["batch_size"] * data["seq_len"]
+    torch.set_num_threads(members[0].entry.config["trainer"]["threads"])
     return {name: seconds / tokens[name] for name, seconds in medians(works, 3, rounds).items()}
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from app.config.compose import composed
 from app.model.assemble import build_model
 from benchmarks.bare import Bare
-from benchmarks.crossing import DENSE, DESIGNS, next_step
 from benchmarks.layer import dtypes
 from benchmarks.report import Row, command
 from benchmarks.timing import medians
@@ -99,6 +98,16 @@ def _dense(sizes: Sizes) -> tuple[nn.Module, Loss]:
 CONTENDERS = {"ours": _mixture, "dense": _dense, "transformers": qwen3_moe}
 
 
+DENSE = "dense"
+# Layouts of equal active FLOPs on top of the default config.
+DESIGNS = {
+    DENSE: ["experts=dense", "experts.hidden_dim=1024"],
+    "deepseek": ["experts=deepseek"],
+    "fine 8": [],
+}
+TOKENS = 2048  # of a step of the default config
+
+
 def run(quick: bool, device: str = "cpu") -> list[Row]:
     """One row a contender and dtype; the ratio is to the dense model of equal active FLOPs."""
     sizes, warm_up, steps = (Sizes(rows=2, layers=2), 1, 2) if quick else (Sizes(), 4, 20)
@@ -118,42 +127,42 @@ def measure(
         f"{sizes.layers} layers, D={sizes.dim} E={sizes.experts} K={sizes.top_k} "
         f"F={sizes.hidden_dim}"
     )
-    return [
-        {
-            "what": f"{name}, {case}",
-            "dtype": str(dtype).removeprefix("torch."),
-            "s": each,
-            "tokens_per_s": round(sizes.rows * sizes.length / each),
-            "ratio": each / seconds["dense"],
-        }
-        for name, each in seconds.items()
-    ]
+    rows: list[Row] = []
+    for name, each in seconds.items():
+        rows.append(
+            {
+                "what": f"{name}, {case}",
+                "dtype": str(dtype).removeprefix("torch."),
+                "s": each,
+                "tokens_per_s": round(sizes.rows * sizes.length / each),
+                "ratio": each / seconds["dense"],
+            }
+        )
+    return rows
 
 
 def default_model(warm_up: int, steps: int, device: str) -> list[Row]:
     """The model, data and optimizer of `python train.py` beside the dense model,
     both by either optimizer.
     """
-    words = {
-        f"{design}, default, {optimizer}": [*DESIGNS[design], f"optimizer={optimizer}"]
-        for optimizer in ("adamw", "muon")
-        for design in (DENSE, "deepseek", "fine 8")
-    }
-    rows = []
+    rows: list[Row] = []
     for precision in ("32-true", "bf16-mixed")[: len(dtypes(device))]:
-        bares = {name: Bare(each, device, precision) for name, each in words.items()}
-        works = {name: partial(next_step, bare, bare.batches()) for name, bare in bares.items()}
+        works = {}
+        for optimizer in ("adamw", "muon"):
+            for design, overrides in DESIGNS.items():
+                model = Bare([*overrides, f"optimizer={optimizer}"], device, precision)
+                works[design, optimizer] = partial(model.next_step, model.batches())
         seconds = medians(works, warm_up // 2, steps, device)
-        rows += [
-            {
-                "what": name,
-                "dtype": precision,
-                "s": each,
-                "tokens_per_s": round(2048 / each),
-                "ratio": each / seconds[f"{DENSE}, default, {name.split()[-1]}"],
-            }
-            for name, each in seconds.items()
-        ]
+        for (design, optimizer), each in seconds.items():
+            rows.append(
+                {
+                    "what": f"{design}, default, {optimizer}",
+                    "dtype": precision,
+                    "s": each,
+                    "tokens_per_s": round(TOKENS / each),
+                    "ratio": each / seconds[DENSE, optimizer],
+                }
+            )
     return rows
 
 
