@@ -7,6 +7,7 @@ else is viridis.
 matplotlib is imported when something is drawn, and no window system is ever asked for.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,9 @@ def heat_map(
     above as `top`.
     """
     height, width = values.shape
-    drawn, (axes,) = figure(min(14, 3.2 + 0.28 * width), min(10, max(LOWEST, 1.5 + 0.3 * height)))
+    inches_wide = min(14, 3.2 + 0.28 * width)
+    inches_high = min(10, max(LOWEST, 1.5 + 0.3 * height))
+    drawn, (axes,) = figure(inches_wide, inches_high)
     image = paint(axes, values, top, loads)
     axes.set(title=title, xlabel=columns, ylabel=rows)
     if row_names is not None:
@@ -103,28 +106,31 @@ def panels(
     """
     layers = evenly_spaced(len(maps))
     across = min(4, len(layers))
-    down = -(-len(layers) // across)
+    down = math.ceil(len(layers) / across)
     drawn, all_axes = figure(3.4 * across + 0.8, 2.6 * down + 0.6, down, across)
     for axes in all_axes[len(layers) :]:
         axes.set_axis_off()
-    for place, (layer, axes) in enumerate(zip(layers, all_axes, strict=False)):
+    for place, layer in enumerate(layers):
+        axes = all_axes[place]
         image = paint(axes, maps[layer], top, loads, edges)
-        axes.set(
-            title=f"layer {layer}", xlabel=columns, ylabel="" if place % across else rows, **ticks
-        )
-        if place % across and "yticks" in ticks:
+        # The first panel of a row names the vertical axis for all of them.
+        is_first = place % across == 0
+        axes.set(title=f"layer {layer}", xlabel=columns, ylabel=rows if is_first else "", **ticks)
+        if not is_first and "yticks" in ticks:
             axes.set_yticklabels([])
         _name_columns(axes, column_names[layer] if column_names else [])
-    drawn.suptitle(
-        title if len(layers) == len(maps) else f"{title} ({len(layers)} of {len(maps)} layers)"
-    )
+    if len(layers) < len(maps):
+        title = f"{title} ({len(layers)} of {len(maps)} layers)"
+    drawn.suptitle(title)
     drawn.colorbar(image, ax=all_axes, label=unit, extend="max", pad=0.01)
     return drawn
 
 
 def evenly_spaced(number: int) -> list[int]:
     """The layers of so many that are drawn, the first and the last among them."""
-    return np.unique(np.linspace(0, number - 1, min(LAYERS, number)).round().astype(int)).tolist()
+    places = np.linspace(0, number - 1, min(LAYERS, number))
+    layers: list[int] = np.unique(places.round().astype(int)).tolist()
+    return layers
 
 
 def _name_columns(axes: "Axes", numbers: Sequence[int]) -> None:
@@ -142,23 +148,23 @@ def paint(
     from matplotlib.ticker import MaxNLocator
 
     cells: NDArray[np.float64] = values.double().cpu().numpy()
+    height, width = cells.shape
+    # A load has two colours, which meet where it is even.
     norm = TwoSlopeNorm(1, 0, max(top, 1 + 1e-6)) if loads else Normalize(0, top)
-    colours = LOADS if loads else COLOURS
+    style: dict[str, Any] = {"cmap": LOADS if loads else COLOURS, "norm": norm}
     image: Any
-    middles = np.arange(cells.shape[1], dtype=float)
     if edges is None:
-        image = axes.imshow(cells, aspect="auto", interpolation="nearest", cmap=colours, norm=norm)
+        image = axes.imshow(cells, aspect="auto", interpolation="nearest", **style)
+        middles = np.arange(width, dtype=float)
     else:
-        image = axes.pcolormesh(
-            edges, np.arange(len(cells) + 1) - 0.5, cells, cmap=colours, norm=norm
-        )
-        # the first row on top, as in an image
+        image = axes.pcolormesh(edges, np.arange(height + 1) - 0.5, cells, **style)
+        # The first row is on top, as in an image.
         axes.invert_yaxis()
         middles = (np.asarray(edges[:-1]) + np.asarray(edges[1:])) / 2
     if loads:
         rows, columns = np.nonzero(cells == 0)
         axes.scatter(middles[columns], rows, marker="x", color="black", s=20, linewidths=1)
-    # steps have many digits
+    # Edges are steps, which have many digits.
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12 if edges is None else 4))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return image

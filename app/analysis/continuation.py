@@ -54,12 +54,13 @@ class Sampling:
         """One token of logits (V,)."""
         if self.temperature == 0:
             return int(logits.argmax())
-        temperature = max(self.temperature, COLDEST)
-        values, tokens = ((logits - logits.max()) / temperature).sort(descending=True, stable=True)
+        scaled = (logits - logits.max()) / max(self.temperature, COLDEST)
+        values, tokens = scaled.sort(descending=True, stable=True)
         if self.top_k is not None:
             values = values[: self.top_k]
         probability = values.softmax(-1)
         if self.top_p is not None:
+            # A token goes if those that are likelier have the mass already.
             before = probability.cumsum(-1) - probability
             probability = probability * (before < self.top_p)
         return int(tokens[torch.multinomial(probability, 1, generator=generator)])
@@ -93,16 +94,19 @@ def next_tokens(
         remember: False computes all positions for every token.
     """
     generators = [torch.Generator().manual_seed(seed) for _ in prompts]
+    device = model.embedding.weight.device
     seen = Seen(prompts, window, remember and routed_alone(model))
     while True:
-        tokens, valid = (
-            columns.to(model.embedding.weight.device) for columns in left_padded(seen.new())
-        )
+        tokens, valid = left_padded(seen.new())
+        tokens = tokens.to(device)
+        valid = valid.to(device)
         seen.past.see(valid)
-        logits = model.logits_of_next(tokens, valid, seen.past)[:, :size].float().cpu()  # (B, V)
-        drawn = [
-            sampling.draw(row, generator) for row, generator in zip(logits, generators, strict=True)
-        ]
+        logits = model.logits_of_next(tokens, valid, seen.past)  # (B, V)
+        # The head may have more rows than the tokenizer has tokens.
+        logits = logits[:, :size].float().cpu()
+        drawn = []
+        for row, generator in zip(logits, generators, strict=True):
+            drawn.append(sampling.draw(row, generator))
         seen.add(drawn)
         yield drawn
 
@@ -142,8 +146,11 @@ def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     and which of them are no padding (B, S).
     """
     length = max(map(len, rows))
-    tokens = torch.tensor([[0] * (length - len(row)) + list(row) for row in rows])
-    valid = torch.tensor([[False] * (length - len(row)) + [True] * len(row) for row in rows])
+    tokens = torch.zeros(len(rows), length, dtype=torch.int64)
+    valid = torch.zeros(len(rows), length, dtype=torch.bool)
+    for place, row in enumerate(rows):
+        tokens[place, length - len(row) :] = torch.tensor(row)
+        valid[place, length - len(row) :] = True
     return tokens, valid
 
 
@@ -177,10 +184,13 @@ def written(
         model, starts, sampling, window=window, seed=seed, size=tokenizer.vocab_size
     )
     for drawn in islice(steps, num_tokens):
-        for i in (i for i, end in enumerate(ended) if not end):
-            ids[i].append(drawn[i])
-            texts[i], ended[i] = _cut(continued(tokenizer, starts[i], ids[i]), stop)
-            ended[i] |= drawn[i] == tokenizer.separator
+        for i, token in enumerate(drawn):
+            if ended[i]:
+                continue
+            ids[i].append(token)
+            text = continued(tokenizer, starts[i], ids[i])
+            texts[i], is_stopped = _cut(text, stop)
+            ended[i] = is_stopped or token == tokenizer.separator
         yield texts
         if all(ended):
             return
@@ -188,8 +198,10 @@ def written(
 
 def _cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """The text before the first of the texts `stop`, and whether there is one."""
-    found = [place for each in stop if (place := text.find(each)) >= 0]
-    return text[: min(found, default=None)], bool(found)
+    places = [text.find(each) for each in stop if each in text]
+    if not places:
+        return text, False
+    return text[: min(places)], True
 
 
 def continuations(

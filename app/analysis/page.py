@@ -41,36 +41,42 @@ def write_report(folder: Path, reports: Sequence[Numbers]) -> Path:
 
 def _shown(reports: Sequence[Numbers], images: Mapping[str, bytes]) -> dict[str, Any]:
     """What the page's script reads."""
-    first, *rest = reports
-    comparable = bool(rest) and same_text(first["samples"], rest[0]["samples"])
-    sizes = (first["num_experts"], rest[0]["num_experts"]) if rest else (0, 0)
-    encoded = {
-        name: f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        for name, png in images.items()
-    }
-    asked = [
-        name for name in EXPERIMENTS if any(name in report["experiments"] for report in reports)
-    ]
+    encoded = {}
+    for name, png in images.items():
+        encoded[name] = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    runs = []
+    for report in reports:
+        runs.append({name: value for name, value in report.items() if name != "curves"})
+    experiments = []
+    for name, experiment in EXPERIMENTS.items():
+        if any(name in report["experiments"] for report in reports):
+            files = [_file(name, number, reports) for number in range(len(reports))]
+            experiments.append(
+                {
+                    "title": experiment.TITLE,
+                    "reading": experiment.READING,
+                    # A run may have no picture of an experiment that the other one has.
+                    "images": [encoded.get(file) for file in files],
+                }
+            )
     return {
-        "runs": [
-            {name: value for name, value in report.items() if name != "curves"}
-            for report in reports
-        ],
-        "pairs": paired(first["samples"], rest[0]["samples"], sizes) if comparable else None,
+        "runs": runs,
+        "pairs": _pairs(reports),
         "top": TOP,
         "words": STATISTICS,
         "curves": encoded.get("curves"),
-        "experiments": [
-            {
-                "title": EXPERIMENTS[name].TITLE,
-                "reading": EXPERIMENTS[name].READING,
-                "images": [
-                    encoded.get(_file(name, number, reports)) for number in range(len(reports))
-                ],
-            }
-            for name in asked
-        ],
+        "experiments": experiments,
     }
+
+
+def _pairs(reports: Sequence[Numbers]) -> list[list[int | None]] | None:
+    """Which experts of two runs are partners; None for one run, or two that read other text."""
+    if len(reports) < 2:
+        return None
+    one, other = reports
+    if not same_text(one["samples"], other["samples"]):
+        return None
+    return paired(one["samples"], other["samples"], (one["num_experts"], other["num_experts"]))
 
 
 def _file(name: str, number: int, reports: Sequence[Numbers]) -> str:
@@ -92,14 +98,12 @@ def _images(reports: Sequence[Numbers]) -> Iterator[tuple[str, bytes]]:
 def _curves(figure: Figure, reports: Sequence[Numbers]) -> None:
     """What was logged, over the steps; the runs in one picture."""
     tags = list(dict.fromkeys(tag for report in reports for tag in report["curves"]))
-    for axes, tag in zip(figure.subplots(1, len(tags), squeeze=False)[0], tags, strict=True):
+    all_axes = figure.subplots(1, len(tags), squeeze=False)[0]
+    for axes, tag in zip(all_axes, tags, strict=True):
         for report in reports:
             if tag in report["curves"]:
-                axes.plot(
-                    *zip(*report["curves"][tag], strict=True),
-                    label=Path(report["run"]).name,
-                    marker=".",
-                )
+                steps, values = zip(*report["curves"][tag], strict=True)
+                axes.plot(steps, values, label=Path(report["run"]).name, marker=".")
         axes.set(title=tag, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
@@ -117,14 +121,15 @@ def _comma_separated(reports: Sequence[Numbers]) -> str:
     """A line for each number but those of single tokens:
     its place in report.json, and its value in each run.
     """
-    columns = [
-        dict(_flat({name: v for name, v in report.items() if name not in UNTABLED}))
-        for report in reports
-    ]
+    columns = []
+    for report in reports:
+        tabled = {name: value for name, value in report.items() if name not in UNTABLED}
+        columns.append(dict(_flat(tabled)))
+    places = dict.fromkeys(place for column in columns for place in column)
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("place", *(report["run"] for report in reports)))
-    for place in dict.fromkeys(place for column in columns for place in column):
+    for place in places:
         writer.writerow((place, *(column.get(place, "") for column in columns)))
     return out.getvalue()
 

@@ -95,15 +95,16 @@ class Member:
         """The hash of its resolved config, but for what nothing learns from;
         no word that Hydra reads as a number.
         """
-        config = {
-            name: _of_effect(name, value)
-            for name, value in self.entry.config.items()
-            if _has_effect(name, value)
-        }
+        config = {}
+        for name, value in self.entry.config.items():
+            if _has_effect(name, value):
+                config[name] = _of_effect(name, value)
         own = {"overrides": self.entry.overrides} if self.entry.refused else {}
-        starts = {name: member.key for name, member in self.starts.items()}
-        what = [config, own, self.lr, self.seed, self.share, *([starts] if starts else [])]
-        return "m" + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:15]
+        what: list[Any] = [config, own, self.lr, self.seed, self.share]
+        if self.starts:
+            what.append({name: member.key for name, member in self.starts.items()})
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+        return "m" + digest.hexdigest()[:15]
 
 
 def folder_of(key: str) -> Path:
@@ -113,12 +114,10 @@ def folder_of(key: str) -> Path:
 
 def _has_effect(name: str, value: Any) -> bool:
     """Whether something is learned from a part of the config: not where nothing of it is set."""
-    unset = (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(inner is None for inner in value.values())
-    )
-    return name not in WITHOUT_EFFECT and not unset
+    if name in WITHOUT_EFFECT:
+        return False
+    is_group = isinstance(value, Mapping) and len(value) > 0
+    return not (is_group and all(inner is None for inner in value.values()))
 
 
 def _of_effect(name: str, value: Any) -> Any:
@@ -127,12 +126,14 @@ def _of_effect(name: str, value: Any) -> Any:
     """
     if not isinstance(value, Mapping):
         return value
-    later = LATER.get((name, value.get("name")), {}).items()
-    return {
-        key: inner
-        for key, inner in value.items()
-        if f"{name}.{key}" not in WITHOUT_EFFECT and (key, inner) not in later
-    }
+    later = LATER.get((name, value.get("name")), {})
+    effective = {}
+    for key, inner in value.items():
+        has_no_effect = f"{name}.{key}" in WITHOUT_EFFECT
+        is_as_before = key in later and later[key] == inner
+        if not has_no_effect and not is_as_before:
+            effective[key] = inner
+    return effective
 
 
 class Plan:
@@ -141,20 +142,24 @@ class Plan:
     def __init__(self, race: Race, sizes: Sequence[str]) -> None:
         self.race = race
         self.sizes = sizes
-        self.entries = [entry for size in sizes for entry in _entries(race, size)]
-        before = {(name, size): _before(race, name, size) for size in sizes for name in race.before}
-        self._places = {(entry.contestant, entry.size): entry for entry in self.entries} | before
+        self.entries: list[Entry] = []
+        self._places: dict[tuple[str, str], Entry] = {}
+        for size in sizes:
+            for entry in _entries(race, size):
+                self.entries.append(entry)
+                self._places[entry.contestant, size] = entry
+            for name in race.before:
+                self._places[name, size] = _before(race, name, size)
 
     def missing(self, records: Mapping[str, Record]) -> list[Member]:
         """Those that can be run now, one of those that are equal;
         the rest waits for the learning rates.
         """
-        left = [
-            member
-            for member in self.known(records)
-            if member.key not in records and not member.entry.refused
-        ]
-        return list({member.key: member for member in left}.values())
+        missing = {}
+        for member in self.known(records):
+            if member.key not in records and not member.entry.refused:
+                missing[member.key] = member
+        return list(missing.values())
 
     def first(self, members: Iterable[Member], records: Mapping[str, Record]) -> list[Member]:
         """Those that can run now of the runs that members start from, and that must end before.
@@ -162,19 +167,19 @@ class Plan:
         Raises:
             UserError: one has failed.
         """
-        needed = {
-            start.key: start
-            for member in members
-            for start in _all_starts(member)
-            if not start.is_ready
-        }
+        needed = {}
+        for member in members:
+            for start in _all_starts(member):
+                if not start.is_ready:
+                    needed[start.key] = start
         for key, start in needed.items():
-            if "failed" in records.get(key, {}):
-                told = (
-                    f"{start.entry.contestant}, which others start from, has failed: "
-                    f"{records[key]['failed']}"
+            failure = records.get(key, {}).get("failed")
+            if failure is not None:
+                raise UserError(
+                    f"{start.entry.contestant}, which others start from, has failed: {failure}; "
+                    "retry=true runs it again"
                 )
-                raise UserError(f"{told}; retry=true runs it again")
+        # The others wait for these.
         return [
             start
             for start in needed.values()
@@ -196,22 +201,22 @@ class Plan:
         """Those whose learning rate is chosen, or that choose it;
         a seed of all before the next seed.
         """
-        rated = {entry: self.rate(entry, records) for entry in self.entries}
-        finals = [(entry, rate) for entry, rate in rated.items() if rate is not None]
-        after = [
-            self.member(entry, rate, seed) for seed in self.race.seeds for entry, rate in finals
-        ]
-        own = [pair for pair in finals if pair[0].contestant == self.race.baseline]
-        after += [
-            self.member(entry, rate, seed) for entry, rate in own for seed in self.race.noise_seeds
-        ]
-        after += [
-            self.member(entry, rate, seed, share)
-            for entry, rate in own
-            for share in self.race.lengths
-            for seed in self.race.seeds
-        ]
-        return [*self.tuning(), *after]
+        rates = {}
+        for entry in self.entries:
+            rate = self.rate(entry, records)
+            if rate is not None:
+                rates[entry] = rate
+        members = list(self.tuning())
+        for seed in self.race.seeds:
+            members += [self.member(entry, rate, seed) for entry, rate in rates.items()]
+        # More runs of the baseline tell the noise, and how long it takes to the loss of another.
+        for entry, rate in rates.items():
+            if entry.contestant != self.race.baseline:
+                continue
+            members += [self.member(entry, rate, seed) for seed in self.race.noise_seeds]
+            for share in self.race.lengths:
+                members += [self.member(entry, rate, seed, share) for seed in self.race.seeds]
+        return members
 
     def tuning(self) -> Iterator[Member]:
         """Every learning rate of every entry."""
