@@ -110,6 +110,7 @@ def _unknown_key(text: str, cause: OmegaConfBaseException) -> str:
     key = found[1] if found else str(cause.key)
     parent = cause.parent_node
     if isinstance(parent, DictConfig) and str(cause.key) not in parent:
+        # OmegaConf gives the whole config of a node by no public method.
         root: Any = parent._get_root()
         config: Any = OmegaConf.to_container(root, resolve=False)
         return unknown_key(key, config, CONF)

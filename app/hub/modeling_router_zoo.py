@@ -94,9 +94,12 @@ class RouterZooForCausalLM(PreTrainedModel, GenerationMixin):
             torch.set_default_dtype(dtype)
         # buffers that no file holds, by module and name
         self.tables: dict[Any, dict[str, Tensor]] = {}
-        for module in self.model.modules():
-            for name in module._non_persistent_buffers_set:
-                self.tables.setdefault(module, {})[name] = module.get_buffer(name).clone()
+        in_files = self.model.state_dict().keys()
+        for path, buffer in self.model.named_buffers():
+            if path not in in_files:
+                place, _, name = path.rpartition(".")
+                module = self.model.get_submodule(place)
+                self.tables.setdefault(module, {})[name] = buffer.clone()
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         routing = [
             name

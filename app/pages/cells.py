@@ -48,7 +48,7 @@ class Cell:
     @property
     def target(self) -> float:
         """What is printed."""
-        number, unit = self._parts()
+        number, unit = self.parts()
         return float(number) * UNITS[unit]
 
     @property
@@ -56,7 +56,7 @@ class Cell:
         """Within 0.1 %, or of the printed digits when rounded (or cut off,
         where the paper does that).
         """
-        number, unit = self._parts()
+        number, unit = self.parts()
         last = 10.0 ** -len(number.partition(".")[2]) * UNITS[unit]
         low, high = (0.0, last) if self.cut_off else (-last / 2, last / 2)
         over = self.value - self.target
@@ -65,7 +65,7 @@ class Cell:
     def _of(self, experiment: str) -> float:
         return QUANTITIES[self.quantity](counted(experiment)[self.convention])
 
-    def _parts(self) -> tuple[str, str]:
+    def parts(self) -> tuple[str, str]:
         unit = self.printed[-1] if self.printed[-1] in UNITS else ""
         return self.printed.removesuffix(unit).replace(",", ""), unit
 
@@ -212,8 +212,8 @@ def markdown() -> str:
 
 def _row(cell: Cell) -> str:
     name = cell.experiment if cell.minus is None else f"{cell.experiment} - {cell.minus}"
-    unit = UNITS[cell._parts()[1]]
-    ours = f"{cell.value:,.0f}" if unit == 1 else f"{cell.value / unit:,.4g}{cell._parts()[1]}"
+    unit = UNITS[cell.parts()[1]]
+    ours = f"{cell.value:,.0f}" if unit == 1 else f"{cell.value / unit:,.4g}{cell.parts()[1]}"
     return (
         f"| {name} | {cell.quantity} | {cell.printed} | {ours} | "
         f"{cell.value / cell.target - 1:+.2%} |"

@@ -34,6 +34,7 @@ class Members(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if job_return.status is not JobStatus.FAILED:
             return
+        # The public property raises the error of a failed job.
         error = job_return._return_value
         if config.hydra.mode == RunMode.MULTIRUN:
             tell(error, config)

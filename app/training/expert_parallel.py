@@ -108,6 +108,8 @@ def _copy_timeout(data: DeviceMesh, grid: DeviceMesh) -> None:
     """Gives the groups of a grid the time-out of the whole;
     a new group waits half an hour for a rank that hangs.
     """
+    # A DeviceMesh makes its groups itself, and takes no time-out for them; torch has no public way
+    # to read or set that of a group.
     timeout = data.get_group()._get_backend(torch.device(data.device_type)).options._timeout
     for group in grid.get_all_groups():
         distributed_c10d._set_pg_timeout(timeout, group)

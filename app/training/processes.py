@@ -99,6 +99,8 @@ def agreed(
     before = dict(os.environ)
     try:
         if size(decision) > 1:
+            # Lightning's public way to start the other processes is inside of Trainer.fit, which
+            # is too late: config and folder are decided before.
             _SubprocessScriptLauncher(starter, size(decision), num_nodes=1).launch(lambda: None)
         yield _shared(starter, lambda: decision, timeout_s) if size(decision) > 1 else decision
     finally:  # the next run of this Python process starts its own
@@ -169,6 +171,7 @@ def _met(started: ClusterEnvironment, rank: int, size: int, timeout_s: int) -> d
                 f"run were there (this is number {rank}); look at why one did not start, or wait "
                 "longer"
             ) from error
+    # torch returns the store of a group that exists already by no public function.
     return distributed.distributed_c10d._get_default_store()
 
 

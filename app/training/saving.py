@@ -60,15 +60,17 @@ class Checkpoints(lightning.Callback):
     ) -> None:
         self.last_step = trainer.global_step
         self.last_time = time.monotonic()
-        # in the place of Lightning's
+        # In the place of Lightning's handler, which stops after a whole epoch at the earliest.
         self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask_to_end)
-        # which Lightning would broadcast, and wait for, in every step
+        # Lightning broadcasts whether a rank has got SIGTERM in every step, and all ranks wait for
+        # it. No option switches that off; our ranks agree in the sums of the step.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any
     ) -> None:
-        # which counts one too many after a restart: its points and validations move
+        # After a restart Lightning counts one batch too many, so the points of its loggers and its
+        # validations move. It offers no setter of this count.
         loop = trainer.fit_loop.epoch_loop
         loop._batches_that_stepped = trainer.global_step
         loop.batch_progress.total.ready = trainer.global_step + 1

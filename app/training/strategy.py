@@ -41,6 +41,8 @@ class FullySharded(ModelParallelStrategy):
         parted = (
             size >= MANY if self.checkpoint_format == "auto" else self.checkpoint_format != "file"
         )
+        # Lightning decides by this attribute whether states are whole or parts of this rank; its
+        # argument is read before the format of the checkpoint is known.
         self._save_distributed_checkpoint = parted
         if self.checkpoint_format == "async":
             self.background = distributed.new_group(backend="gloo", timeout=self.wait_at_most)

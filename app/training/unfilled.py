@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from app.model.transformer import Transformer
 
 
+# TorchDispatchMode is documented by torch, though its module has an underscore: no other hook sees
+# the operations that fill a tensor.
 class Draw(NamedTuple):
     """How the numbers of a matrix were drawn last."""
 

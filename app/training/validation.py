@@ -34,8 +34,9 @@ class Validations(lightning.Callback):
         assert isinstance(module, LanguageModel)
         if module.validation.get("step") == trainer.global_step:
             return
+        # As Lightning's own loop validates. The logger's flag says whether a batch was the first,
+        # and validation would leave it set; Trainer.validate cannot run inside of fit.
         first = trainer._logger_connector._first_loop_iter
-        # as Lightning's own loop does it
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True

@@ -21,6 +21,7 @@ class Csv:
     def open(self, folder: Path, step: int) -> CSVLogger:
         logger = CSVLogger(folder, name="", version="csv")
         if is_first_rank():
+            # Its property `experiment` makes a writer that deletes the file, and has no setter.
             logger._experiment = _GoesOn(logger.log_dir, step)
         return logger
 
