@@ -10,7 +10,6 @@ import app.config.environment  # noqa: F401  isort: skip  before torch
 import tempfile
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import lightning
 
@@ -34,7 +33,7 @@ class Turns(lightning.Callback):
         self.seconds: list[tuple[float, float]] = []
         self.last: float | None = None
 
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_batch_start(self, *args: object) -> None:
         start = perf_counter()
         self.bare.train_step(next(self.batches))
         end = perf_counter()

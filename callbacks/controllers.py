@@ -5,7 +5,6 @@ Every float (L, ...) in the state of a balance term, after its last update; the 
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import lightning
 import torch
@@ -59,7 +58,7 @@ class Controllers(lightning.Callback):
 
     @torch.no_grad()
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
     ) -> None:
         if trainer.global_step % self.every:
             return

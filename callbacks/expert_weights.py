@@ -5,8 +5,6 @@ The stable rank of a matrix, |W|_F^2 / |W|_2^2, is at least 1 and at most its ra
 towards 1 does one thing.
 """
 
-from typing import Any
-
 import lightning
 import torch
 
@@ -56,7 +54,7 @@ class ExpertWeights(lightning.Callback):
 
     @torch.no_grad()
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
     ) -> None:
         if trainer.global_step % self.every:
             return

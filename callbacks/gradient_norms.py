@@ -32,7 +32,7 @@ class GradientNorms(lightning.Callback):
 
     @torch.no_grad()
     def on_before_optimizer_step(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
     ) -> None:
         self.squares: dict[str, Tensor] = {}
         if not logs(trainer, trainer.global_step + 1):
@@ -46,7 +46,7 @@ class GradientNorms(lightning.Callback):
             self.squares[name] = square
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
     ) -> None:
         if logs(trainer):
             write(

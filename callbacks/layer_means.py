@@ -43,7 +43,7 @@ class LayerMeans(lightning.Callback):
             for place, layer in enumerate(layers)
         ]
 
-    def _add(self, place: int, number: int, layer: nn.Module, inputs: Any, outputs: Any) -> None:
+    def _add(self, place: int, number: int, layer: nn.Module, inputs: object, outputs: Any) -> None:
         values, real = self.look(layer, inputs, outputs)
         here = torch.nn.functional.one_hot(torch.tensor(place, device=real.device), number)  # (L,)
         sums = {name: (value * real).sum() * here for name, value in values.items()}

@@ -1,7 +1,5 @@
 """The learning rate of the step that comes next, every `trainer.log_every` steps."""
 
-from typing import Any
-
 import lightning
 
 from app.registry import register
@@ -16,7 +14,7 @@ class LearningRate(lightning.Callback):
     tags = (Tag("train/lr", "learning rate of the next step"),)
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
     ) -> None:
         if logs(trainer):
             write(trainer, {"train/lr": trainer.optimizers[0].param_groups[0]["lr"]})

@@ -8,7 +8,6 @@ validation included. Writes no metric.
 """
 
 import time
-from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import ProgressBar
@@ -45,7 +44,7 @@ class ProgressLine(ProgressBar):
     def enable(self) -> None:
         self.enabled = True
 
-    def print(self, *args: Any, **kwargs: Any) -> None:
+    def print(self, *args: object, **kwargs: object) -> None:
         if self.enabled:
             self.console.print(*args, markup=False)
 
@@ -65,7 +64,7 @@ class ProgressLine(ProgressBar):
             self.bar.start()
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
     ) -> None:
         if not self.enabled:
             return

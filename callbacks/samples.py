@@ -7,7 +7,6 @@ the first alone.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import lightning
 import torch
@@ -50,7 +49,7 @@ class Samples(lightning.Callback):
 
     @torch.no_grad()
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
     ) -> None:
         step = trainer.global_step
         everyone = isinstance(trainer.strategy, ModelParallelStrategy)

@@ -116,12 +116,12 @@ class Speed(lightning.Callback):
         self.last = now
 
     def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
     ) -> None:
         self._end("data")
 
     def on_before_backward(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
     ) -> None:
         self._end("forward")
 
@@ -131,7 +131,7 @@ class Speed(lightning.Callback):
         self._end("backward")
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
     ) -> None:
         self._end("optimizer")
         self.steps += 1
@@ -146,7 +146,7 @@ class Speed(lightning.Callback):
         self.last = None
 
     def on_save_checkpoint(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
     ) -> None:
         self.last = None
 

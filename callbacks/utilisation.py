@@ -3,8 +3,6 @@
 Over the training tokens since the last time.
 """
 
-from typing import Any
-
 import lightning
 import torch
 from torch import nn
@@ -66,7 +64,7 @@ class Utilisation(RoutingCallback):
 
     @torch.no_grad()
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
     ) -> None:
         if not logs(trainer):
             return

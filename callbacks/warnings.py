@@ -5,7 +5,6 @@ One line each on the terminal. Writes no metric.
 """
 
 from statistics import fmean, pstdev
-from typing import Any
 
 import lightning
 import torch
@@ -88,7 +87,7 @@ class Warnings(RoutingCallback):
             self.total.add({"load": expert_load(routings)} | logits)
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
     ) -> None:
         step = trainer.global_step
         if self.deviations is not None:

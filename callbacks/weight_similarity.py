@@ -1,7 +1,5 @@
 """How alike are the weights of the experts? Every `every` steps."""
 
-from typing import Any
-
 import lightning
 import torch
 
@@ -39,7 +37,7 @@ class WeightSimilarity(lightning.Callback):
 
     @torch.no_grad()
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
     ) -> None:
         if trainer.global_step % self.every:
             return

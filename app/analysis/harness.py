@@ -97,7 +97,7 @@ class RouterZoo(TemplateLM):
         return self.run.text.tokenizer.begin
 
     def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, **_: Any
+        self, string: str, add_special_tokens: bool | None = None, **_: object
     ) -> list[int]:
         """The ids of a text, behind the separator unless there are to be no special tokens."""
         ids = prompt_ids(self.run.text.tokenizer, string)

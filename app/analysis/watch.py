@@ -136,7 +136,7 @@ class Watched:
         self._routings.append(_routing(logits, log_scores, weight, index, self._valid))
 
     @torch.no_grad()
-    def _end(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
+    def _end(self, model: nn.Module, inputs: object, outputs: Any) -> None:
         if self._routings:
             self._totals[model.training].add(routing_sums(self._routings))
         self._routings = None

@@ -25,6 +25,7 @@ from rich.table import Table
 from torch import nn
 
 from app.config.build import build_optimizer, build_trainer_config
+from app.config.compose import Config
 from app.cost.flops import forward_flops
 from app.cost.kept import FLOAT, Work, count
 from app.cost.memory import Fit, Memory, Placement, optimizer_states
@@ -181,9 +182,7 @@ def _forward_flops(
     return forward_flops(model, seq_len / 2 if convention == "causal" else seq_len)
 
 
-def budget_of(
-    config: dict[str, Any], convention: Convention = "real"
-) -> tuple[Budget, Memory, Fit]:
+def budget_of(config: Config, convention: Convention = "real") -> tuple[Budget, Memory, Fit]:
     """What a composed config costs, and on what it fits; nothing is allocated and no data is read.
 
     Raises:
@@ -211,7 +210,7 @@ def budget_of(
     )
 
 
-def on_meta(config: dict[str, Any]) -> Transformer:
+def on_meta(config: Config) -> Transformer:
     """The model of a composed config, without memory.
 
     Raises:
@@ -221,7 +220,7 @@ def on_meta(config: dict[str, Any]) -> Transformer:
         return build_model(config, _vocabulary(config))
 
 
-def _vocabulary(config: dict[str, Any]) -> int:
+def _vocabulary(config: Config) -> int:
     """What the tokenizer is asked for; what it finds in the text may be less."""
     if config["model"]["vocab_size"] is not None:
         return 1

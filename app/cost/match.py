@@ -14,16 +14,15 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from app.config.compose import composed
+from app.config.compose import Config, composed
 from app.config.overrides import combined
 from app.config.saved import CONFIG, RUNS, read_config
 from app.cost.budget import Budget, on_meta
 from app.registry import UserError, unknown
 
 By = Literal["active_flops", "total_params", "both"]
-Config = dict[str, Any]
 COSTS: dict[str, Callable[[Budget], float]] = {
     "active_flops": lambda budget: budget.flops_per_token_forward,
     "total_params": lambda budget: budget.total_params,

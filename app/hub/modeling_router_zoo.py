@@ -143,7 +143,7 @@ class RouterZooForCausalLM(PreTrainedModel, GenerationMixin):
         cu_seq_lens_q: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         shift_labels: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> CausalLMOutput | tuple[Tensor, ...]:
         """Compute logits, and a loss if there are labels.
 
@@ -234,7 +234,7 @@ class RouterZooForCausalLM(PreTrainedModel, GenerationMixin):
         as_dict = return_dict if return_dict is not None else self.config.return_dict
         return output if as_dict else output.to_tuple()
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: object) -> dict[str, Any]:
         """All tokens, each time."""
         return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
 

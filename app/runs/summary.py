@@ -16,14 +16,14 @@ from app.cost.budget import Budget
 from app.model.assemble import build_model
 from app.runs.folder import SUMMARY
 from app.runs.text import read_text
-from app.training.files import write_whole
+from app.training.files import Checkpoint, write_whole
 from app.training.messages import say
 from app.training.metrics import dead_experts, max_violation
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "datasets", "tokenizers")
 
 
-def summarize(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
     """Everything but what the budget and the text know."""
     values = checkpoint["validation"]["values"]
     load = checkpoint["validation"]["load"]
@@ -44,7 +44,7 @@ def summarize(checkpoint: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_summary(folder: Path, config: Config, checkpoint: dict[str, Any]) -> None:
+def write_summary(folder: Path, config: Config, checkpoint: Checkpoint) -> None:
     """Writes `summary.json`, and tells what it says first."""
     text = read_text(folder, config)
     with torch.device("meta"):
@@ -57,7 +57,7 @@ def write_summary(folder: Path, config: Config, checkpoint: dict[str, Any]) -> N
         say(f"look at it: tensorboard --logdir {folder.parent}")
 
 
-def is_validated(checkpoint: dict[str, Any]) -> bool:
+def is_validated(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint was validated at its own step, as the one after the last step is."""
     return bool(checkpoint.get("validation", {}).get("step") == checkpoint["global_step"])
 

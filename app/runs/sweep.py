@@ -25,13 +25,13 @@ class Members(Callback):
     in what that returns and not in this object.
     """
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         # run='x_${seed}' as it is
         typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
         with exit_on_mistake():
             require_one_name_each(typed)
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: object) -> None:
         if job_return.status is not JobStatus.FAILED:
             return
         # The public property raises the error of a failed job.

@@ -25,7 +25,7 @@ from torch.distributed import ProcessGroup
 
 from app.fault_points import fault_point
 from app.registry import UserError
-from app.training.files import checksum, digest, remove, settle, write_whole
+from app.training.files import Checkpoint, checksum, digest, remove, settle, write_whole
 from app.training.shards import PLAIN, read_shards, write_shards
 
 # in the header of a weight file
@@ -42,7 +42,7 @@ class CheckpointFiles(TorchCheckpointIO):
     pending: tuple[Path, Callable[[], None]] | None = None
 
     def save_parts(
-        self, checkpoint: dict[str, Any], path: Path, background: ProcessGroup | None
+        self, checkpoint: Checkpoint, path: Path, background: ProcessGroup | None
     ) -> None:
         """Called on all ranks, each of which writes its part,
         the ranks of `background` while training goes on.
@@ -65,7 +65,7 @@ class CheckpointFiles(TorchCheckpointIO):
                 self.failure = f"{path}: cannot be written ({error.strerror})"
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+        self, checkpoint: Checkpoint, path: Any, storage_options: Any = None
     ) -> None:
         """Called on the first rank only, so it raises nothing:
         the other ranks would wait for it.
@@ -78,11 +78,11 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
-    ) -> dict[str, Any]:
+    ) -> Checkpoint:
         return read_checkpoint(Path(path))
 
 
-def write_atomically(checkpoint: dict[str, Any], path: Path) -> None:
+def write_atomically(checkpoint: Checkpoint, path: Path) -> None:
     """Write a file under another name and, once it is on the disk with its checksum, rename it.
 
     Raises:
@@ -117,7 +117,7 @@ def is_checkpoint(path: Path) -> bool:
     return path.is_file() or (path / PLAIN).is_file()
 
 
-def read_checkpoint(path: Path, only_shapes: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: Path, only_shapes: bool = False) -> Checkpoint:
     """A checkpoint: tensors and plain values.
 
     This is the only way to open one, and it always compares the checksum.
@@ -148,7 +148,7 @@ def read_checkpoint(path: Path, only_shapes: bool = False) -> dict[str, Any]:
     return require_layout(checkpoint, path)
 
 
-def require_layout(checkpoint: Any, path: Path) -> dict[str, Any]:
+def require_layout(checkpoint: Any, path: Path) -> Checkpoint:
     """Return a checkpoint that has the weights of a model and the step after which it was saved.
 
     Raises:

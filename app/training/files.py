@@ -9,12 +9,14 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.fault_points import fault_point
 from app.registry import UserError
 
 T = TypeVar("T")
+# The content of a checkpoint, in Lightning's layout.
+Checkpoint = dict[str, Any]
 
 
 def write_whole(path: Path, data: str | bytes) -> None:

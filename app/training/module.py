@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from app.fault_points import fault_point
 from app.model.transformer import Transformer
 from app.training.clipping import clip_gradients, gradient_norm
+from app.training.files import Checkpoint
 from app.training.metrics import LanguageMetric, LoadMetric
 from app.training.nonfinite import BadSteps
 from app.training.sharding import averaged_ranks, hold_gradients, shard
@@ -321,12 +322,12 @@ class LanguageModel(lightning.LightningModule):
         self.metric.reset()
         self.load_metric.reset()
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: Checkpoint) -> None:
         checkpoint["tokens_seen"] = int(self.tokens_seen)
         checkpoint["bad_steps"] = self.bad_steps.count
         checkpoint["validation"] = self.validation
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
         self.tokens_seen = torch.tensor(checkpoint["tokens_seen"])
         self.bad_steps.count = checkpoint.get("bad_steps", 0)
         self.validation = checkpoint.get("validation", {})

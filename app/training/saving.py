@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import lightning
 from lightning.fabric.plugins.environments import LightningEnvironment
@@ -67,7 +66,7 @@ class Checkpoints(lightning.Callback):
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: object
     ) -> None:
         # After a restart Lightning counts one batch too many, so the points of its loggers and its
         # validations move. It offers no setter of this count.
@@ -93,7 +92,7 @@ class Checkpoints(lightning.Callback):
     ) -> None:
         self._end_if_asked(trainer)
 
-    def on_validation_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+    def on_validation_batch_end(self, trainer: lightning.Trainer, *args: object) -> None:
         self._end_if_asked(trainer)
 
     def on_train_end(
@@ -110,7 +109,7 @@ class Checkpoints(lightning.Callback):
         if self.last_resort is not None:
             self.last_resort.cancel()
 
-    def _ask_to_end(self, number: int, *args: Any) -> None:
+    def _ask_to_end(self, number: int, *args: object) -> None:
         """A process that hangs comes to no step's end: it ends after the time-out all the same."""
         if self.asked_by == number == signal.SIGINT:
             os._exit(128 + number)

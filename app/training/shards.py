@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 
 from app.fault_points import fault_point
 from app.registry import UserError
-from app.training.files import checksum, digest, remove, settle, sums, write_whole
+from app.training.files import Checkpoint, checksum, digest, remove, settle, sums, write_whole
 
 PLAIN = "plain.pt"
 WHERE = ".metadata"
@@ -37,7 +37,7 @@ Flat = dict[str, Tensor]
 
 
 def write_shards(
-    checkpoint: dict[str, Any], path: Path, background: ProcessGroup | None
+    checkpoint: Checkpoint, path: Path, background: ProcessGroup | None
 ) -> Callable[[], None]:
     """Begins to write a checkpoint of Lightning's layout, on all ranks together; what it returns
     ends with the writing.
@@ -75,7 +75,7 @@ def _finish(path: Path, write: Callable[[], Any]) -> None:
         raise next((error for error in errors if isinstance(error, OSError)), errors[0]) from failed
 
 
-def read_shards(path: Path, only_shapes: bool) -> dict[str, Any]:
+def read_shards(path: Path, only_shapes: bool) -> Checkpoint:
     """The whole checkpoint in Lightning's layout, in one process.
 
     Raises:
@@ -119,7 +119,7 @@ def _damage_in_one_line(path: Path) -> Iterator[None]:
         ) from error
 
 
-def load_shards(path: Path, module: torch.nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
+def load_shards(path: Path, module: torch.nn.Module, optimizers: list[Optimizer]) -> Checkpoint:
     """Fills this rank's parts of a model and its optimizers; no rank sees the whole. Returns all
     else.
 
@@ -190,7 +190,7 @@ class ShardWriter(dcp.FileSystemWriter):
 class ShardReader(dcp.FileSystemReader):
     """Reads what a `ShardWriter` has written, and nothing that would run code."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
         path = Path(self.path) / WHERE
         try:
             with path.open("rb") as file:
@@ -238,7 +238,7 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _parted(checkpoint: dict[str, Any]) -> tuple[Flat, dict[str, Any]]:
+def _parted(checkpoint: Checkpoint) -> tuple[Flat, dict[str, Any]]:
     """The tensors of the model and its optimizers, and all else."""
     flat = {f"model/{name}": value for name, value in checkpoint["state_dict"].items()}
     plain = {
@@ -259,7 +259,7 @@ def _parted(checkpoint: dict[str, Any]) -> tuple[Flat, dict[str, Any]]:
     return flat, plain
 
 
-def _joined(flat: Flat, plain: dict[str, Any]) -> dict[str, Any]:
+def _joined(flat: Flat, plain: dict[str, Any]) -> Checkpoint:
     state: Flat = {}
     for name, value in flat.items():
         kind, *place = name.split("/")
@@ -271,7 +271,7 @@ def _joined(flat: Flat, plain: dict[str, Any]) -> dict[str, Any]:
     return plain | {"state_dict": state}
 
 
-def _plain(path: Path) -> dict[str, Any]:
+def _plain(path: Path) -> Checkpoint:
     try:
         plain: dict[str, Any] = torch.load(path / PLAIN, map_location="cpu", weights_only=True)
         if not isinstance(plain, dict):

@@ -12,6 +12,7 @@ from torch import distributed
 from torch.optim import Optimizer
 
 from app.training.checkpoints import CheckpointFiles
+from app.training.files import Checkpoint
 from app.training.shards import load_shards
 
 Format = Literal["auto", "file", "sharded", "async"]
@@ -71,7 +72,7 @@ class FullySharded(ModelParallelStrategy):
         return optimizer.state_dict()
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+        self, checkpoint: Checkpoint, filepath: Any, storage_options: Any = None
     ) -> None:
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, filepath, storage_options)

@@ -5,11 +5,11 @@ Dai et al. 2024, arXiv 2401.06066, section 4.5 and figure 5. The router is not t
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from app.analysis.experiments.intervene import moe_layers, with_k
+from app.analysis.experiments.observe import Numbers
 from app.analysis.likelihood import evaluate
 from app.data.corpus import Batch
 from app.runs.read import TrainedRun
@@ -23,7 +23,7 @@ READING = (
 POINTS = 8
 
 
-def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
+def measure(run: TrainedRun, batches: Sequence[Batch]) -> Numbers | None:
     """Nats per token by the number of experts per token;
     None where the selection has no such number.
     """
@@ -41,7 +41,7 @@ def grid(trained: int, num_experts: int) -> list[int]:
     return sorted({trained, *range(1, most + 1, -(-most // POINTS))})
 
 
-def draw(figure: Figure, numbers: dict[str, Any]) -> None:
+def draw(figure: Figure, numbers: Numbers) -> None:
     """A line over the number of experts, and a mark at the trained one."""
     axes = figure.subplots()
     axes.plot(numbers["k"], numbers["nats"], marker="o")

@@ -8,13 +8,12 @@ by chance, so the same is told of labels dealt out anew.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from app.analysis.experiments.observe import passes
+from app.analysis.experiments.observe import Numbers, passes
 from app.analysis.specialisation import chosen
 from app.data.corpus import Batch
 from app.runs.read import TrainedRun
@@ -29,7 +28,7 @@ FEWEST = 16  # tokens of a label
 KINDS = {"word read": "tokens", "word to come": "targets", "topic": "topic", "domain": "domain"}
 
 
-def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
+def measure(run: TrainedRun, batches: Sequence[Batch]) -> Numbers | None:
     """By kind of label and layer, of the labels of the text and
     of the same ones dealt out by chance.
     """
@@ -64,7 +63,7 @@ def favourite(have: Tensor, label: Tensor) -> Tensor:
     return at_favourite / times[frequent].sum()
 
 
-def draw(figure: Figure, numbers: dict[str, Any]) -> None:
+def draw(figure: Figure, numbers: Numbers) -> None:
     """A line for each kind of label over the layers."""
     axes = figure.subplots()
     for kind, shares in numbers["shares"].items():

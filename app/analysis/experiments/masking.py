@@ -7,13 +7,13 @@ those of a router without them.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from app.analysis.experiments.intervene import forbidden, moe_layers
+from app.analysis.experiments.observe import Numbers
 from app.analysis.likelihood import evaluate
 from app.data.corpus import Batch
 from app.runs.read import TrainedRun
@@ -27,7 +27,7 @@ READING = (
 SIXTEENTHS = 4
 
 
-def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
+def measure(run: TrainedRun, batches: Sequence[Batch]) -> Numbers | None:
     """Nats per token by the number of masked experts;
     None where no further one is left to choose.
     """
@@ -50,7 +50,7 @@ def best(logits: Tensor, count: int) -> Tensor:
     )
 
 
-def draw(figure: Figure, numbers: dict[str, Any]) -> None:
+def draw(figure: Figure, numbers: Numbers) -> None:
     """A line over the number of masked experts."""
     axes = figure.subplots()
     axes.plot(numbers["masked"], numbers["nats"], marker="o")

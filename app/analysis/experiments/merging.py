@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from app.analysis.experiments.intervene import forbidden, moe_layers
-from app.analysis.experiments.observe import passes
+from app.analysis.experiments.observe import Numbers, passes
 from app.analysis.experiments.redundancy import most_similar
 from app.analysis.experiments.removal import only
 from app.analysis.likelihood import evaluate
@@ -36,7 +36,7 @@ READING = (
 )
 
 
-def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
+def measure(run: TrainedRun, batches: Sequence[Batch]) -> Numbers | None:
     """By layer: the pair, and what its merger and the loss of its rarer half cost;
     None without a stack of experts.
     """
@@ -122,7 +122,7 @@ def _units(stack: Stack, expert: int) -> Tensor:
     return torch.cat([*sections, stack.w_out[expert].T]).detach()
 
 
-def draw(figure: Figure, numbers: dict[str, Any]) -> None:
+def draw(figure: Figure, numbers: Numbers) -> None:
     """Two bars a layer."""
     axes = figure.subplots()
     for side, name in ((-0.2, "merged"), (0.2, "without the rarer")):

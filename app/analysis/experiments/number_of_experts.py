@@ -5,12 +5,11 @@ layers and harder tasks take more of them.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
-from app.analysis.experiments.observe import passes
+from app.analysis.experiments.observe import Numbers, passes
 from app.analysis.specialisation import chosen
 from app.data.corpus import Batch
 from app.runs.read import TrainedRun
@@ -24,7 +23,7 @@ READING = (
 PARTS = 10
 
 
-def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
+def measure(run: TrainedRun, batches: Sequence[Batch]) -> Numbers | None:
     """Experts per token by layer and domain (L, domains), and by difficulty;
     None where all tokens take as many.
     """
@@ -52,7 +51,7 @@ def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
     }
 
 
-def draw(figure: Figure, numbers: dict[str, Any]) -> None:
+def draw(figure: Figure, numbers: Numbers) -> None:
     """A line for each domain over the layers, and one over the difficulty."""
     by_layer, by_difficulty = figure.subplots(1, 2)
     for name, column in zip(

@@ -1,6 +1,7 @@
 """What the routers of a trained model choose on its held-out text."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,6 +9,9 @@ from torch import Tensor
 from app.data.corpus import Batch
 from app.runs.read import TrainedRun
 from routers.contract import Routing
+
+# What an experiment has measured: values that JSON can hold, by name.
+Numbers = dict[str, Any]
 
 
 @torch.no_grad()

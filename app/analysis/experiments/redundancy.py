@@ -4,13 +4,13 @@ under the gates that the router gave them.
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from app.analysis.experiments.intervene import moe_layers, redirected
+from app.analysis.experiments.observe import Numbers
 from app.analysis.experiments.panels import maps
 from app.analysis.likelihood import evaluate
 from app.analysis.specialisation import weight_similarities
@@ -29,7 +29,7 @@ READING = (
 PAIRS = 32
 
 
-def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
+def measure(run: TrainedRun, batches: Sequence[Batch]) -> Numbers | None:
     """The rise in nats of each exchange (L, E, E), None where it was not tried;
     None with one expert.
     """
@@ -71,7 +71,7 @@ def exchange(one: int, other: int, num_experts: int) -> Tensor:
     return to
 
 
-def draw(figure: Figure, numbers: dict[str, Any]) -> None:
+def draw(figure: Figure, numbers: Numbers) -> None:
     """A map of expert and expert for each layer."""
     rise = [
         [[torch.nan if cell is None else cell for cell in row] for row in layer]

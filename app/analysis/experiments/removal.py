@@ -5,13 +5,13 @@ and the others work in its place.
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from app.analysis.experiments.intervene import forbidden, moe_layers
+from app.analysis.experiments.observe import Numbers
 from app.analysis.experiments.panels import maps
 from app.analysis.likelihood import evaluate
 from app.data.corpus import Batch
@@ -25,7 +25,7 @@ READING = (
 )
 
 
-def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
+def measure(run: TrainedRun, batches: Sequence[Batch]) -> Numbers | None:
     """The rise in bits per byte (L, E, domains) of those that the batches have;
     None with one expert.
     """
@@ -59,7 +59,7 @@ def _by_domain(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, float]:
     }
 
 
-def draw(figure: Figure, numbers: dict[str, Any]) -> None:
+def draw(figure: Figure, numbers: Numbers) -> None:
     """A map of domain and expert for each layer."""
     rise = torch.tensor(numbers["rise"]).transpose(1, 2)  # (L, domains, E)
     maps(figure, rise, numbers["domains"], "", "bits per byte more")

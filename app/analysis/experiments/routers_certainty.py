@@ -8,14 +8,13 @@ choices, and by RMoE's definition over the experts of one token.
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from app.analysis.experiments.observe import passes
+from app.analysis.experiments.observe import Numbers, passes
 from app.analysis.specialisation import (
     first_choice,
     joint_choice,
@@ -35,7 +34,7 @@ READING = (
 )
 
 
-def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
+def measure(run: TrainedRun, batches: Sequence[Batch]) -> Numbers | None:
     """Per layer, and per pair of layers (L, L); None with one expert."""
     if run.model.num_experts < 2:
         return None
@@ -86,7 +85,7 @@ def _square(values: dict[Pair, float], layers: int) -> list[list[float | None]]:
     return matrix
 
 
-def draw(figure: Figure, numbers: dict[str, Any]) -> None:
+def draw(figure: Figure, numbers: Numbers) -> None:
     """Three lines over the layers, and a map of layer and layer."""
     *lines, info = figure.subplots(1, 4)
     for axes, name in zip(lines, ("entropy", "inner_balance", "outer_balance"), strict=True):

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from app.analysis.experiments.observe import passes
+from app.analysis.experiments.observe import Numbers, passes
 from app.analysis.specialisation import chosen
 from app.data.corpus import Batch
 from app.registry import UserError
@@ -28,7 +28,7 @@ READING = (
 )
 
 
-def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
+def measure(run: TrainedRun, batches: Sequence[Batch]) -> Numbers | None:
     """By step and layer, of the checkpoints that are left; None where this is the only one."""
     final = [_choices(routings) for _, _, routings in passes(run, batches)]
     shares = {}
@@ -65,7 +65,7 @@ def _shared(run: TrainedRun, batches: Sequence[Batch], final: list[Tensor]) -> l
     return [float(share) for share in same / total.clamp_min(1)]
 
 
-def draw(figure: Figure, numbers: dict[str, Any]) -> None:
+def draw(figure: Figure, numbers: Numbers) -> None:
     """A line for each layer over the steps."""
     axes = figure.subplots()
     for layer, column in enumerate(zip(*numbers["saturation"], strict=True)):

@@ -6,13 +6,12 @@ The alpha of PSEC (Liu et al. 2025, arXiv 2502.05932, section 4): one for all la
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from app.analysis.experiments.observe import passes
+from app.analysis.experiments.observe import Numbers, passes
 from app.data.corpus import Batch
 from app.model.skills import names_of
 from app.runs.read import TrainedRun
@@ -29,7 +28,7 @@ READING = (
 TOKENS = 64
 
 
-def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
+def measure(run: TrainedRun, batches: Sequence[Batch]) -> Numbers | None:
     """Mean and spread over tokens (domains, L, k), and the tokens of one row each (T, k);
     None without named skills.
     """
@@ -54,7 +53,7 @@ def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
     }
 
 
-def draw(figure: Figure, numbers: dict[str, Any]) -> None:
+def draw(figure: Figure, numbers: Numbers) -> None:
     """A column for each domain: over the layers, and over the tokens of a row."""
     skills = numbers["skills"]
     domains = numbers["domains"]

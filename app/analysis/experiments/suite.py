@@ -3,7 +3,7 @@ each changes one thing and trains nothing.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from matplotlib.figure import Figure
 
@@ -20,6 +20,7 @@ from app.analysis.experiments import (
     skill_mixture,
     without_shared,
 )
+from app.analysis.experiments.observe import Numbers
 from app.data.corpus import Batch
 from app.runs.read import TrainedRun
 
@@ -33,10 +34,10 @@ class Experiment(Protocol):
     # how to read the picture, and which figure of a paper it answers
     READING: str
 
-    def measure(self, run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
+    def measure(self, run: TrainedRun, batches: Sequence[Batch]) -> Numbers | None:
         """Its numbers, as JSON has them; None where a run like this cannot be asked."""
 
-    def draw(self, figure: Figure, numbers: dict[str, Any]) -> None:
+    def draw(self, figure: Figure, numbers: Numbers) -> None:
         """Its picture."""
 
 
@@ -55,7 +56,7 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 
 
-def conducted(run: TrainedRun, rows: int) -> dict[str, dict[str, Any]]:
+def conducted(run: TrainedRun, rows: int) -> dict[str, Numbers]:
     """The numbers of all that can be asked of a run, by name,
     on `rows` held-out rows of every domain.
     """

@@ -6,11 +6,11 @@ Dai et al. 2024, arXiv 2401.06066, section 4.5: the loss of DeepSeekMoE 2B rises
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from app.analysis.experiments.intervene import has_shared, moe_layers, unshared, with_k
+from app.analysis.experiments.observe import Numbers
 from app.analysis.likelihood import evaluate
 from app.data.corpus import Batch
 from app.runs.read import TrainedRun
@@ -22,7 +22,7 @@ READING = (
 )
 
 
-def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
+def measure(run: TrainedRun, batches: Sequence[Batch]) -> Numbers | None:
     """Nats per token with the shared expert, and with one more routed expert instead;
     None where there is none.
     """
@@ -37,7 +37,7 @@ def measure(run: TrainedRun, batches: Sequence[Batch]) -> dict[str, Any] | None:
     }
 
 
-def draw(figure: Figure, numbers: dict[str, Any]) -> None:
+def draw(figure: Figure, numbers: Numbers) -> None:
     """Two bars."""
     axes = figure.subplots()
     axes.bar_label(
