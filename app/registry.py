@@ -124,14 +124,14 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     return f"{what}: unknown{hint} (one of: {', '.join(known) or 'nothing'})"
 
 
-def knobs(cls: type) -> dict[str, Any]:
+def knobs(cls: type) -> dict[str, object]:
     """The keyword-only arguments of a class with their types: the schema of its YAML."""
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]
     parameters = inspect.signature(cls).parameters.values()
     return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def check(cls: type, values: Mapping[str, Any], key: str) -> dict[str, Any]:
+def check(cls: type, values: Mapping[str, object], key: str) -> dict[str, Any]:
     """The values, converted to the types of the class's knobs.
 
     Raises:
@@ -147,7 +147,7 @@ def check(cls: type, values: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {name: _convert(f"{key}.{name}", values[name], kind) for name, kind in schema.items()}
 
 
-def _convert(key: str, value: Any, kind: Any) -> Any:
+def _convert(key: str, value: object, kind: object) -> object:
     literals = [choice for choice in (kind, *get_args(kind)) if get_origin(choice) is Literal]
     if literals:
         null = type(None) in get_args(kind)
@@ -169,7 +169,7 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
     return converted
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: object) -> bool:
     """Whether no number in a knob's value is infinite, NaN or larger than 64 bits."""
     if isinstance(value, Mapping):
         return all(map(_finite, value.values()))
@@ -179,11 +179,11 @@ def _finite(value: Any) -> bool:
 
 
 @cache
-def _knob(kind: Any) -> type:
+def _knob(kind: object) -> type:
     return make_dataclass("Knob", [("value", kind, MISSING)])
 
 
-def make(kind: str, config: Mapping[str, Any], *sizes: Any, key: str) -> Any:
+def make(kind: str, config: Mapping[str, Any], *sizes: object, key: str) -> Any:
     """The part that `config["name"]` names, built from its sizes and the other entries of `config`.
 
     Raises:

@@ -65,7 +65,7 @@ class Trial(NamedTuple):
         ]
 
 
-def run(trial: Trial) -> dict[str, Any]:
+def run(trial: Trial) -> dict[str, object]:
     """Train, and return the trial with its bits per byte."""
     subprocess.run(
         [sys.executable, str(TRAIN), *trial.overrides()], check=True, stdout=subprocess.DEVNULL
@@ -76,7 +76,7 @@ def run(trial: Trial) -> dict[str, Any]:
     return {**trial._asdict(), "bpb": bpb}
 
 
-def read(results: Path) -> list[dict[str, Any]]:
+def read(results: Path) -> list[dict[str, object]]:
     """Return the rows that have been written so far."""
     return (
         [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []

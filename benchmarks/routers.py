@@ -29,7 +29,7 @@ ROWS = 8
 LENGTH = 256
 VOCAB = 4096
 PLAIN = {"score": "linear", "select": "top_k", "weigh": "softmax", "drop": "none"}
-Work = Callable[[], Any]
+Work = Callable[[], object]
 
 
 def run(quick: bool, device: str = "cpu") -> list[Row]:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 K = TypeVar("K")
 # what is timed, by any name
-Works = Mapping[K, Callable[[], Any]]
+Works = Mapping[K, Callable[[], object]]
 
 
 def in_turns(
@@ -20,7 +20,7 @@ def in_turns(
     warm_up: int,
     rounds: int,
     device: str = "cpu",
-    before_round: Callable[[], Any] = lambda: None,
+    before_round: Callable[[], object] = lambda: None,
 ) -> dict[K, list[float]]:
     """Seconds of every contender in every round, with those of the warm-up;
     `before_round` is not timed.
@@ -56,7 +56,7 @@ def highest_memory() -> int:
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, object]]) -> str:
     """The rows, all of the same keys, with their keys above them."""
     names = list(rows[0])
     cells = [

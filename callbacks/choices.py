@@ -8,7 +8,6 @@ Compiled blocks are not looked into.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -66,7 +65,7 @@ class Choices(LayerMeans):
 def rounded(router: Router, choose: Callable[[], Routing]) -> Routing:
     """What a router chooses with logits in bfloat16."""
 
-    def rounding(score: nn.Module, inputs: Any, scored: Scored) -> Scored:
+    def rounding(score: nn.Module, inputs: object, scored: Scored) -> Scored:
         return scored._replace(logits=scored.logits.bfloat16().float())
 
     hook = router.score.register_forward_hook(rounding)

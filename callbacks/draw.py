@@ -88,7 +88,7 @@ def panels(
     loads: bool = False,
     column_names: Sequence[Sequence[int]] | None = None,
     edges: Sequence[int] | None = None,
-    **ticks: Any,
+    **ticks: object,
 ) -> "Figure":
     """Draw one heat map for each layer, with one scale.
 

@@ -7,7 +7,6 @@ in FINAL: final when the run is.
 """
 
 from pathlib import Path
-from typing import Any
 
 import lightning
 from torch.utils.tensorboard.summary import hparams
@@ -33,7 +32,7 @@ ROUTERS = ("token_entropy", "margin", "mean_k", "logit_rms")  # of `router_by_la
 PARTS = ("data", "forward", "backward", "optimizer")  # of a step
 UNLISTED = ("callbacks", "run", "resume", "hydra", "experiment", "trainer", "allow_non_causal")
 Scalar = bool | int | float | str
-Layout = dict[str, dict[str, list[Any]]]
+Layout = dict[str, dict[str, list[object]]]
 LINES = "Multiline"
 MARGIN = "Margin"
 CHARTS: dict[str, dict[str, tuple[str, list[str]]]] = {
@@ -132,7 +131,7 @@ def _short(config: Config) -> dict[str, Scalar]:
     }
 
 
-def _flat(key: str, value: Any) -> dict[str, Scalar]:
+def _flat(key: str, value: object) -> dict[str, Scalar]:
     """Return the values inside of a value, with dotted keys; what is no scalar becomes a text."""
     if isinstance(value, dict):
         flat = {}

@@ -36,7 +36,7 @@ class RoutingCallback(lightning.Callback):
         assert isinstance(pl_module, LanguageModel)
         pl_module.routing_hooks.remove(self._hook)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         state = {}
         for name in self.kept:
             value = getattr(self, name)

@@ -51,7 +51,7 @@ class RoutingChange(RoutingCallback):
         tokens = self.rows * batch["tokens"].size(1)
         self.now.append(torch.stack([chosen(routing)[:tokens] for routing in routings]))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         # of every rank: each validates other rows
         return {"before": gathered(self.before)}
 

@@ -7,7 +7,6 @@ per second * FLOPs per token in training / (peak FLOPs of a device * ranks), wit
 """
 
 import time
-from typing import Any
 
 import lightning
 import torch
@@ -92,7 +91,7 @@ class Speed(lightning.Callback):
     ) -> None:
         self.hook.remove()
 
-    def _go_on(self, model: nn.Module, _: Any) -> None:
+    def _go_on(self, model: nn.Module, _: object) -> None:
         """A checkpoint is written when the batch is there: the forward pass begins after it."""
         if self.last is None and model.training:
             self.last = self._now()

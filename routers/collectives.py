@@ -47,7 +47,7 @@ def rank() -> int:
     )
 
 
-def gathered(value: Any) -> list[Any]:
+def gathered(value: object) -> list[Any]:
     """The value of every rank, in their order; every rank calls it."""
     values: list[Any] = [value] * num_ranks()
     if len(values) > 1:

@@ -11,7 +11,7 @@ import app.config.environment  # noqa: F401  isort: skip  before torch
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lm_eval.__main__ import cli_evaluate
@@ -136,7 +136,7 @@ class RouterZoo(TemplateLM):
             written += self._continued([request.args[0] for request in group], settings)
         return written
 
-    def _continued(self, texts: list[str], asked: dict[str, Any]) -> Iterator[str]:
+    def _continued(self, texts: list[str], asked: dict[str, object]) -> Iterator[str]:
         how = dict(normalize_gen_kwargs(asked))
         unread = how.keys() - READ
         if unread:

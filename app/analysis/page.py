@@ -39,7 +39,7 @@ def write_report(folder: Path, reports: Sequence[Numbers]) -> Path:
     return folder / "index.html"
 
 
-def _shown(reports: Sequence[Numbers], images: Mapping[str, bytes]) -> dict[str, Any]:
+def _shown(reports: Sequence[Numbers], images: Mapping[str, bytes]) -> dict[str, object]:
     """What the page's script reads."""
     encoded = {}
     for name, png in images.items():
@@ -134,7 +134,7 @@ def _comma_separated(reports: Sequence[Numbers]) -> str:
     return out.getvalue()
 
 
-def _flat(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+def _flat(value: object, place: str = "") -> Iterator[tuple[str, float]]:
     if isinstance(value, dict | list):
         inner = value.items() if isinstance(value, dict) else enumerate(value)
         for name, each in inner:

@@ -3,7 +3,6 @@ curves, budget.
 """
 
 from collections import Counter
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,13 +38,13 @@ BY_BATCH = "maxvio_micro"
 
 
 @torch.no_grad()
-def measure(run: TrainedRun, rows: int, experiments: bool = True) -> dict[str, Any]:
+def measure(run: TrainedRun, rows: int, experiments: bool = True) -> dict[str, object]:
     """Everything on the page, of `rows` held-out rows of every domain,
     of those that its validations read.
     """
     text = run.text
     total = Total()
-    samples: dict[str, dict[str, Any]] = {}
+    samples: dict[str, dict[str, object]] = {}
     domains = text.domains
     metric = LanguageMetric(domains)
     for batch, nll, routings in passes(run, text.held_out(rows, BATCH)):
@@ -89,7 +88,7 @@ def _which_rows(run: TrainedRun, rows: int) -> str:
 
 def _sample(
     name: str, batch: Batch, nll: Tensor, routings: list[Routing], tokenizer: Tokenizer
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The first row of a batch: its tokens as text, their nats,
     and for each layer and token its experts.
     """

@@ -14,7 +14,6 @@ at the same steps, and gets the sums over all.
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +100,9 @@ class Watched:
         for hook in self._hooks:
             hook.remove()
 
-    def _begin(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def _begin(
+        self, model: nn.Module, inputs: tuple[object, ...], named: dict[str, object]
+    ) -> None:
         given = self._signature.bind_partial(*inputs, **named).arguments
         given.update(given.pop("kwargs", {}))
         tokens = given.get("input_ids")
@@ -114,7 +115,7 @@ class Watched:
         self._routings = []
 
     @torch.no_grad()
-    def _look(self, router: nn.Module, inputs: Any, outputs: tuple[Tensor, ...]) -> None:
+    def _look(self, router: nn.Module, inputs: object, outputs: tuple[Tensor, ...]) -> None:
         if self._routings is None:
             return
         logits, weight, index = outputs[:3]
@@ -136,13 +137,13 @@ class Watched:
         self._routings.append(_routing(logits, log_scores, weight, index, self._valid))
 
     @torch.no_grad()
-    def _end(self, model: nn.Module, inputs: object, outputs: Any) -> None:
+    def _end(self, model: nn.Module, inputs: object, outputs: object) -> None:
         if self._routings:
             self._totals[model.training].add(routing_sums(self._routings))
         self._routings = None
 
 
-def _valid(mask: Any, batch: int, length: int) -> Tensor | None:
+def _valid(mask: object, batch: int, length: int) -> Tensor | None:
     """Which of the newest positions (B, S) are no padding;
     a mask may also be of those before, out of a cache.
     """

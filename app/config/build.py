@@ -141,7 +141,7 @@ def _foreign(key: str, entry: Config, base: type) -> Callable[..., Any]:
     return build
 
 
-def _culprit(cls: type, key: str, sizes: tuple[Any, ...], values: dict[str, Any]) -> str:
+def _culprit(cls: type, key: str, sizes: tuple[object, ...], values: dict[str, object]) -> str:
     """The value that a class refuses: the one without which it can be built;
     the whole entry if it is none alone.
     """

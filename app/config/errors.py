@@ -111,7 +111,7 @@ def _unknown_key(text: str, cause: OmegaConfBaseException) -> str:
     parent = cause.parent_node
     if isinstance(parent, DictConfig) and str(cause.key) not in parent:
         # OmegaConf gives the whole config of a node by no public method.
-        root: Any = parent._get_root()
+        root: object = parent._get_root()
         config: Any = OmegaConf.to_container(root, resolve=False)
         return unknown_key(key, config, CONF)
     return " ".join(str(cause).split())

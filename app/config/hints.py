@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -46,7 +45,7 @@ REMARKS = {
 }
 
 
-def unknown_key(key: str, config: Mapping[str, Any], conf: Path) -> str:
+def unknown_key(key: str, config: Mapping[str, object], conf: Path) -> str:
     """Return one line for a key that a composed config does not have.
 
     Args:
@@ -86,7 +85,7 @@ def _options_with(name: str, group: Path) -> list[str]:
     return sorted(options, key=lambda option: not options[option])
 
 
-def _same_name(key: str, config: Mapping[str, Any]) -> list[str]:
+def _same_name(key: str, config: Mapping[str, object]) -> list[str]:
     """Return keys with the same last part elsewhere in the config,
     preferring keys of the same group.
     """
@@ -97,7 +96,7 @@ def _same_name(key: str, config: Mapping[str, Any]) -> list[str]:
     return near[:3]
 
 
-def _paths(config: Mapping[str, Any], before: str = "") -> Iterator[str]:
+def _paths(config: Mapping[str, object], before: str = "") -> Iterator[str]:
     """Yield every dotted key of a config."""
     for key, value in config.items():
         path = f"{before}{key}"

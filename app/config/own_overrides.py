@@ -7,7 +7,6 @@ config groups.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -72,7 +71,7 @@ def _allowed() -> set[str]:
     return {*own_keys(), *config_groups(), *PRESETS}
 
 
-def _wrong_option(parsed: Override, value: Any) -> str | None:
+def _wrong_option(parsed: Override, value: object) -> str | None:
     """Whether an option of a group is a path that leads out of the group."""
     if "." in parsed.key_or_group:
         return None
@@ -82,7 +81,7 @@ def _wrong_option(parsed: Override, value: Any) -> str | None:
     return None
 
 
-def _wrong_target(key: str, value: Any) -> str | None:
+def _wrong_target(key: str, value: object) -> str | None:
     """Whether a class is named that a config may not name."""
     targets = list(_targets(key, value))
     if not targets:
@@ -101,7 +100,7 @@ def _wrong_target(key: str, value: Any) -> str | None:
     return None
 
 
-def _targets(place: str, value: Any) -> Iterator[tuple[str, str]]:
+def _targets(place: str, value: object) -> Iterator[tuple[str, str]]:
     """All classes that are named in a value, and where."""
     if place.endswith("_target_"):
         yield place.removesuffix("._target_"), str(value)

@@ -21,7 +21,7 @@ SIZES = Sizes(dim=16, num_experts=8, top_k=2, num_layers=2, vocab_size=64)
 
 
 @cache
-def defaults(kind: str, name: str) -> dict[str, Any]:
+def defaults(kind: str, name: str) -> dict[str, object]:
     """What the YAML of a part says; `k: null` becomes the layout's.
 
     Raises:

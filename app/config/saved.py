@@ -1,7 +1,6 @@
 """A config in a file: plain values, read as they stand, whoever wrote them."""
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -59,15 +58,15 @@ def with_later_keys(config: Config) -> Config:
     return whole
 
 
-def get(config: Config, path: str) -> Any:
+def get(config: Config, path: str) -> object:
     """Return the value of a key with dots; None where there is none."""
-    value: Any = config
+    value: object = config
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
-def put(config: Config, path: str, value: Any) -> None:
+def put(config: Config, path: str, value: object) -> None:
     """Set the value of a key with dots."""
     *groups, name = path.split(".")
     for key in groups:
@@ -162,7 +161,7 @@ def with_options_of_source(typed: list[str]) -> list[str]:
 class _PlainLoader(yaml.SafeLoader):
     """Refuses aliases."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: object, index: object) -> object:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("a saved config has no aliases")
         return super().compose_node(parent, index)
@@ -171,5 +170,5 @@ class _PlainLoader(yaml.SafeLoader):
 class _NoAliases(yaml.SafeDumper):
     """Writes equal lists twice instead of naming one of them."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True

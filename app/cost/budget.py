@@ -18,7 +18,7 @@ all but the experts that were not chosen for it.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from rich.table import Table
@@ -99,7 +99,7 @@ class Budget:
         """Forward and backward of a whole row."""
         return self.flops_per_token_train * self.seq_len
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """The keys of `summary.json` that are known before training."""
         return {
             "total_params": self.total_params,
@@ -107,7 +107,7 @@ class Budget:
             "flops_per_token_train": self.flops_per_token_train,
         }
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """All numbers by name."""
         train = ("flops_per_token_train", "flops_per_sequence_train")
         return asdict(self) | {name: getattr(self, name) for name in train}

@@ -85,7 +85,7 @@ class Memory:
             at_most,
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The entry `bytes` of the budget."""
         return {name: round(value) for name, value in asdict(self).items()}
 

@@ -58,12 +58,12 @@ def build_data(
     return module
 
 
-def _known_to(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def _known_to(cls: type, values: Mapping[str, Any]) -> dict[str, object]:
     """Return the values that the constructor of a class takes."""
     return {name: value for name, value in values.items() if name in knobs(cls)}
 
 
-def micro_batch_size(data: Mapping[str, Any], ranks: int) -> Any:
+def micro_batch_size(data: Mapping[str, object], ranks: int) -> object:
     """`data.micro_batch_size`; where it is null, a rank's share of the batch in equal parts of at
     most 8 rows.
 

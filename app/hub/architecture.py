@@ -58,7 +58,7 @@ class Architecture:
 
     name: str
     cls: str
-    needs: Mapping[str, Any]
+    needs: Mapping[str, object]
     keys: Mapping[str, str]
     dense: tuple[str, str] | None = None
     constants: Mapping[str, Any] = field(default_factory=dict)

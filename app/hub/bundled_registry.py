@@ -39,12 +39,12 @@ def make(kind: str, entry: Mapping[str, Any], *sizes: Any, key: str) -> Any:
     )
 
 
-def check(cls: type, values: Mapping[str, Any], key: str) -> dict[str, Any]:
+def check(cls: type, values: Mapping[str, Any], key: str) -> dict[str, object]:
     """The values as they are."""
     return dict(values)
 
 
-def require(name: str, value: Any, allowed: bool, what: str) -> None:
+def require(name: str, value: object, allowed: bool, what: str) -> None:
     """Raises ValueError where a value is not allowed."""
     if not allowed:
         raise ValueError(f"{name}={value}: {what}")

@@ -35,7 +35,7 @@ def main(folder: str, file: str, written: str | None = None) -> None:
         print(json.dumps(compare(folder, file, run_code=written is not None)))
 
 
-def compare(folder: str, file: str, run_code: bool) -> dict[str, Any]:
+def compare(folder: str, file: str, run_code: bool) -> dict[str, object]:
     """Return the largest difference of two logits and the names of weights that do not fit."""
     import numpy as np
     import torch

@@ -60,7 +60,7 @@ class RouterZooConfig(PretrainedConfig):
 
     model_type = "router_zoo"
 
-    def __init__(self, router_zoo: dict[str, Any] | None = None, **more: Any) -> None:
+    def __init__(self, router_zoo: dict[str, object] | None = None, **more: Any) -> None:
         self.router_zoo = router_zoo or {}
         super().__init__(**more)
 
@@ -117,13 +117,13 @@ class RouterZooForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> Any:
         return self.model.embedding
 
-    def set_input_embeddings(self, value: Any) -> None:
+    def set_input_embeddings(self, value: object) -> None:
         self.model.embedding = value
 
-    def get_output_embeddings(self) -> Any:
+    def get_output_embeddings(self) -> object:
         return self.model.head
 
-    def set_output_embeddings(self, new_embeddings: Any) -> None:
+    def set_output_embeddings(self, new_embeddings: object) -> None:
         self.model.head = new_embeddings
 
     def forward(
@@ -131,7 +131,7 @@ class RouterZooForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: object = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -234,7 +234,9 @@ class RouterZooForCausalLM(PreTrainedModel, GenerationMixin):
         as_dict = return_dict if return_dict is not None else self.config.return_dict
         return output if as_dict else output.to_tuple()
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: object) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, **kwargs: object
+    ) -> dict[str, object]:
         """All tokens, each time."""
         return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
 

@@ -4,7 +4,6 @@ config, tokenizer, weights, no training yet.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -120,7 +119,7 @@ def config_of(folder: Path, typed: Sequence[str]) -> tuple[Architecture, Config]
     return architecture, config
 
 
-def their_config(folder: Path) -> dict[str, Any]:
+def their_config(folder: Path) -> dict[str, object]:
     """Return the values of config.json, with the defaults of its architecture where it has none.
 
     Raises:
@@ -194,7 +193,7 @@ def _layout(facts: Facts) -> Facts:
     }
 
 
-def _words(values: Mapping[str, Any]) -> list[str]:
+def _words(values: Mapping[str, object]) -> list[str]:
     plain = {True: "true", False: "false", None: "null"}
     return [
         f"{key}={plain[v] if isinstance(v, bool) or v is None else v}".replace(" ", "")
@@ -223,7 +222,7 @@ def _tokenizer(folder: Path) -> dict[str, str | None]:
     return {"path": str(file.absolute()), "separator": end, "begin": begin}
 
 
-def _special_token(path: Path, name: str, token: Any) -> str | None:
+def _special_token(path: Path, name: str, token: object) -> str | None:
     """Return the text of `bos_token` or `eos_token` in tokenizer_config.json,
     which may have it as an object.
     """

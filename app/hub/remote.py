@@ -90,7 +90,7 @@ def _key(part: PartSpec) -> str:
 
 
 def with_code(
-    config: Config, model: Transformer, more: Mapping[str, Any]
+    config: Config, model: Transformer, more: Mapping[str, object]
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Config (with `more` in it) and code of a model, and its weights;
     of what balances, what acts on the choice.

@@ -1,7 +1,6 @@
 """A run's tokenizer as files that `AutoTokenizer` reads, with our ids."""
 
 import json
-from typing import Any
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Model
@@ -41,7 +40,7 @@ def tokenizer_files(tokenizer: Tokenizer, window: int) -> dict[str, str]:
     model.post_processor = TemplateProcessing(
         single=f"{begin} $A", special_tokens=[(begin, tokenizer.begin)]
     )
-    about: dict[str, Any] = {
+    about: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": window,
     }

@@ -45,7 +45,7 @@ def entry(kind: str, name: str) -> Entry:
     cls = find(kind, name)
     text = inspect.getdoc(sys.modules[cls.__module__]) or inspect.getdoc(cls) or ""
     # Whether a selection or a drop is causal may depend on its options, so it is built.
-    part: Any = build_part(kind, name) if kind in ("select", "drop") else cls
+    part: object = build_part(kind, name) if kind in ("select", "drop") else cls
     causal = getattr(part, "causal", "always")
     paper = re.search(r"\b\d{4}\.\d{5}\b", text)
     return Entry(
@@ -60,7 +60,7 @@ def entry(kind: str, name: str) -> Entry:
     )
 
 
-def _scope(kind: str, cls: type, part: Any) -> str:
+def _scope(kind: str, cls: type, part: object) -> str:
     """Return what a choice depends on, or the scopes that a balance loss offers."""
     offered = get_args(knobs(cls).get("scope"))
     if offered:

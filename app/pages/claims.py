@@ -77,7 +77,7 @@ def _seen_at_size(
     return seen
 
 
-def _surplus(race: Race, lines: list[dict[str, Any]], one: str, other: str) -> float:
+def _surplus(race: Race, lines: list[dict[str, object]], one: str, other: str) -> float:
     """Return how many experts a token takes more under `one`, over the training and the seeds."""
     mean_k = {}
     for name in (one, other):
@@ -85,7 +85,7 @@ def _surplus(race: Race, lines: list[dict[str, Any]], one: str, other: str) -> f
     return mean_k[one] - mean_k[other]
 
 
-def _differences(race: Race, lines: list[dict[str, Any]], one: str, other: str) -> list[float]:
+def _differences(race: Race, lines: list[dict[str, object]], one: str, other: str) -> list[float]:
     """Paired by seed; none while a seed is still to run."""
     if not ended(race, lines, one, other):
         return []

@@ -5,7 +5,6 @@ and the architecture of `transformers` that computes the same.
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from app.config.compose import Config, composed
 from app.cost.budget import on_meta
@@ -36,7 +35,7 @@ def _by_router(name: str) -> Config:
 
 
 @cache
-def _by_layout(name: str) -> Any:
+def _by_layout(name: str) -> object:
     return composed([f"experts={name}", *SMALL])["experts"]
 
 

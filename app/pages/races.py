@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from app.pages.markers import ROOT
 from app.races.page import write_result
@@ -44,7 +43,7 @@ def write() -> None:
         write_result(folder, *again(folder))
 
 
-def read(folder: Path) -> tuple[Race, list[dict[str, Any]]]:
+def read(folder: Path) -> tuple[Race, list[dict[str, object]]]:
     """What a race is, and its records."""
     race = read_race(json.loads((folder / DEFINITION).read_text())["race"])
     return race, read_lines(folder / MEMBERS)

@@ -4,7 +4,6 @@ quality against balance and against speed.
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -120,7 +119,7 @@ def _means(row: Row) -> Means:
     return row.means
 
 
-def _say_if_empty(axes: Axes, shown: Sequence[Any], missing: str) -> None:
+def _say_if_empty(axes: Axes, shown: Sequence[object], missing: str) -> None:
     """Write a note into an empty plot about the missing data."""
     if not shown:
         axes.text(
@@ -145,7 +144,7 @@ def _scatter(axes: Axes, race: Race, points: Sequence[tuple[float, Row]]) -> Non
     axes.grid(alpha=0.3)
 
 
-def _colors(number: int) -> list[Any]:
+def _colors(number: int) -> list[object]:
     return [colormaps["turbo"](place / max(1, number - 1)) for place in range(number)]
 
 

@@ -29,7 +29,7 @@ WITHOUT_EFFECT = (
     "trainer.accumulate",
 )  # on what is learned
 # what is known of a member that has ended
-Record = Mapping[str, Any]
+Record = Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Member:
         return (self.folder / SUMMARY).exists()
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """Its place in the race."""
         where = {"contestant": self.entry.contestant, "size": self.entry.size}
         return where | {"lr": self.lr, "seed": self.seed, "share": self.share}
@@ -100,7 +100,7 @@ class Member:
             if _has_effect(name, value):
                 config[name] = _of_effect(name, value)
         own = {"overrides": self.entry.overrides} if self.entry.refused else {}
-        what: list[Any] = [config, own, self.lr, self.seed, self.share]
+        what: list[object] = [config, own, self.lr, self.seed, self.share]
         if self.starts:
             what.append({name: member.key for name, member in self.starts.items()})
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())

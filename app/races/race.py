@@ -178,7 +178,7 @@ def with_inherited_overrides(values: dict[str, Any]) -> dict[str, Any]:
         UserError: OTHER does not exist, or inherits from itself.
     """
     plain = {key: value for key, value in values.items() if key != "templates"}
-    known: dict[str, Any] = {}
+    known: dict[str, object] = {}
     for group in ("templates", *GROUPS):
         known.update(values.get(group) or {})
     for group in GROUPS:
@@ -190,7 +190,9 @@ def with_inherited_overrides(values: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _inherited(key: str, entry: Any, known: Mapping[str, Any], above: tuple[str, ...] = ()) -> Any:
+def _inherited(
+    key: str, entry: object, known: Mapping[str, object], above: tuple[str, ...] = ()
+) -> Any:
     """Return the overrides of a run or a template; what is wrong with them is found later."""
     if not isinstance(entry, dict) or entry.keys() != {"like", "with"}:
         return entry

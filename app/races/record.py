@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 
@@ -31,7 +30,7 @@ TRAINED = {
 }
 CURVE = "Loss/val_bpb"
 ROWS = 8  # of a forward pass
-Record = dict[str, Any]
+Record = dict[str, object]
 
 
 def record_of(folder: Path) -> Record:

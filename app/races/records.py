@@ -27,7 +27,7 @@ def read_records(retry: bool = False) -> dict[str, Record]:
     return {key: record for key, record in found.items() if not (retry and "failed" in record)}
 
 
-def write_records(name: str, plan: Plan, records: Mapping[str, Record]) -> list[dict[str, Any]]:
+def write_records(name: str, plan: Plan, records: Mapping[str, Record]) -> list[dict[str, object]]:
     """Writes the records of a race's members that have ended, a line each, size by size;
     other sizes keep theirs.
     """

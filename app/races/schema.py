@@ -97,7 +97,7 @@ def _layout(line: Record) -> Record:
     return {"routing": routing, "points": len(line["curve"])}
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -9,7 +9,7 @@ tests are Student's t.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import optimize, stats
@@ -134,7 +134,7 @@ def detectable(spread: float, seeds: int) -> float:
     free = seeds - 1
     bar = stats.t.ppf(1 - LEVEL / 2, free)
 
-    def lacking(shift: float) -> Any:
+    def lacking(shift: float) -> object:
         # on the other side it is seen next to never
         return stats.nct.sf(bar, free, shift) - POWER
 

@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from rich.table import Table
 
@@ -232,8 +231,8 @@ def comma_separated(result: Result) -> str:
     return out.getvalue()
 
 
-def _flat(value: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(value: Mapping[str, object], place: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for name, inner in value.items():
         if name == "curve":
             continue

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from omegaconf import DictConfig
@@ -59,7 +58,7 @@ def work(config: DictConfig) -> None:
                 shutil.rmtree(folder_of(config.member))
 
 
-def trained(key: str, overrides: list[str]) -> dict[str, Any] | None:
+def trained(key: str, overrides: list[str]) -> dict[str, object] | None:
     """The record of a member; None if somebody has stopped it.
 
     It goes on with what an earlier start has left; a run that a killed worker has left going is

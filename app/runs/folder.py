@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
@@ -32,7 +31,7 @@ NAME = r"[\w=,+@%][\w=,.+@%-]{0,199}"
 LOCK = ".lock"
 
 
-def run_name(config: Mapping[str, Any], overrides: list[str]) -> str:
+def run_name(config: Mapping[str, object], overrides: list[str]) -> str:
     """Return the name of a run: `run=NAME`, or date and time (and the number of the job, in a
     sweep).
 

@@ -7,7 +7,6 @@ no more.
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -35,7 +34,7 @@ Transform = Callable[[Transformer], None]
 class NewWeights:
     """`init=scratch`: the model draws its weights. The base of all other sources."""
 
-    def __init__(self, config: Config, init: Any) -> None:
+    def __init__(self, config: Config, init: object) -> None:
         self.config = config
         self.init = init
 
@@ -247,7 +246,7 @@ def _different_keys(config: Config, place: str) -> list[str]:
     return different
 
 
-def _values(config: Config, before: str) -> Iterator[tuple[str, Any]]:
+def _values(config: Config, before: str) -> Iterator[tuple[str, object]]:
     """Yield every dotted key of a config with its value."""
     for key, value in config.items():
         if isinstance(value, dict) and value:

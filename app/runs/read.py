@@ -124,7 +124,7 @@ def weights_of(key: str, place: str) -> dict[str, Any]:
             f"{PREFIX}{name}": tensor
             for name, tensor in read_weight_file(path, f"{key}=")[0].items()
         }
-    state: dict[str, Any] = read_checkpoint(path if is_checkpoint(path) else located(path)[1])[
+    state: dict[str, object] = read_checkpoint(path if is_checkpoint(path) else located(path)[1])[
         "state_dict"
     ]
     return state
@@ -212,7 +212,7 @@ def with_data(config: Config, overrides: list[str]) -> Config:
     return with_whole_sources(data)
 
 
-def _value(override: str) -> Any:
+def _value(override: str) -> object:
     return OverridesParser.create().parse_override(override).value()
 
 

@@ -114,5 +114,5 @@ def _merged(saved: Config, composed: Config, overrides: list[str]) -> tuple[Conf
     return merged, kept
 
 
-def _short(value: Any) -> Any:
+def _short(value: object) -> object:
     return value.get("name", "other values") if isinstance(value, dict) else value

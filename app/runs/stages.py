@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from app.config.compose import Config
 from app.config.overrides import combined, last
@@ -161,7 +160,7 @@ def _base_words(run: Path) -> list[str]:
     return [*words, f"data.seq_len={config['data']['seq_len']}", f"init.base={quoted(str(run))}"]
 
 
-def spelled(value: Any) -> str:
+def spelled(value: object) -> str:
     """A plain value as Hydra reads it."""
     if isinstance(value, list):
         return f"[{','.join(map(spelled, value))}]"

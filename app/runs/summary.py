@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,7 +22,7 @@ from app.training.metrics import dead_experts, max_violation
 PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "datasets", "tokenizers")
 
 
-def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
+def summarize(checkpoint: Checkpoint) -> dict[str, object]:
     """Everything but what the budget and the text know."""
     values = checkpoint["validation"]["values"]
     load = checkpoint["validation"]["load"]

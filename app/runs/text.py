@@ -77,7 +77,7 @@ def text_files(data: TokenDataModule) -> dict[str, str | bytes]:
     return files if learned is None else files | {TOKENIZER: learned}
 
 
-def read_text(folder: Path, config: Mapping[str, Any]) -> RunText:
+def read_text(folder: Path, config: Mapping[str, object]) -> RunText:
     """The text of a run with this config.
 
     Raises:

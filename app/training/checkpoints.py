@@ -77,7 +77,7 @@ class CheckpointFiles(TorchCheckpointIO):
             self.failure = f"{path}: cannot be written ({error.strerror})"
 
     def load_checkpoint(
-        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
+        self, path: Any, map_location: object = "cpu", weights_only: bool | None = True
     ) -> Checkpoint:
         return read_checkpoint(Path(path))
 

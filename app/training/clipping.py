@@ -1,7 +1,5 @@
 """The norm of the gradients over all ranks, and clipping by it, under every strategy."""
 
-from typing import Any
-
 import lightning
 import torch
 from torch import Tensor, nn
@@ -26,7 +24,7 @@ def _by_mesh(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
     """Those with a gradient; torch does not combine the norms of
     several device meshes (pytorch#180346).
     """
-    groups: dict[Any, list[nn.Parameter]] = {}
+    groups: dict[object, list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
             groups.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)

@@ -119,7 +119,7 @@ class LanguageModel(lightning.LightningModule):
     def __init__(
         self,
         model: Transformer,
-        make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        make_optimizer: Callable[[list[dict[str, object]]], torch.optim.Optimizer],
         schedule: Callable[[int], float],
         *,
         clip_norm: float | None,

@@ -6,7 +6,6 @@ shifts what follows, and a resumed run skips the same. Optimizer and controllers
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ class BadSteps:
         self.allowed = allowed
         self.count = 0
 
-    def skip(self, model: Transformer, step: int, forward_again: Callable[[], Any]) -> None:
+    def skip(self, model: Transformer, step: int, forward_again: Callable[[], object]) -> None:
         """Counts one more; `forward_again` repeats the forward passes of the step. Called on all
         ranks.
 
@@ -46,7 +45,7 @@ class BadSteps:
 
 
 @torch.no_grad()
-def culprit(model: nn.Module, forward_again: Callable[[], Any]) -> str:
+def culprit(model: nn.Module, forward_again: Callable[[], object]) -> str:
     """What was not finite first, a weight, the output of a layer or a gradient; by its name."""
     weights = _not_finite(dict(model.named_parameters()))
     gradients = _not_finite(
@@ -71,11 +70,11 @@ def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
     return found
 
 
-def _outputs(model: nn.Module, forward_again: Callable[[], Any]) -> list[str]:
+def _outputs(model: nn.Module, forward_again: Callable[[], object]) -> list[str]:
     """The modules whose output is not finite, in the order of the forward pass."""
     found: list[str] = []
 
-    def look(name: str, output: Any) -> None:
+    def look(name: str, output: object) -> None:
         # a Routing may hold -inf: an expert that is forbidden
         first = output[0] if type(output) is tuple else output
         if isinstance(first, Tensor) and first.is_floating_point() and not first.isfinite().all():

@@ -100,7 +100,7 @@ def averaged_ranks(model: nn.Module) -> int:
 @contextmanager
 def hold_gradients(module: lightning.LightningModule) -> Iterator[None]:
     """Adds up gradients on this rank only, for all micro-batches of a step but the last."""
-    strategy: Any = module.trainer.strategy
+    strategy: object = module.trainer.strategy
     with (
         strategy.block_backward_sync()
         if hasattr(strategy, "block_backward_sync")

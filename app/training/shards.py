@@ -60,7 +60,7 @@ def write_shards(
     return partial(_finish, path, pending.result)
 
 
-def _finish(path: Path, write: Callable[[], Any]) -> None:
+def _finish(path: Path, write: Callable[[], object]) -> None:
     """Removes what there is of a checkpoint that cannot be written.
 
     Raises:
@@ -146,7 +146,7 @@ class ShardWriter(dcp.FileSystemWriter):
     the first rank gives the whole its name.
     """
 
-    def __init__(self, path: Path, plain: dict[str, Any]) -> None:
+    def __init__(self, path: Path, plain: dict[str, object]) -> None:
         super().__init__(path.with_suffix(".part"))
         self.target = path
         self.plain = io.BytesIO()
@@ -238,7 +238,7 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _parted(checkpoint: Checkpoint) -> tuple[Flat, dict[str, Any]]:
+def _parted(checkpoint: Checkpoint) -> tuple[Flat, dict[str, object]]:
     """The tensors of the model and its optimizers, and all else."""
     flat = {f"model/{name}": value for name, value in checkpoint["state_dict"].items()}
     plain = {
@@ -248,7 +248,7 @@ def _parted(checkpoint: Checkpoint) -> tuple[Flat, dict[str, Any]]:
     }
     plain["optimizer_states"] = []
     for number, saved in enumerate(checkpoint["optimizer_states"]):
-        state: dict[int, dict[str, Any]] = {}
+        state: dict[int, dict[str, object]] = {}
         for parameter, slots in saved["state"].items():
             state[parameter] = {
                 slot: value for slot, value in slots.items() if not isinstance(value, Tensor)
@@ -273,7 +273,7 @@ def _joined(flat: Flat, plain: dict[str, Any]) -> Checkpoint:
 
 def _plain(path: Path) -> Checkpoint:
     try:
-        plain: dict[str, Any] = torch.load(path / PLAIN, map_location="cpu", weights_only=True)
+        plain: dict[str, object] = torch.load(path / PLAIN, map_location="cpu", weights_only=True)
         if not isinstance(plain, dict):
             raise RuntimeError("it holds no dictionary")
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError) as error:

@@ -60,7 +60,7 @@ class FullySharded(ModelParallelStrategy):
         yield
         model.set_requires_gradient_sync(True)
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
+    def lightning_module_state_dict(self) -> dict[str, object]:
         if not self._save_distributed_checkpoint:
             return super().lightning_module_state_dict()
         assert self.lightning_module is not None
@@ -72,7 +72,7 @@ class FullySharded(ModelParallelStrategy):
         return optimizer.state_dict()
 
     def save_checkpoint(
-        self, checkpoint: Checkpoint, filepath: Any, storage_options: Any = None
+        self, checkpoint: Checkpoint, filepath: Any, storage_options: object = None
     ) -> None:
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, filepath, storage_options)

@@ -25,7 +25,7 @@ class Draw(NamedTuple):
 
     state: Tensor  # of the generator, before
     function: Callable[..., Tensor]
-    arguments: tuple[Any, ...]
+    arguments: tuple[object, ...]
 
     def again(self, shape: torch.Size) -> Tensor:
         """The same numbers."""
@@ -108,7 +108,9 @@ class Draws(TorchDispatchMode):
         self.bare.add(bare)
         return bare
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
         drawing = torch.Tag.nondeterministic_seeded in func.tags and func._schema.is_mutable
         if not drawing or args[0] not in self.bare:
             return func(*args, **kwargs or {})

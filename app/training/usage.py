@@ -34,7 +34,7 @@ class Usage(lightning.Callback):
     ) -> None:
         self.paused += time.monotonic() - self.validation_started
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         now = time.monotonic()
         trained = (
             now - self.training_started - self.paused if self.training_started is not None else 0.0

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -27,7 +26,7 @@ def forbidden(layers: Sequence[MoE], rule: Callable[[Tensor], Tensor]) -> Iterat
     choice and gates are of the others.
     """
 
-    def forbid(score: nn.Module, inputs: Any, scored: Scored) -> Scored:
+    def forbid(score: nn.Module, inputs: object, scored: Scored) -> Scored:
         return scored._replace(logits=scored.logits.masked_fill(rule(scored.logits), -torch.inf))
 
     with ExitStack() as held:
@@ -43,7 +42,7 @@ def redirected(layer: MoE, to: Tensor) -> Iterator[None]:
     """
     places = torch.cat((to, torch.tensor([len(to)])))  # E: unassigned
 
-    def redirect(router: nn.Module, inputs: Any, routing: Routing) -> Routing:
+    def redirect(router: nn.Module, inputs: object, routing: Routing) -> Routing:
         return routing._replace(expert=places.to(routing.expert.device)[routing.expert])
 
     handle = layer.router.register_forward_hook(redirect)

@@ -9,7 +9,6 @@ load. Beside it: the rarer one goes.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -54,7 +53,7 @@ def measure(run: TrainedRun, batches: Sequence[Batch]) -> Numbers | None:
         return evaluate(run.model, batches, run.text.domains)["nats"]
 
     before = nats()
-    found: dict[str, list[Any]] = {"pairs": [], "merged": [], "without the rarer": []}
+    found: dict[str, list[object]] = {"pairs": [], "merged": [], "without the rarer": []}
     for layer, stack, load in watched(list(zip(layers, stacks, loads, strict=True)), TITLE):
         pair = most_similar(layer, len(stack.w_in))[0]
         rarer = min(pair, key=lambda expert: float(load[expert]))

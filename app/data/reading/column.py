@@ -5,7 +5,6 @@ told when some have it, an error when none has.
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from app.registry import UserError
 
@@ -31,9 +30,9 @@ class TextColumn:
         self._seen = 0
         self._without: Counter[str] = Counter()
         self._first = ""  # row without text
-        self._example: Any = {}  # a row without the key
+        self._example: object = {}  # a row without the key
 
-    def text(self, file: Path | str, number: int | None, row: Any) -> str | None:
+    def text(self, file: Path | str, number: int | None, row: object) -> str | None:
         """The text of a row, which may be a text itself; None if it has none.
 
         Raises:
@@ -66,7 +65,7 @@ class TextColumn:
             f"out ({self._reasons()}), first: {self._first}"
         )
 
-    def _fault(self, value: Any) -> str | None:
+    def _fault(self, value: object) -> str | None:
         """Why a value is no text."""
         if value is ABSENT or value is None:
             return "without the key" if value is ABSENT else "null"
@@ -114,7 +113,7 @@ class TextColumn:
         )
 
 
-def _inside(row: Any, key: str) -> Any:
+def _inside(row: object, key: str) -> object:
     """What stands under a key, which may have dots of its own."""
     if isinstance(row, dict) and key in row:
         return row[key]
@@ -122,7 +121,7 @@ def _inside(row: Any, key: str) -> Any:
     return _inside(row[first], rest) if rest and isinstance(row, dict) and first in row else ABSENT
 
 
-def _texts(row: Any, prefix: str = "") -> Iterator[str]:
+def _texts(row: object, prefix: str = "") -> Iterator[str]:
     """The keys under which a row has text."""
     for key, value in row.items() if isinstance(row, dict) else ():
         yield from [prefix + key] if isinstance(value, str) else _texts(value, f"{prefix}{key}.")

@@ -21,7 +21,7 @@ RATIO = 200
 LARGEST = 1 << 28
 
 
-def _zstd(raw: BinaryIO) -> Any:
+def _zstd(raw: BinaryIO) -> object:
     import pyarrow
 
     return pyarrow.CompressedInputStream(raw, "zstd")

@@ -11,14 +11,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import BinaryIO, TextIO, cast
 
 from app.data.reading.packing import LARGEST, opened, wrong
 from app.data.reading.paths import kind_of
 from app.data.sources import first_line
 
 # the line, or the row of a .json array or .parquet, from 1 on; what stands there
-Numbered = tuple[int, Any]
+Numbered = tuple[int, object]
 # a number of 5,000 digits in another column is none of our business
 DECODER = json.JSONDecoder(parse_int=float)
 BETWEEN = re.compile(r"[\s,]*")

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil
-from typing import Any, Literal, NamedTuple, Protocol, TextIO
+from typing import Literal, NamedTuple, Protocol, TextIO
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
@@ -59,7 +59,7 @@ class Source(Protocol):
         """
 
     @property
-    def pinned(self) -> Mapping[str, Any]:
+    def pinned(self) -> Mapping[str, object]:
         """Values of its knobs that a run keeps, so that it goes on with the same text;
         after the text was read.
         """

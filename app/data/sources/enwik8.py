@@ -5,7 +5,6 @@ bytes 90M / 5M / 5M, measured in bits per character.
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from app.data.reading.packing import opened
 from app.data.reading.paths import home
@@ -28,7 +27,7 @@ class Enwik8:
     raw = True
     domains = ("enwik8",)
     phases = BY_SIZE
-    pinned: Mapping[str, Any] = {}
+    pinned: Mapping[str, object] = {}
 
     def __init__(self, *, path: str | None, sizes: list[int]) -> None:
         if len(sizes) != 3 or min(sizes) < 1:

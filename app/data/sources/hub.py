@@ -98,7 +98,7 @@ class Hub:
         return (Path(self._name or "hub").name,)
 
     @property
-    def pinned(self) -> Mapping[str, Any]:
+    def pinned(self) -> Mapping[str, object]:
         return {} if self._folder else {"revision": self._commit}
 
     def fingerprint(self) -> str:
@@ -128,7 +128,7 @@ class Hub:
                 yield from self._single(split, texts, own=set(splits))
         self._tell(column.finish())
 
-    def _own(self, found: Mapping[str, Any]) -> dict[Split, Any]:
+    def _own(self, found: Mapping[str, object]) -> dict[Split, object]:
         """The rows of each of our splits that the set has."""
         if self._splits is None:
             splits = {OWN[name]: rows for name, rows in found.items() if name in OWN}
@@ -158,7 +158,7 @@ class Hub:
         for number, (part, piece) in enumerate(parts):
             yield Document(f"{split}/{number}", piece, self.domains[0], None, part)
 
-    def _texts(self, split: Split, rows: Any, column: TextColumn) -> Iterator[str]:
+    def _texts(self, split: Split, rows: object, column: TextColumn) -> Iterator[str]:
         size = 0
         for number, row in enumerate(self._rows(rows), 1):
             text = column.text(split, number, row)
@@ -168,7 +168,7 @@ class Hub:
             if self._max_bytes and size >= self._max_bytes:
                 return
 
-    def _rows(self, rows: Any) -> Iterator[dict[str, Any]]:
+    def _rows(self, rows: object) -> Iterator[dict[str, object]]:
         try:
             yield from self._shuffled(rows)
         # the network goes away, a shard is damaged: each has its own error

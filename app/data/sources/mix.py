@@ -68,7 +68,7 @@ class Mix:
         ]
 
     @property
-    def pinned(self) -> Mapping[str, Any]:
+    def pinned(self) -> Mapping[str, object]:
         return {
             "sources": {
                 name: {**config, **self._sources[name].pinned}

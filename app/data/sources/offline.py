@@ -17,7 +17,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
@@ -120,7 +120,7 @@ class Offline:
         return (Phase(1.0, [self._wanted[name] for name in self.domains]),)
 
     @property
-    def pinned(self) -> dict[str, Any]:
+    def pinned(self) -> dict[str, object]:
         return {"versions": self._versions}
 
     @cached_property

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from app.data.reading.column import TextColumn
 from app.data.reading.packing import LARGEST, opened, wrong
@@ -33,7 +33,7 @@ class Text:
     raw = False
     domains = ("text",)
     phases = BY_SIZE
-    pinned: Mapping[str, Any] = {}
+    pinned: Mapping[str, object] = {}
 
     def __init__(self, *, path: str | None, text_key: str) -> None:
         self._path = path

@@ -64,7 +64,7 @@ class Muon(torch.optim.AdamW):
 
     def __init__(
         self,
-        params: list[dict[str, Any]],
+        params: list[dict[str, object]],
         *,
         lr: float,
         momentum: float,
@@ -95,7 +95,7 @@ class Muon(torch.optim.AdamW):
         self.gate_up = gate_up
         self.dtype = getattr(torch, dtype)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         # AdamW's looks for its own state at every parameter
         torch.optim.Optimizer.__setstate__(self, state)
 
