@@ -48,7 +48,11 @@ class Balancer(nn.Module):
 
     def offset(self) -> Tensor | None:
         """(L, E) float32, or None if no term steers the choice."""
-        return next((o for term in self._each().values() if (o := term.offset()) is not None), None)
+        for term in self._each().values():
+            offset = term.offset()
+            if offset is not None:
+                return offset
+        return None
 
     def losses(
         self, routings: Sequence[Routing], seen: Observed | None
@@ -56,15 +60,12 @@ class Balancer(nn.Module):
         """Raw value and weight of every term that has a loss,
         for one micro-batch after those in `seen`.
         """
-        raw = {
-            name: term.loss(routings, seen.get(name) if seen else None)
-            for name, term in self._each().items()
-        }
-        return {
-            name: (value, self._each()[name].weight)
-            for name, value in raw.items()
-            if value is not None
-        }
+        losses = {}
+        for name, term in self._each().items():
+            raw = term.loss(routings, seen.get(name) if seen else None)
+            if raw is not None:
+                losses[name] = (raw, term.weight)
+        return losses
 
     def weight(self, name: str) -> float:
         """Of a term's loss in the total."""
@@ -74,10 +75,11 @@ class Balancer(nn.Module):
         """What each term wants to know of one micro-batch;
         nothing of a term that keeps what it inherits.
         """
-        asked = {
-            n: t for n, t in self._each().items() if _has_own(t, "update") or _has_own(t, "observe")
-        }
-        return {name: term.observe(routings) for name, term in asked.items()}
+        observed = {}
+        for name, term in self._each().items():
+            if _has_own(term, "update") or _has_own(term, "observe"):
+                observed[name] = term.observe(routings)
+        return observed
 
     @property
     def controllers(self) -> list[str]:

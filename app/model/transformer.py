@@ -48,9 +48,11 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.dim, vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        self.shared_score = next(
-            (m for r in self.routers() if (m := r.score.shared()) is not None), None
-        )
+        # What the scores of all layers have in common, such as the cell of a recurrent router.
+        self.shared_score: nn.Module | None = None
+        for router in self.routers():
+            if self.shared_score is None:
+                self.shared_score = router.score.shared()
         self._check_routers()
         self._initialize(config.init_std)
 
@@ -76,27 +78,28 @@ class Transformer(nn.Module):
 
     def router_parameters(self) -> list[nn.Parameter]:
         """Of all routers, with what their scores share."""
-        own = [p for router in self.routers() for p in router.parameters()]
-        return own + (list(self.shared_score.parameters()) if self.shared_score else [])
+        parameters = [p for router in self.routers() for p in router.parameters()]
+        if self.shared_score is not None:
+            parameters += self.shared_score.parameters()
+        return parameters
 
     def matrices(self) -> list[nn.Parameter]:
         """Of the embedding, the blocks and the head, alone or in stacks;
         none of the routers', none that is settled.
         """
-        settled = (
-            p
-            for module in self.modules()
-            if isinstance(module, Experts | SkilledLinear)
-            for p in module.settled()
-        )
-        own = {*self.router_parameters(), *settled}
-        return [p for p in self.parameters() if p.dim() >= 2 and p not in own]
+        others = {*self.router_parameters()}
+        for module in self.modules():
+            if isinstance(module, Experts | SkilledLinear):
+                others.update(module.settled())
+        return [p for p in self.parameters() if p.dim() >= 2 and p not in others]
 
     def stacked_vectors(self) -> list[nn.Parameter]:
         """Return the parameters that stack one vector per expert, such as biases."""
-        return [
-            p for module in self.modules() if isinstance(module, Experts) for p in module.settled()
-        ]
+        vectors = []
+        for module in self.modules():
+            if isinstance(module, Experts):
+                vectors += module.settled()
+        return vectors
 
     def matrix_layouts(self) -> dict[nn.Parameter, MatrixLayout]:
         """Return the layout of every block weight that has heads or hidden units."""
@@ -111,25 +114,21 @@ class Transformer(nn.Module):
         """Moves the model and changes its dtype, but routers and balance stay float32:
         bfloat16 scores tie.
         """
-        modules = [
-            *self.routers(),
-            self.balancer,
-            *([] if self.shared_score is None else [self.shared_score]),
-        ]
-        tensors = {
-            id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())
-        }
-        tensors |= {
-            id(p.grad) for module in modules for p in module.parameters() if p.grad is not None
-        }
+        modules: list[nn.Module] = [*self.routers(), self.balancer]
+        if self.shared_score is not None:
+            modules.append(self.shared_score)
+        stay_float32 = set()
+        for module in modules:
+            for tensor in (*module.parameters(), *module.buffers()):
+                stay_float32.add(id(tensor))
+                if tensor.grad is not None:
+                    stay_float32.add(id(tensor.grad))
 
         def apply(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            return (
-                tensor.to(moved.device)
-                if id(tensor) in tensors and moved.dtype != tensor.dtype
-                else moved
-            )
+            if id(tensor) in stay_float32 and moved.dtype != tensor.dtype:
+                return tensor.to(moved.device)
+            return moved
 
         return super()._apply(apply, recurse)
 

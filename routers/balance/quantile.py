@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from app.registry import register, require
-from routers.assignments import experts_per_token
+from routers.assignments import count, experts_per_token
 from routers.contract import Balance, Routing, Sizes
 
 
@@ -55,43 +55,45 @@ class Quantile(Balance):
         return torch.stack([self._count(r, self.bias[layer]) for layer, r in enumerate(routings)])
 
     def update(self, total: Tensor, num_tokens: Tensor) -> None:
-        # (L, E, bins), (L, E)
-        histogram = total[..., :-1]
-        load = total[..., -1]
+        histogram = total[..., :-1]  # (L, E, bins)
+        load = total[..., -1]  # (L, E)
+
+        # The bin in which the K/E-quantile of an expert lies.
         target = load.mean(-1)[:, None, None].expand(*load.shape, 1)  # K/E of the tokens
         below = histogram.cumsum(-1)
         index = (below < target).sum(-1, keepdim=True).clamp(max=self.bins - 1)  # (L, E, 1)
+
+        # Inside of the bin, the tokens are taken to lie evenly.
         inside = histogram.gather(-1, index)
         part = (target - below.gather(-1, index) + inside) / inside.clamp_min(1)
         low, width = self._range(self.bias)  # (L, 1)
         bias = low + width * (index + part.clamp(0, 1)).squeeze(-1)  # (L, E)
         bias = bias - bias.mean(-1, keepdim=True)
-        self.bias.copy_(
-            torch.where(
-                load.sum(-1, keepdim=True) > 0, bias.lerp(self.bias, self.memory), self.bias
-            )
-        )
+
+        # A layer without an assignment has learned nothing.
+        has_load = load.sum(-1, keepdim=True) > 0
+        self.bias.copy_(torch.where(has_load, bias.lerp(self.bias, self.memory), self.bias))
 
     def _count(self, routing: Routing, bias: Tensor) -> Tensor:
         num_experts = len(bias)
-        # (T, E)
-        choice = (routing.scores + bias).masked_fill(routing.logits == -torch.inf, -torch.inf)
+        # alpha: the largest of the scores that were not chosen, with their bias.
+        forbidden = routing.logits == -torch.inf
+        choice = (routing.scores + bias).masked_fill(forbidden, -torch.inf)  # (T, E)
+        ordered = choice.sort(-1, descending=True).values
         k = experts_per_token(routing)[:, None]  # (T, 1)
-        # (T, 1)
-        alpha = choice.sort(-1, descending=True).values.gather(1, k.clamp(max=num_experts - 1))
+        alpha = ordered.gather(1, k.clamp(max=num_experts - 1))
+
+        # The bin of r = alpha - s, as one number with the expert.
         low, width = self._range(bias)
-        bin_ = ((alpha - routing.scores - low) / width).clamp(0, self.bins - 1).long()  # (T, E)
-        index = torch.arange(num_experts, device=bias.device) * (self.bins + 1) + bin_
-        count = torch.zeros(num_experts * (self.bins + 1), device=bias.device)
-        count.scatter_add_(
-            0, index.flatten(), routing.valid.view(-1, 1).expand_as(index).float().flatten()
-        )
-        count = count.view(num_experts, -1)  # (E, bins + 1)
-        load = torch.zeros(num_experts + 1, device=bias.device)
-        count[:, -1] = load.scatter_add_(
-            0, routing.expert, torch.ones_like(routing.expert).float()
-        )[:num_experts]
-        return count
+        bins = ((alpha - routing.scores - low) / width).clamp(0, self.bins - 1).long()  # (T, E)
+        first_bin = torch.arange(num_experts, device=bias.device) * (self.bins + 1)
+        index = first_bin + bins
+        is_real = routing.valid.view(-1, 1).expand_as(index).float()
+        counts = torch.zeros(num_experts * (self.bins + 1), device=bias.device)
+        counts.scatter_add_(0, index.flatten(), is_real.flatten())
+        counts = counts.view(num_experts, -1)  # (E, bins + 1)
+        counts[:, -1] = count(routing.expert, num_experts)
+        return counts
 
     def _range(self, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Lower end and width of the first bin (..., 1)."""

@@ -42,20 +42,27 @@ class SmoothLoad(LossTerm):
         )
 
     def loss(self, routings: Sequence[Routing], seen: Tensor | None) -> Tensor:
-        return squared_variation(torch.stack([self._load(r) for r in routings])).mean()
+        loads = torch.stack([self._load(routing) for routing in routings])  # (L, E)
+        return squared_variation(loads).mean()
 
     def _load(self, routing: Routing) -> Tensor:
+        """The expected load (E,): each expert's probability to be chosen under new noise."""
         assert routing.clean is not None and routing.noise_std is not None, (
             "a noisy score tells both in training"
         )
         k = experts_per_token(routing)[:, None]  # (T, 1)
         ordered = routing.logits.sort(-1, descending=True).values  # (T, E)
-        # (T, E+1)
-        ordered = torch.cat([ordered, ordered.new_full((len(ordered), 1), -torch.inf)], -1)
-        inside = routing.logits > ordered.gather(1, k)  # (T, E): among the k best
-        excluding = torch.where(
-            inside, ordered.gather(1, k), ordered.gather(1, (k - 1).clamp_min(0))
-        )
-        rival = excluding.isfinite()
-        z = (routing.clean - excluding.where(rival, 0)) / routing.noise_std.clamp_min(1e-10)
-        return (torch.special.ndtr(z).where(rival, 1) * routing.valid.view(-1, 1)).sum(0)  # (E,)
+        none_left = ordered.new_full((len(ordered), 1), -torch.inf)
+        ordered = torch.cat([ordered, none_left], -1)  # (T, E + 1)
+
+        # The logit that an expert must exceed: the k-th largest of the others.
+        next_best = ordered.gather(1, k)
+        last_chosen = ordered.gather(1, (k - 1).clamp_min(0))
+        is_chosen = routing.logits > next_best  # (T, E)
+        rival = torch.where(is_chosen, next_best, last_chosen)
+
+        # Without a rival, the expert is chosen whatever the noise.
+        has_rival = rival.isfinite()
+        z = (routing.clean - rival.where(has_rival, 0)) / routing.noise_std.clamp_min(1e-10)
+        probability = torch.special.ndtr(z).where(has_rival, 1)
+        return (probability * routing.valid.view(-1, 1)).sum(0)

@@ -64,19 +64,21 @@ class Threshold(Balance):
         return torch.stack([self._quantile(r) * r.valid.sum() for r in routings])
 
     def update(self, total: Tensor, num_tokens: Tensor) -> None:
-        memory = torch.where(self.step > 0, self.memory, 0.0)
-        new = torch.lerp(total / num_tokens.clamp_min(1), self.tau, memory.to(self.tau.dtype))
-        self.tau.copy_(torch.where(num_tokens > 0, new, self.tau))
+        # The first step has nothing to remember.
+        memory = torch.where(self.step > 0, self.memory, 0.0).to(self.tau.dtype)
+        mean = total / num_tokens.clamp_min(1)
+        tau = torch.lerp(mean, self.tau, memory)
+        self.tau.copy_(torch.where(num_tokens > 0, tau, self.tau))
         self.step += (num_tokens > 0).to(self.step)
 
     def _quantile(self, routing: Routing) -> Tensor:
+        """The logit of each expert (E,) that a share K/E of the tokens exceed."""
         valid = routing.valid.view(-1, 1)  # (T, 1)
-        # (T, E)
-        ordered = routing.logits.masked_fill(~valid, -torch.inf).sort(0, descending=True).values
+        logits = routing.logits.masked_fill(~valid, -torch.inf)
+        ordered = logits.sort(0, descending=True).values  # (T, E)
+        # So many logits lie above tau; between two of them it is on a straight line.
         last = (valid.sum() - 1).clamp_min(0)
-        # so many scores lie above tau
         place = (self.share * valid.sum()).clamp(max=last)
-        # (E,)
-        upper = ordered[place.floor().long()[None]][0]
+        upper = ordered[place.floor().long()[None]][0]  # (E,)
         lower = ordered[place.ceil().long()[None]][0]
         return torch.lerp(upper, lower, place.frac()).nan_to_num(0, 0, 0)

@@ -64,13 +64,16 @@ class Capacity(Drop):
         if not (self.training or self.at_eval):
             return served
         capacity = math.ceil(self.factor * num_tokens * selected.top_k / num_experts)
+
+        # Assignments by expert, then by who is served first.
         order = self._key(selected, context.valid).argsort(stable=True)
-        # by expert, then by who is served first
         order = order[selected.expert[order].argsort(stable=True)]
         load = count(selected.expert, num_experts + 1).long()
-        # (E + 1,): where the assignments of an expert start in this order
-        starts = load.cumsum(0) - load
-        rank = torch.arange(len(order), device=order.device) - starts[selected.expert[order]]
+        starts = (
+            load.cumsum(0) - load
+        )  # (E + 1,): where an expert's assignments start in this order
+        expert = selected.expert[order]
+        rank = torch.arange(len(order), device=order.device) - starts[expert]
         within = torch.empty_like(served).scatter(0, order, rank < capacity)
         return served & (within | self._exempted(selected.token, context))
 

@@ -48,16 +48,16 @@ class Base(TopK):
             return super().forward(activated, choice, context)
         token = context.valid.flatten().nonzero().flatten()  # (N,)
         worth = np.maximum(choice[token].double().cpu().numpy(), FORBIDDEN)  # (N, E)
-        expert = []
+        experts = []
         for _ in range(self.k):
-            found = assign(worth)
-            allowed = np.take_along_axis(worth, found[:, None], 1)[:, 0] > FORBIDDEN
-            # N % E > 0 may leave no free place
-            expert.append(np.where(allowed, found, worth.argmax(1)))
-            np.put_along_axis(worth, expert[-1][:, None], TAKEN, 1)
-        return token.repeat_interleave(self.k), torch.from_numpy(np.stack(expert, 1).ravel()).to(
-            token.device
-        )
+            expert = assign(worth)  # (N,)
+            # Where N is no multiple of E, a token may find no free place among its experts.
+            is_allowed = np.take_along_axis(worth, expert[:, None], 1)[:, 0] > FORBIDDEN
+            expert = np.where(is_allowed, expert, worth.argmax(1))
+            np.put_along_axis(worth, expert[:, None], TAKEN, 1)
+            experts.append(expert)
+        chosen = torch.from_numpy(np.stack(experts, 1).ravel())
+        return token.repeat_interleave(self.k), chosen.to(token.device)
 
 
 def assign(worth: np.ndarray) -> np.ndarray:

@@ -48,15 +48,15 @@ class ExpertChoice(Select):
         self, activated: Activated, choice: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
         num_tokens, num_experts = choice.shape
-        # C if nothing were padding: a constant of the shape
+        # The capacity C counts real tokens. The room is what it would be without padding: a
+        # constant of the shape, so that the host need not wait for the device.
+        capacity = -(-self.k * context.valid.sum() // num_experts)
         room = -(-self.k * num_tokens // num_experts)
-        places = -(-self.k * context.valid.sum() // num_experts)  # C
-        # (room, E)
-        value, token = choice.masked_fill(~context.valid.flatten()[:, None], -torch.inf).topk(
-            room, dim=0
-        )
-        full = torch.arange(room, device=choice.device)[:, None] >= places
+        choice = choice.masked_fill(~context.valid.flatten()[:, None], -torch.inf)
+        value, token = choice.topk(room, dim=0)  # (room, E)
+        is_beyond = torch.arange(room, device=choice.device)[:, None] >= capacity
         expert = torch.arange(num_experts, device=choice.device).expand(room, -1)
-        expert = expert.masked_fill(full | (value == -torch.inf), num_experts)
+        expert = expert.masked_fill(is_beyond | (value == -torch.inf), num_experts)
+        # Assignments stand in the order of their tokens.
         token, order = token.flatten().sort(stable=True)
         return token, expert.flatten()[order]

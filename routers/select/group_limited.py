@@ -74,13 +74,18 @@ class GroupLimited(Select):
     def forward(
         self, activated: Activated, choice: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
+        # The score of a group is the sum of its best one or two experts.
         padded = functional.pad(choice, (0, 1), value=-torch.inf)  # (T, E + 1)
         first, *second = padded[:, self.members].topk(self.best, dim=-1).values.unbind(-1)
-        best = sum((s.masked_fill(s == -torch.inf, 0) for s in second), first)  # (T, G)
-        picked = best.topk(self.limit, dim=-1).indices  # (T, limit)
-        open_ = torch.zeros_like(best, dtype=torch.bool).scatter(1, picked, True)  # (T, G)
-        # (T, K)
-        value, expert = choice.masked_fill(~open_[:, self.group], -torch.inf).topk(self.k, dim=-1)
+        score = first  # (T, G)
+        for value in second:
+            score = score + value.masked_fill(value == -torch.inf, 0)
+
+        # Experts of other groups than the best ones are closed.
+        picked = score.topk(self.limit, dim=-1).indices  # (T, limit)
+        is_open = torch.zeros_like(score, dtype=torch.bool).scatter(1, picked, True)  # (T, G)
+        choice = choice.masked_fill(~is_open[:, self.group], -torch.inf)  # (T, E)
+        value, expert = choice.topk(self.k, dim=-1)  # (T, K)
         expert = expert.masked_fill(value == -torch.inf, choice.size(1))
         token = torch.arange(len(choice), device=choice.device).repeat_interleave(self.k)
         return token, expert.flatten()  # (T*K,), token-major

@@ -41,19 +41,10 @@ class SeqTopK(Select):
     def __init__(self, sizes: Sizes, *, k: int, min_k: int, max_k: int | None) -> None:
         super().__init__()
         limit = min(k + 2, sizes.num_experts) if max_k is None else max_k
-        require(
-            "k",
-            k,
-            1 <= k <= sizes.num_experts,
-            f"must be in 1..{sizes.num_experts}, the layout's routed experts",
-        )
+        most = sizes.num_experts
+        require("k", k, 1 <= k <= most, f"must be in 1..{most}, the layout's routed experts")
         require("min_k", min_k, 0 <= min_k <= k, f"must be in 0..{k}, k")
-        require(
-            "max_k",
-            max_k,
-            k <= limit <= sizes.num_experts,
-            f"must be null or in {k}..{sizes.num_experts}",
-        )
+        require("max_k", max_k, k <= limit <= most, f"must be null or in {k}..{most}")
         self.k = k
         self.min_k = min_k
         self.max_k = limit
@@ -61,19 +52,24 @@ class SeqTopK(Select):
     def forward(
         self, activated: Activated, choice: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
-        (num_tokens, num_experts), valid = choice.shape, context.valid
+        num_tokens, num_experts = choice.shape
+        valid = context.valid
         value, expert = choice.topk(self.max_k, dim=-1)  # (T, M), best first
-        value[:, : self.min_k] = value[:, : self.min_k].masked_fill(
-            value[:, : self.min_k] > -torch.inf, torch.inf
-        )
-        # (B, S, M)
-        value = value.masked_fill(~valid.flatten()[:, None], -torch.inf).view(*valid.shape, -1)
-        seen = valid.cumsum(1)[:, :, None] * self.k  # (B, S, 1), the budget up to a token
-        # (B, S, M)
-        taken = full_rank(value) < seen[:, -1:] if self.training else prefix_rank(value) < seen
+
+        # A token's best min_k pairs come before all others, unless they are forbidden.
+        first = value[:, : self.min_k]
+        value[:, : self.min_k] = first.masked_fill(first > -torch.inf, torch.inf)
+        value = value.masked_fill(~valid.flatten()[:, None], -torch.inf)
+        value = value.view(*valid.shape, -1)  # (B, S, M)
+
+        budget = valid.cumsum(1)[:, :, None] * self.k  # (B, S, 1): of the tokens so far
+        if self.training:
+            taken = full_rank(value) < budget[:, -1:]
+        else:
+            taken = prefix_rank(value) < budget
         token = torch.arange(num_tokens, device=choice.device).repeat_interleave(self.max_k)
-        # (T*M,), token-major
-        return token, expert.masked_fill(~taken.view_as(expert), num_experts).flatten()
+        expert = expert.masked_fill(~taken.view_as(expert), num_experts)
+        return token, expert.flatten()  # (T*M,), token-major
 
 
 def full_rank(value: Tensor) -> Tensor:
@@ -93,15 +89,16 @@ def prefix_rank(value: Tensor) -> Tensor:
     beat it.
     """
     batch, length, pairs = value.shape
-    padded = functional.pad(
-        value, (0, 0, 0, (1 << (length - 1).bit_length()) - length), value=-torch.inf
-    )
-    # best first within a token
+    # The number of tokens becomes a power of two.
+    missing = (1 << (length - 1).bit_length()) - length
+    padded = functional.pad(value, (0, 0, 0, missing), value=-torch.inf)
+    # The pairs of a token are in order already.
     rank = torch.arange(pairs, device=value.device).expand(padded.shape).contiguous()
     width = 1
     while width < padded.size(1):
-        left, right = padded.view(batch, -1, 2, width * pairs).unbind(2)  # (B, blocks, w * M)
+        size = width * pairs
+        left, right = padded.view(batch, -1, 2, size).unbind(2)  # (B, blocks, size)
         worse = torch.searchsorted(left.sort(dim=-1).values, right.contiguous())
-        rank.view(batch, -1, 2, width * pairs)[:, :, 1] += width * pairs - worse
+        rank.view(batch, -1, 2, size)[:, :, 1] += size - worse
         width *= 2
     return rank[:, :length]

@@ -56,11 +56,11 @@ class SparseMixer(Select):
         left = choice
         chosen = []
         for wait in self._waits(choice, context):
-            drawn = (
-                left
-                if wait is None
-                else left.masked_fill(~candidates(left, self.eps), -torch.inf) - wait.log()
-            )
+            drawn = left
+            if wait is not None:
+                # Gumbel noise: the argmax is a draw from the softmax over the candidates.
+                rivals = left.masked_fill(~candidates(left, self.eps), -torch.inf)
+                drawn = rivals - wait.log()
             expert = drawn.argmax(-1, keepdim=True)  # (T, 1)
             nobody = left.gather(1, expert) == -torch.inf
             chosen.append(expert.masked_fill(nobody, choice.size(1)))
@@ -75,7 +75,8 @@ class SparseMixer(Select):
         """
         if not self.training:
             return [None] * self.k
-        return (-torch.log1p(-context.drawn("select", self.k * choice.size(1)))).chunk(self.k, 1)
+        uniform = context.drawn("select", self.k * choice.size(1))
+        return (-torch.log1p(-uniform)).chunk(self.k, 1)
 
 
 def candidates(logits: Tensor, eps: float) -> Tensor:
