@@ -18,6 +18,7 @@ from app.races.race import START, Race
 from app.registry import UserError
 from app.runs.folder import SUMMARY
 
+# on what is learned
 WITHOUT_EFFECT = (
     "run",
     "resume",
@@ -27,7 +28,7 @@ WITHOUT_EFFECT = (
     "trainer.export_weights",
     "trainer.checkpoint_format",
     "trainer.accumulate",
-)  # on what is learned
+)
 # what is known of a member that has ended
 Record = Mapping[str, object]
 

@@ -69,9 +69,8 @@ class Capacity(Drop):
         order = self._key(selected, context.valid).argsort(stable=True)
         order = order[selected.expert[order].argsort(stable=True)]
         load = count(selected.expert, num_experts + 1).long()
-        starts = (
-            load.cumsum(0) - load
-        )  # (E + 1,): where an expert's assignments start in this order
+        # (E + 1,): where an expert's assignments start in this order
+        starts = load.cumsum(0) - load
         expert = selected.expert[order]
         rank = torch.arange(len(order), device=order.device) - starts[expert]
         within = torch.empty_like(served).scatter(0, order, rank < capacity)

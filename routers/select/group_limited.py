@@ -63,11 +63,12 @@ class GroupLimited(Select):
         self.best = 1 if score == "max" else 2
         parts = torch.arange(num_experts).tensor_split(groups)
         size = max(self.best, len(parts[0]))
+        # (G, size), E where a group has no further expert
         self.register_buffer(
             "members",
             torch.stack([functional.pad(p, (0, size - len(p)), value=num_experts) for p in parts]),
             persistent=False,
-        )  # (G, size), E where a group has no further expert
+        )
         owner = torch.cat([torch.full_like(p, i) for i, p in enumerate(parts)])
         self.register_buffer("group", owner, persistent=False)  # (E,)
 

@@ -373,9 +373,10 @@ def spoil() -> None:
 
 @pytest.fixture
 def ill(monkeypatch: pytest.MonkeyPatch) -> None:
+    # undone at the end
     monkeypatch.setattr(
         LanguageModel, "_forward_without_hooks", LanguageModel._forward_without_hooks
-    )  # undone at the end
+    )
     spoil()
 
 

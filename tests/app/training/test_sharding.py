@@ -208,13 +208,14 @@ def test_a_checkpoint_goes_on_under_another_strategy(
 ) -> None:
     def on(place: tuple[Any, ...], steps: int, start: Path | None, end: Path) -> None:
         strategy, ranks, ep_size, written = (*place, "file")[:4]
+        # or Adam would blow up rounding
         parts = (
             *CLIP,
             *EVEN,
             "balance=loss_free",
             "optimizer=adamw",
             "optimizer.eps=0.01",
-        )  # or Adam would blow up rounding
+        )
         where = (f"trainer={strategy}", f"trainer.devices={ranks}", f"trainer.ep_size={ep_size}")
         config = compose(
             *parts, *where, "trainer.precision=32-true", f"trainer.checkpoint_format={written}"

@@ -295,9 +295,10 @@ def test_experts_that_read_domains_specialise_on_domains(trained: Trained) -> No
 
 
 def test_the_favourite_expert_of_a_label_is_counted() -> None:
+    # (1, T, E)
     have = torch.tensor(
         [[1, 0], [1, 0], [0, 1], [0, 1], [0, 1], [0, 1], [1, 0]], dtype=torch.float64
-    )[None]  # (1, T, E)
+    )[None]
     label = torch.tensor([0, 0, 0, 4, 4, 4, -1])
     assert labels.favourite(have, label).tolist() == pytest.approx([5 / 6]), (
         "2 of the 3 zeros, and all fours"
