@@ -210,7 +210,7 @@ def test_a_killed_mix_goes_on_with_its_phases_from_where_its_text_is(tmp_path: P
     (tmp_path / "t.txt").rename(tmp_path / "u.txt")
     write_text(tmp_path)
     assert train(tmp_path, [*LINE, "run=straight"]) == 0
-    fourth = ("app.training.module:LanguageModel", "training_step", 4)
+    fourth = ("training step", 4)
     assert train(tmp_path, [*LINE, "run=cut"], fourth, signal.SIGKILL) == -signal.SIGKILL
     (tmp_path / "u.txt").rename(tmp_path / "elsewhere.txt")
     assert train(tmp_path, ["run=cut", "resume=true", "data.sources.b.path=elsewhere.txt"]) == 0
