@@ -143,13 +143,12 @@ def test_no_process_trains_on_when_the_first_one_is_killed(folder: Path) -> None
 def test_a_run_on_two_nodes_goes_on_with_the_one_that_is_left(
     torchrun: Start, folder: Path
 ) -> None:
-    address = (
-        f"--rdzv-backend=c10d --rdzv-endpoint=localhost:{free_port()} "
-        "--rdzv-conf=last_call_timeout=10"
-    )
-    how = f"--nnodes=1:2 --nproc-per-node=1 --max-restarts=2 {address}"
+    address = f"--rdzv-backend=c10d --rdzv-endpoint=localhost:{free_port()}"
+    how = f"--nnodes=1:2 --nproc-per-node=1 --max-restarts=2 {address} --rdzv-conf="
+    # The first one holds the store of the rendezvous, which must outlive the second.
+    conf = ("last_call_timeout=10,is_host=1", "last_call_timeout=10,is_host=0")
     what = f"{ROOT}/train.py {WORDS} {LONG} run=nodes trainer.num_nodes=auto trainer=fsdp"
-    agents = [torchrun(how, what) for _ in range(2)]
+    agents = [torchrun(how + one, what) for one in conf]
     run = folder / "runs/nodes"
     wait_for(lambda: newest_step(run) >= 5)
     assert read_config(run / "config.yaml")["trainer"]["num_nodes"] == 2
